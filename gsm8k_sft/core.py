@@ -6,8 +6,8 @@
 __all__ = ['CONFIGS', 'TUNINGS', 'DATASETS', 'SCHEMA_VERSION', 'PACKAGES', 'SettingsError', 'project_root', 'setting',
            'project_path', 'ModelConfig', 'LoraSettings', 'QloraSettings', 'DataConfig', 'OneShotExample',
            'EvaluationConfig', 'TrainConfig', 'Config', 'ConfigError', 'choices', 'check_choice', 'fingerprint',
-           'load_config', 'config_table', 'run_folder', 'write_text', 'write_json', 'read_json', 'save_config',
-           'read_config', 'git_commit', 'environment', 'peak_memory', 'set_seed', 'device']
+           'load_config', 'check_parameters', 'config_table', 'run_folder', 'write_text', 'write_json', 'read_json',
+           'save_config', 'read_config', 'git_commit', 'environment', 'peak_memory', 'set_seed', 'device']
 
 # %% ../nbs/00_core.ipynb #87966c70
 import configparser, difflib, hashlib, importlib.metadata, json, os, platform, shlex, subprocess
@@ -38,14 +38,15 @@ def setting(
     key: str, # a key of that section
     root: Path | None = None, # the project's root; found by `project_root` if not given
 ) -> str: # the value as written, stripped; empty if nothing is written there
-    "One value of settings.ini"
+    "One value of settings.ini, or of the environment variable GSM8K_SFT_<SECTION>_<KEY>"
     path = (root or project_root()) / "settings.ini"
+    if (value := os.environ.get(f"GSM8K_SFT_{section}_{key}".upper())) is not None: return value.strip()
     ini = configparser.ConfigParser(interpolation=None)
     ini.read(path, encoding="utf-8")
     if not ini.has_option(section, key): raise SettingsError(f"{path}: no key '{key}' in [{section}]")
     return ini.get(section, key).strip()
 
-# %% ../nbs/00_core.ipynb #ba0749b3
+# %% ../nbs/00_core.ipynb #0206c12a
 def project_path(
     key: str, # runs, eval_results, results, figures or cache
     *parts: str, # folders and file below it
@@ -54,7 +55,7 @@ def project_path(
     root = project_root()
     return root.joinpath(setting("paths", key, root), *parts)
 
-# %% ../nbs/00_core.ipynb #793db034
+# %% ../nbs/00_core.ipynb #227babc4
 @dataclass
 class ModelConfig:
     "Which weights, and in which precision"
@@ -64,7 +65,7 @@ class ModelConfig:
     precision: Literal["mixed", "bf16", "fp32"] = MISSING
     attn_implementation: str | None = MISSING
 
-# %% ../nbs/00_core.ipynb #6496fefd
+# %% ../nbs/00_core.ipynb #358c2400
 @dataclass
 class LoraSettings:
     "The adapter of LoRA and QLoRA"
@@ -79,7 +80,7 @@ class QloraSettings:
     quant_type: Literal["nf4", "fp4"] = MISSING
     double_quant: bool = MISSING
 
-# %% ../nbs/00_core.ipynb #227babc4
+# %% ../nbs/00_core.ipynb #6b140a84
 @dataclass
 class DataConfig:
     "Which problems, and how they become tokens"
@@ -95,7 +96,7 @@ class DataConfig:
     max_length: int = MISSING
     prompt_style: Literal["auto", "chat", "plain"] = MISSING
 
-# %% ../nbs/00_core.ipynb #358c2400
+# %% ../nbs/00_core.ipynb #9329efe8
 @dataclass
 class OneShotExample:
     "The worked example of one-shot evaluation"
@@ -112,7 +113,7 @@ class EvaluationConfig:
     dtype: Literal["bf16", "fp32"] = MISSING
     save_every: int = MISSING
 
-# %% ../nbs/00_core.ipynb #9329efe8
+# %% ../nbs/00_core.ipynb #a428172b
 @dataclass
 class TrainConfig:
     "How the weights are trained"
@@ -141,7 +142,7 @@ class TrainConfig:
     when_done: Literal["restart", "reuse"] = MISSING
     report_to: Literal["auto", "none", "wandb"] = MISSING
 
-# %% ../nbs/00_core.ipynb #3b64579a
+# %% ../nbs/00_core.ipynb #33458b79
 @dataclass
 class Config:
     "A complete configuration of one experiment"
@@ -158,21 +159,21 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
-# %% ../nbs/00_core.ipynb #33458b79
+# %% ../nbs/00_core.ipynb #c63296c0
 class ConfigError(ValueError):
     "A configuration that can't be run; the message names the file and the key"
 
 CONFIGS = files("gsm8k_sft") / "configs"
 TUNINGS, DATASETS = ("full", "lora", "qlora"), ("main", "socratic")
 
-# %% ../nbs/00_core.ipynb #cccce037
+# %% ../nbs/00_core.ipynb #6cbf375e
 def choices(
     kind: str, # preset or variant
 ) -> list[str]: # the names, sorted
     "The presets or variants that come with the package"
     return sorted(Path(p.name).stem for p in (CONFIGS / kind).iterdir() if p.name.endswith(".yaml"))
 
-# %% ../nbs/00_core.ipynb #1e7bff33
+# %% ../nbs/00_core.ipynb #c1670e32
 def check_choice(
     name: str, # what is being chosen, for the message
     value: Any, # what was given
@@ -184,7 +185,7 @@ def check_choice(
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"{name}: {value!r} is not one of {', '.join(map(str, allowed))}.{hint}")
 
-# %% ../nbs/00_core.ipynb #e190c585
+# %% ../nbs/00_core.ipynb #e058cd97
 def _keys(node, prefix=""):
     "All dotted keys of the schema"
     for key, value in OmegaConf.to_container(node, throw_on_missing=False).items() if isinstance(node, DictConfig) else []:
@@ -200,7 +201,7 @@ def _merge(base, layer, source):
         hint = f" Did you mean '{near[0]}'?" if near and near[0] != key else ""
         raise ConfigError(f"{source}: key '{key}': {text}.{hint}") from None
 
-# %% ../nbs/00_core.ipynb #030dd5e3
+# %% ../nbs/00_core.ipynb #16368630
 def _read_yaml(path):
     "The mapping in a YAML file, or a `ConfigError` that names the file"
     path = Path(str(path))
@@ -217,7 +218,7 @@ def _dotlist(overrides):
         if "=" not in part: raise ConfigError(f"overrides: {part!r} is not of the form key=value")
     return parts
 
-# %% ../nbs/00_core.ipynb #e0f4e2c8
+# %% ../nbs/00_core.ipynb #4d2a6289
 def _layers(preset, tuning, dataset, seed, config, overrides):
     "Pairs of (where it comes from, the keys it sets), weakest first"
     given = {"preset": preset, "variant": f"{tuning}_{dataset}", "seed": seed}
@@ -228,7 +229,7 @@ def _layers(preset, tuning, dataset, seed, config, overrides):
     if config: layers.append((str(config), _read_yaml(config)))
     return layers + [(f"overrides ({o})", OmegaConf.from_dotlist([o])) for o in _dotlist(overrides)]
 
-# %% ../nbs/00_core.ipynb #b5369cbd
+# %% ../nbs/00_core.ipynb #27cec2de
 def _run_name(cfg, config, overrides):
     "<variant>-s<seed>, with the file's name and a short hash where there is more to tell"
     name = f"{cfg.variant}-s{cfg.seed}"
@@ -237,7 +238,7 @@ def _run_name(cfg, config, overrides):
     stem = f"{Path(config).stem}-" if config else ""
     return f"{name}-{stem}{fingerprint([own, sorted(_dotlist(overrides))], 6)}"
 
-# %% ../nbs/00_core.ipynb #27cec2de
+# %% ../nbs/00_core.ipynb #f3f3e440
 def fingerprint(
     value: Any, # anything `json.dumps` takes
     length: int = 16, # hexadecimal digits
@@ -245,7 +246,7 @@ def fingerprint(
     "A short SHA-256 of a JSON value"
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:length]
 
-# %% ../nbs/00_core.ipynb #8ffd9f0b
+# %% ../nbs/00_core.ipynb #d49ab40f
 def _check_parameters(cfg, **given):
     "The parameters and the files must not contradict each other"
     found = {"preset": cfg.preset, "tuning": cfg.tuning_method, "dataset": cfg.data.dataset, "seed": cfg.seed}
@@ -254,7 +255,7 @@ def _check_parameters(cfg, **given):
             raise ConfigError(f"{name}: the parameter says {value!r} but a file or an override says {found[name]!r}. "
                               f"Pass {name}={found[name]!r} as the parameter and leave it out elsewhere.")
 
-# %% ../nbs/00_core.ipynb #edce6941
+# %% ../nbs/00_core.ipynb #d96d2b05
 def _check_bounds(cfg):
     "Every number within its range"
     t, d, l, e = cfg.train, cfg.data, cfg.lora_config, cfg.evaluation
@@ -272,7 +273,7 @@ def _check_bounds(cfg):
     if t.max_steps == 0: raise ConfigError("train.max_steps: 0 trains nothing; -1 follows num_train_epochs")
     for k in e.shots: check_choice("evaluation.shots", k, (0, 1))
 
-# %% ../nbs/00_core.ipynb #d49ab40f
+# %% ../nbs/00_core.ipynb #aa8ed823
 def _check_schedule(cfg):
     "The schedule and its `min_lr` belong together"
     t = cfg.train
@@ -286,7 +287,7 @@ def _check_schedule(cfg):
     if not 0 <= min_lr <= t.learning_rate:
         raise ConfigError(f"train.lr_scheduler_kwargs.min_lr: {min_lr} must lie between 0 and train.learning_rate ({t.learning_rate})")
 
-# %% ../nbs/00_core.ipynb #d96d2b05
+# %% ../nbs/00_core.ipynb #0695a4d5
 def _check_together(cfg):
     "Keys that need each other"
     t, targets = cfg.train, cfg.lora_config.target_modules
@@ -300,7 +301,7 @@ def _check_together(cfg):
     tied = {"lm_head", "embed_tokens"} & set(named)
     if tied: raise ConfigError(f"lora_config.target_modules: {', '.join(tied)} is tied in Gemma and can't carry an adapter")
 
-# %% ../nbs/00_core.ipynb #0695a4d5
+# %% ../nbs/00_core.ipynb #b4252681
 def _check_hardware(cfg):
     "QLoRA and the 8-bit optimizers need a CUDA GPU"
     import torch
@@ -310,7 +311,7 @@ def _check_hardware(cfg):
     if cfg.train.optim in ("paged_adamw_8bit", "adamw_bnb_8bit"):
         raise ConfigError(f"train.optim: {cfg.train.optim} needs a CUDA GPU, and none is visible here; use train.optim=adamw_torch_fused")
 
-# %% ../nbs/00_core.ipynb #b4252681
+# %% ../nbs/00_core.ipynb #34cc0656
 def load_config(
     preset: str = "toy", # a file of configs/preset
     tuning: str = "full", # full, lora or qlora
@@ -332,7 +333,15 @@ def load_config(
     cfg.run_name = cfg.run_name or _run_name(cfg, config, overrides)
     return cfg
 
-# %% ../nbs/00_core.ipynb #e664e368
+# %% ../nbs/00_core.ipynb #5ea091af
+def check_parameters(
+    given: set[str], # the names that the parameters cell and papermill have set
+    allowed: tuple[str, ...] = ("preset", "tuning", "dataset", "seed", "config", "overrides"), # what the notebook takes
+) -> None:
+    "Raise a `ConfigError` at a parameter that the notebook doesn't have"
+    for name in sorted(n for n in given if not n.startswith("_")): check_choice("papermill parameter", name, allowed)
+
+# %% ../nbs/00_core.ipynb #747ce6c8
 def config_table(
     cfg: DictConfig, # from `load_config`
     changed_only: bool = False, # leave out what base.yaml says too
@@ -344,14 +353,14 @@ def config_table(
     table = pd.DataFrame([(k, str(v), "" if v == b else str(b)) for k, v, b in rows], columns=["key", "value", "default"])
     return table[table.default != ""].reset_index(drop=True) if changed_only else table
 
-# %% ../nbs/00_core.ipynb #53b0fca4
+# %% ../nbs/00_core.ipynb #0ca14cb1
 def run_folder(
     cfg: DictConfig, # from `load_config`
 ) -> Path: # runs/<preset>/<run_name>; not created
     "Where the run of this configuration lives"
     return project_path("runs", cfg.preset, cfg.run_name)
 
-# %% ../nbs/00_core.ipynb #b6fe10db
+# %% ../nbs/00_core.ipynb #63a74786
 def write_text(
     path: Path | str, # the file; its folder is made if need be
     text: str, # what to write, as UTF-8
@@ -367,7 +376,7 @@ def write_text(
     finally: part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/00_core.ipynb #0ca14cb1
+# %% ../nbs/00_core.ipynb #1655f3f9
 SCHEMA_VERSION = 1
 
 def write_json(
@@ -377,7 +386,7 @@ def write_json(
     "Write a record as JSON, atomically"
     return write_text(path, json.dumps({"schema_version": SCHEMA_VERSION, **record}, indent=1, ensure_ascii=False) + "\n")
 
-# %% ../nbs/00_core.ipynb #f8bd8d33
+# %% ../nbs/00_core.ipynb #6606d10c
 def read_json(
     path: Path | str, # a file that `write_json` wrote
 ) -> dict: # the record
@@ -388,7 +397,7 @@ def read_json(
     if found != SCHEMA_VERSION: raise ValueError(f"{path}: schema version {found}, but this version of gsm8k_sft reads {SCHEMA_VERSION}")
     return record
 
-# %% ../nbs/00_core.ipynb #7f54a5fd
+# %% ../nbs/00_core.ipynb #3d908673
 def save_config(
     cfg: DictConfig, # from `load_config`
     folder: Path | str, # the run's folder
@@ -396,7 +405,7 @@ def save_config(
     "Save the resolved configuration"
     return write_text(Path(folder) / "config.yaml", OmegaConf.to_yaml(cfg))
 
-# %% ../nbs/00_core.ipynb #1655f3f9
+# %% ../nbs/00_core.ipynb #c503c120
 def read_config(
     path: Path | str, # a config.yaml, or the run folder that holds it
 ) -> DictConfig: # typed by the schema
@@ -404,7 +413,7 @@ def read_config(
     path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
     return _merge(OmegaConf.structured(Config), _read_yaml(path), str(path))
 
-# %% ../nbs/00_core.ipynb #cbb4369f
+# %% ../nbs/00_core.ipynb #61f04229
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "numpy", "omegaconf")
 
 def _version(name):
@@ -417,7 +426,7 @@ def _cpu_name():
     except OSError: return platform.processor() or platform.machine()
     return next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), platform.machine())
 
-# %% ../nbs/00_core.ipynb #3d908673
+# %% ../nbs/00_core.ipynb #83a81fe4
 def git_commit() -> str | None: # the commit, with "+changes" if files differ from it; None outside git
     "The project's commit"
     try:
@@ -425,7 +434,7 @@ def git_commit() -> str | None: # the commit, with "+changes" if files differ fr
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError, SettingsError): return None
 
-# %% ../nbs/00_core.ipynb #c503c120
+# %% ../nbs/00_core.ipynb #e92dec96
 def environment() -> dict: # python, package versions, hardware, commit
     "The machine and the versions this process runs on"
     import torch
@@ -434,7 +443,7 @@ def environment() -> dict: # python, package versions, hardware, commit
             "packages": {"gsm8k_sft": _version("gsm8k_sft"), **{p: _version(p) for p in PACKAGES}},
             "cpu": _cpu_name(), "cpu_cores": os.cpu_count(), "torch_threads": torch.get_num_threads(), "gpus": gpus}
 
-# %% ../nbs/00_core.ipynb #61f04229
+# %% ../nbs/00_core.ipynb #fecbddd0
 def peak_memory() -> int: # bytes
     "Peak memory of this process: on the GPU if there is one, else resident"
     import resource, torch
@@ -442,7 +451,7 @@ def peak_memory() -> int: # bytes
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
-# %% ../nbs/00_core.ipynb #4d54cfc1
+# %% ../nbs/00_core.ipynb #eba9e95f
 def set_seed(
     seed: int, # any non-negative integer
 ) -> None:
