@@ -36,12 +36,14 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "$(PYTHON) lacks the venv module. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "Installing the versions of constraints.txt into $(VENV): about 2 GB and 2 minutes (several GB more where torch comes with CUDA)."
 	@$(PYTHON) -m venv $(VENV)
-	@{ $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]' || echo FAILED; } | awk ' \
-	  /^Collecting /{ if (++n % 50 == 0) print "  " n " packages looked up" } \
+	@{ $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]' 2>&1 || echo FAILED; } | awk -v log=$(VENV)/install.log ' \
+	  { print > log } \
+	  /^Collecting /{ if (++n % 25 == 0) print "  " n " packages found" } \
 	  /^ *Downloading .*\(([0-9.]+ GB|[0-9][0-9][0-9][0-9.]* MB)\)/{ print "  downloading " $$2 " " $$3 " " $$4 } \
 	  /^Installing collected/{ print "  unpacking " NF - 3 " packages" } \
 	  /^Successfully installed/{ print "  installed" } \
-	  /^FAILED$$/{ bad = 1 } { fflush() } END{ exit bad }'
+	  /^ *(ERROR|error)/{ print } \
+	  /^FAILED$$/{ bad = 1; print "The whole output of pip is in " log } { fflush() } END{ exit bad }'
 	@touch $@
 
 demo: export HF_HUB_OFFLINE := 1
