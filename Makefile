@@ -53,7 +53,7 @@ demo: $(STAMP) ## the toy experiment by papermill: base model, full SFT and LoRA
 	@echo "[2/3] LoRA"
 	@$(call run,toy,lora,main,$(SEED),,lora_main-s$(SEED))
 	@echo "[3/3] The comparison"
-	@$(BIN)/python -m gsm8k_sft.analysis --preset toy --seed $(SEED)
+	@$(BIN)/python -m gsm8k_sft.analysis --preset toy
 
 test: $(STAMP) ## run every notebook and every test (12 minutes)
 	@$(BIN)/python -m pytest -v --durations=10
@@ -61,8 +61,9 @@ test: $(STAMP) ## run every notebook and every test (12 minutes)
 train: $(STAMP) ## train and evaluate one variant: PRESET, TUNING, DATASET, SEED, OVERRIDES
 	@$(call run,$(PRESET),$(TUNING),$(DATASET),$(SEED),$(OVERRIDES),$(TUNING)_$(DATASET)-s$(SEED))
 
-evaluate: $(STAMP) ## evaluate the base model and the run of PRESET, TUNING, DATASET, SEED again
-	@$(BIN)/python -m gsm8k_sft.evaluate --preset $(PRESET) --tuning $(TUNING) --dataset $(DATASET) --seed $(SEED)
+evaluate: $(STAMP) ## evaluate the base model of PRESET, and its run of TUNING, DATASET, SEED
+	@$(BIN)/python -m gsm8k_sft.evaluate --preset $(PRESET) --dataset $(DATASET) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))")
+	@$(BIN)/python -m gsm8k_sft.evaluate --run $(RUNS)/$(PRESET)/$(TUNING)_$(DATASET)-s$(SEED) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))")
 
 sweep: $(STAMP) ## every run of settings.ini [sweep]; complete runs are kept, a failed one does not stop the rest
 	@$(BIN)/python -m gsm8k_sft.sweep

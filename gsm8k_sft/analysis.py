@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'RUN_COLUMNS', 'COLOURS', 'PANELS', 'record_files', 'read_runs', 'read_evaluations', 'read_log',
-           'comparison_table', 'format_table', 'average_seeds', 'figure_style', 'save_figure', 'plot_comparison',
-           'plot_training', 'draw_figures', 'report_preset', 'main']
+           'comparison_table', 'format_table', 'markdown_table', 'average_seeds', 'figure_style', 'save_figure',
+           'plot_comparison', 'plot_training', 'draw_figures', 'report_preset', 'main']
 
 # %% ../nbs/04_analysis.ipynb #b540783b
 import json, os, warnings
@@ -111,6 +111,11 @@ def _amount(value, unit=1, suffix="", digits=0):
     "A number with its unit, or a dash"
     return "–" if value is None or pd.isna(value) else f"{value / unit:,.{digits}f}{suffix}"
 
+def _model(row):
+    "The model's name, with the state of its run unless that is complete"
+    status = row.get("status")
+    return LABELS[row["model"]] + (f" ({status})" if isinstance(status, str) and status != "complete" else "")
+
 def _trainable(row):
     "Trainable parameters and their share"
     if pd.isna(row.get("trainable")): return "–"
@@ -121,7 +126,7 @@ def format_table(
     table: pd.DataFrame, # from `comparison_table`
 ) -> pd.DataFrame: # strings, with readable headers
     "The comparison as a person reads it"
-    rows = [{"model": LABELS[r["model"]], "run": r["run"] if isinstance(r["run"], str) else "–", "n": _amount(r.get("n")),
+    rows = [{"model": _model(r), "run": r["run"] if isinstance(r["run"], str) else "–", "n": _amount(r.get("n")),
              "exact [95 %]": _percent(r, "strict"), "last number [95 %]": _percent(r, "flexible"), "trainable": _trainable(r),
              "training": _amount(r.get("train_seconds"), suffix=" s"), "tokens/s": _amount(r.get("tokens_per_second")),
              "peak memory": _amount(r.get("peak_memory"), 2**30, " GiB", 2), "evaluation": _amount(r.get("eval_seconds"), suffix=" s")}
@@ -129,6 +134,15 @@ def format_table(
     return pd.DataFrame(rows)
 
 # %% ../nbs/04_analysis.ipynb #90657595
+def markdown_table(
+    table: pd.DataFrame, # of strings or numbers
+) -> str: # markdown, numbers to the right
+    "A DataFrame as a markdown table"
+    numeric = [pd.api.types.is_numeric_dtype(d) for d in table.dtypes]
+    rows = [table.columns, ["---:" if n else "---" for n in numeric], *table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in rows)
+
+# %% ../nbs/04_analysis.ipynb #862bdfd7
 def average_seeds(
     table: pd.DataFrame, # from `comparison_table`
 ) -> pd.DataFrame: # a row per preset, dataset, model and number of problems
@@ -139,7 +153,7 @@ def average_seeds(
         f"{g}_{name}": (g, how) for g in ("strict", "flexible") for name, how in {"mean": "mean", "lowest": "min", "highest": "max"}.items()})
     return means.reset_index().sort_values(["preset", "dataset", "model"], key=lambda c: c.map(order) if c.name == "model" else c, ignore_index=True)
 
-# %% ../nbs/04_analysis.ipynb #862bdfd7
+# %% ../nbs/04_analysis.ipynb #4fe4044f
 COLOURS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "pink": "#CC79A7", "grey": "#8a8a8a"}
 
 @contextmanager
@@ -153,7 +167,7 @@ def figure_style(): # yields matplotlib.pyplot
             "axes.axisbelow": True, "figure.constrained_layout.use": True, "axes.prop_cycle": cycler(color=list(COLOURS.values())),
             "legend.frameon": False}): yield plt
 
-# %% ../nbs/04_analysis.ipynb #d9330d8f
+# %% ../nbs/04_analysis.ipynb #33172197
 def save_figure(
     axes, # Axes, or an array of them
     path: Path | str, # without suffix
@@ -168,7 +182,7 @@ def save_figure(
         os.replace(part, path.with_name(f"{path.name}.{suffix}"))
     return [path.with_name(f"{path.name}.{s}") for s in ("png", "svg")]
 
-# %% ../nbs/04_analysis.ipynb #bb7a32b0
+# %% ../nbs/04_analysis.ipynb #6d6783e1
 def _label(row, many):
     "A model's name, with its run where there are several"
     return f"{LABELS[row.model]}\n{row.run}" if many and isinstance(row.run, str) else LABELS[row.model]
@@ -179,7 +193,7 @@ def _title(table):
     kind = "generated (synthetic)" if row.preset == "toy" else f"GSM8K {row.dataset}"
     return f"{row.preset}: accuracy on {int(row.n):,} {kind} problems, {row.split} split"
 
-# %% ../nbs/04_analysis.ipynb #33172197
+# %% ../nbs/04_analysis.ipynb #acdc62b7
 def plot_comparison(
     table: pd.DataFrame, # from `comparison_table`, of one preset and data set
     ax=None, # matplotlib Axes to draw on; a new figure by default
@@ -198,7 +212,7 @@ def plot_comparison(
         ax.invert_yaxis(); ax.grid(axis="y", visible=False); ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=2)
     return ax
 
-# %% ../nbs/04_analysis.ipynb #27a4cc86
+# %% ../nbs/04_analysis.ipynb #cdd9539c
 def _intervals(ax, table, grader, name, colour, marker, shift):
     "Points with their intervals, in percent, on their rows"
     value, low, high = (100 * table[c].to_numpy() for c in (grader, f"{grader}_low", f"{grader}_high"))
@@ -207,7 +221,7 @@ def _intervals(ax, table, grader, name, colour, marker, shift):
                 markerfacecolor=colour if marker == "o" else "white")
     for x, end, at in zip(value, high, y): ax.annotate(f"{x:.1f}", (end, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
 
-# %% ../nbs/04_analysis.ipynb #f7254eaa
+# %% ../nbs/04_analysis.ipynb #5a253a71
 PANELS = [("loss", "loss, nats per supervised token"), ("grad_norm", "gradient norm"), ("learning_rate", "learning rate"),
           ("tokens_per_second", "tokens per second")]
 
@@ -221,7 +235,7 @@ def _draw_run(axes, log, label, colour, halflife):
     if "eval_loss" in log: axes[0].plot(*log.dropna(subset=["eval_loss"])[["step", "eval_loss"]].to_numpy().T, "s", ms=5, color=colour, mec="black")
     axes[0].plot([], [], color=colour, label=label)
 
-# %% ../nbs/04_analysis.ipynb #f32cca2c
+# %% ../nbs/04_analysis.ipynb #8b92de9a
 def plot_training(
     logs: dict[str, pd.DataFrame], # name of each run and its log, from `read_log`
     halflife: float = 10, # of the smoothing, in logged steps
@@ -237,7 +251,7 @@ def plot_training(
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return axes
 
-# %% ../nbs/04_analysis.ipynb #60f644d6
+# %% ../nbs/04_analysis.ipynb #0bd6ce1d
 def draw_figures(
     out: Path | str, # folder
     preset: str | None = None, # only this preset
@@ -256,7 +270,7 @@ def draw_figures(
         if logs: files += save_figure(plot_training(logs), Path(out) / f"{name + '-' if prefix else ''}training")
     return files
 
-# %% ../nbs/04_analysis.ipynb #0bd6ce1d
+# %% ../nbs/04_analysis.ipynb #3c284d87
 def _where(preset):
     "Where the files of a preset's runs are, relative to the working folder"
     def short(p): return os.path.relpath(p)
@@ -265,7 +279,7 @@ def _where(preset):
     yield "answers", short(project_path("eval_results")) + os.sep + "*.predictions.jsonl, a line a problem; *.json, the protocols"
     if notebooks: yield "executed notebooks", ", ".join(map(short, notebooks))
 
-# %% ../nbs/04_analysis.ipynb #c492e991
+# %% ../nbs/04_analysis.ipynb #14b07472
 def report_preset(
     preset: str, # whose runs
     out: Path | str | None = None, # folder for the figures; the preset's folder in runs/ by default
@@ -282,7 +296,7 @@ def report_preset(
     for what, where in [("figures", ", ".join(map(os.path.relpath, files))), *_where(preset)]: print(f"{what}: {where}")
     return True
 
-# %% ../nbs/04_analysis.ipynb #3c284d87
+# %% ../nbs/04_analysis.ipynb #54e3522e
 @call_parse
 def main(
     preset: str = "toy", # print the comparison of your own runs of this preset
