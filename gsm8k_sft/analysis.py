@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'RUN_COLUMNS', 'COLOURS', 'PANELS', 'record_files', 'read_runs', 'read_evaluations', 'read_log',
-           'comparison_table', 'format_table', 'markdown_table', 'average_seeds', 'figure_style', 'save_figure',
-           'plot_comparison', 'plot_training', 'draw_figures', 'report_preset', 'main']
+           'comparison_table', 'format_table', 'markdown_table', 'average_seeds', 'headline', 'figure_style',
+           'save_figure', 'plot_comparison', 'plot_training', 'draw_figures', 'report_preset', 'main']
 
 # %% ../nbs/04_analysis.ipynb #b540783b
 import json, os, warnings
@@ -75,7 +75,8 @@ def _evaluation_row(e):
     "The columns that an evaluation gives"
     rates = {f"{g}{suffix}": e["accuracy"][g][key] for g in ("strict", "flexible") for suffix, key in
              {"": "value", "_low": "low", "_high": "high"}.items()}
-    return {"preset": e["configuration"]["preset"], "dataset": e["dataset"], "model": e["model_type"], "split": e["split"], "n": e["n"],
+    return {"preset": e["configuration"]["preset"], "dataset": e["dataset"], "model": e["model_type"], "base_model": e["base_model"],
+            "split": e["split"], "n": e["n"],
             "run": e["configuration"].get("run_name") if e["model_type"] in ("full", "lora", "qlora") else None, **rates,
             "eval_seconds": e.get("seconds"), "eval_tokens_per_second": e.get("tokens_per_second")}
 
@@ -154,6 +155,32 @@ def average_seeds(
     return means.reset_index().sort_values(["preset", "dataset", "model"], key=lambda c: c.map(order) if c.name == "model" else c, ignore_index=True)
 
 # %% ../nbs/04_analysis.ipynb #4fe4044f
+def _headline_row(row):
+    "One model's line: its accuracies, averaged over seeds, and what its training cost in the first of them"
+    def rate(g):
+        several = row["seeds"] > 1
+        span = [row[f"{g}_lowest"], row[f"{g}_highest"]] if several else [row[f"{g}_low"], row[f"{g}_high"]]
+        return f"{100 * row[f'{g}_mean']:.1f} % [{100 * span[0]:.1f}, {100 * span[1]:.1f}]"
+    return {"model": LABELS[row["model"]], "seeds": row["seeds"] if isinstance(row["run"], str) else "–", "exact": rate("strict"),
+            "last number": rate("flexible"), "trainable": _trainable(row), "training": _amount(row.get("train_seconds"), suffix=" s"),
+            "tokens/s": _amount(row.get("tokens_per_second")), "peak memory": _amount(row.get("peak_memory"), 2**30, " GiB", 2)}
+
+# %% ../nbs/04_analysis.ipynb #bb7a32b0
+def headline(
+    table: pd.DataFrame, # from `comparison_table`
+) -> str: # markdown: a sentence and a table for each preset and data set
+    "What the runs found, in a few lines"
+    if table.empty or "strict" not in table: return "No results are committed yet."
+    done, keys, blocks = table.dropna(subset=["strict"]), ["preset", "dataset", "n", "model"], []
+    rows = average_seeds(done).merge(done.drop_duplicates(keys), on=keys)
+    for (toy, preset, dataset, n), group in rows.groupby([rows.preset == "toy", "preset", "dataset", "n"]):
+        what = f"a toy model on {int(n):,} generated problems: **synthetic, to show the path at work**" if toy else f"all models on {int(n):,} test problems of GSM8K {dataset}"
+        figure = f"{preset}-{dataset}-comparison.png"
+        picture = f"\n\n![Accuracy of each model, {preset}](../figures/{figure})" if project_path("figures", figure).exists() else ""
+        blocks.append(f"**{preset}**, {what}:\n\n" + markdown_table(pd.DataFrame([_headline_row(r) for r in group.to_dict("records")])) + picture)
+    return "\n\n".join(blocks)
+
+# %% ../nbs/04_analysis.ipynb #6d6783e1
 COLOURS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "pink": "#CC79A7", "grey": "#8a8a8a"}
 
 @contextmanager
@@ -167,7 +194,7 @@ def figure_style(): # yields matplotlib.pyplot
             "axes.axisbelow": True, "figure.constrained_layout.use": True, "axes.prop_cycle": cycler(color=list(COLOURS.values())),
             "legend.frameon": False}): yield plt
 
-# %% ../nbs/04_analysis.ipynb #33172197
+# %% ../nbs/04_analysis.ipynb #cdd9539c
 def save_figure(
     axes, # Axes, or an array of them
     path: Path | str, # without suffix
@@ -182,7 +209,7 @@ def save_figure(
         os.replace(part, path.with_name(f"{path.name}.{suffix}"))
     return [path.with_name(f"{path.name}.{s}") for s in ("png", "svg")]
 
-# %% ../nbs/04_analysis.ipynb #6d6783e1
+# %% ../nbs/04_analysis.ipynb #f7254eaa
 def _label(row, many):
     "A model's name, with its run where there are several"
     return f"{LABELS[row.model]}\n{row.run}" if many and isinstance(row.run, str) else LABELS[row.model]
@@ -193,7 +220,7 @@ def _title(table):
     kind = "generated (synthetic)" if row.preset == "toy" else f"GSM8K {row.dataset}"
     return f"{row.preset}: accuracy on {int(row.n):,} {kind} problems, {row.split} split"
 
-# %% ../nbs/04_analysis.ipynb #acdc62b7
+# %% ../nbs/04_analysis.ipynb #f32cca2c
 def plot_comparison(
     table: pd.DataFrame, # from `comparison_table`, of one preset and data set
     ax=None, # matplotlib Axes to draw on; a new figure by default
@@ -212,7 +239,7 @@ def plot_comparison(
         ax.invert_yaxis(); ax.grid(axis="y", visible=False); ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=2)
     return ax
 
-# %% ../nbs/04_analysis.ipynb #cdd9539c
+# %% ../nbs/04_analysis.ipynb #66d04834
 def _intervals(ax, table, grader, name, colour, marker, shift):
     "Points with their intervals, in percent, on their rows"
     value, low, high = (100 * table[c].to_numpy() for c in (grader, f"{grader}_low", f"{grader}_high"))
@@ -221,7 +248,7 @@ def _intervals(ax, table, grader, name, colour, marker, shift):
                 markerfacecolor=colour if marker == "o" else "white")
     for x, end, at in zip(value, high, y): ax.annotate(f"{x:.1f}", (end, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
 
-# %% ../nbs/04_analysis.ipynb #5a253a71
+# %% ../nbs/04_analysis.ipynb #4b35e242
 PANELS = [("loss", "loss, nats per supervised token"), ("grad_norm", "gradient norm"), ("learning_rate", "learning rate"),
           ("tokens_per_second", "tokens per second")]
 
@@ -235,7 +262,7 @@ def _draw_run(axes, log, label, colour, halflife):
     if "eval_loss" in log: axes[0].plot(*log.dropna(subset=["eval_loss"])[["step", "eval_loss"]].to_numpy().T, "s", ms=5, color=colour, mec="black")
     axes[0].plot([], [], color=colour, label=label)
 
-# %% ../nbs/04_analysis.ipynb #8b92de9a
+# %% ../nbs/04_analysis.ipynb #bbd4fde4
 def plot_training(
     logs: dict[str, pd.DataFrame], # name of each run and its log, from `read_log`
     halflife: float = 10, # of the smoothing, in logged steps
@@ -251,7 +278,7 @@ def plot_training(
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return axes
 
-# %% ../nbs/04_analysis.ipynb #0bd6ce1d
+# %% ../nbs/04_analysis.ipynb #14b07472
 def draw_figures(
     out: Path | str, # folder
     preset: str | None = None, # only this preset
@@ -270,7 +297,7 @@ def draw_figures(
         if logs: files += save_figure(plot_training(logs), Path(out) / f"{name + '-' if prefix else ''}training")
     return files
 
-# %% ../nbs/04_analysis.ipynb #3c284d87
+# %% ../nbs/04_analysis.ipynb #e587eb1d
 def _where(preset):
     "Where the files of a preset's runs are, relative to the working folder"
     def short(p): return os.path.relpath(p)
@@ -279,7 +306,7 @@ def _where(preset):
     yield "answers", short(project_path("eval_results")) + os.sep + "*.predictions.jsonl, a line a problem; *.json, the protocols"
     if notebooks: yield "executed notebooks", ", ".join(map(short, notebooks))
 
-# %% ../nbs/04_analysis.ipynb #14b07472
+# %% ../nbs/04_analysis.ipynb #1bf51ee9
 def report_preset(
     preset: str, # whose runs
     out: Path | str | None = None, # folder for the figures; the preset's folder in runs/ by default
@@ -296,7 +323,7 @@ def report_preset(
     for what, where in [("figures", ", ".join(map(os.path.relpath, files))), *_where(preset)]: print(f"{what}: {where}")
     return True
 
-# %% ../nbs/04_analysis.ipynb #54e3522e
+# %% ../nbs/04_analysis.ipynb #b0c78640
 @call_parse
 def main(
     preset: str = "toy", # print the comparison of your own runs of this preset
