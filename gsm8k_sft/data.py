@@ -6,8 +6,8 @@
 __all__ = ['WAY_OUT', 'NOT_TEXT', 'NUMBER', 'SPLITS', 'TRAINING_SPLITS', 'COLUMNS', 'PROBE', 'TEXT_ENDS', 'STYLE',
            'TOKENS_VERSION', 'DataError', 'data_folder', 'split_files', 'Problems', 'check_row', 'read_jsonl',
            'read_parquet', 'check_duplicates', 'carve', 'load_gsm8k', 'refuse_test', 'data_fingerprint', 'Renderer',
-           'encode', 'LabelError', 'check_labels', 'LabelInspector', 'inspect_labels', 'tokenize_split', 'Collator',
-           'token_lengths', 'token_statistics', 'plot_token_lengths']
+           'encode', 'LabelError', 'check_labels', 'LabelInspector', 'inspect_labels', 'token_lengths',
+           'token_statistics', 'plot_token_lengths', 'tokenize_split', 'Collator']
 
 # %% ../nbs/01_data.ipynb #648cf5ad
 import codecs, hashlib, html, json, os, re
@@ -16,14 +16,14 @@ from fastcore.basics import patch
 from .answers import final_number
 from .core import check_choice, fingerprint, project_path, project_root, setting
 
-# %% ../nbs/01_data.ipynb #42ee5049
+# %% ../nbs/01_data.ipynb #2b51ce46
 class DataError(ValueError):
     "Data that can't be used; the message names file and line, and the way out"
 
 WAY_OUT = ("Set data.folder or the environment variable GSM8K_DIR to a folder with GSM8K (train.jsonl and test.jsonl, or main/*.parquet), "
            "or use the preset toy, which generates its problems.")
 
-# %% ../nbs/01_data.ipynb #2b51ce46
+# %% ../nbs/01_data.ipynb #2adf0b46
 def data_folder(
     cfg, # from `load_config`
 ) -> Path | None: # an existing folder; None if nothing names one
@@ -36,7 +36,7 @@ def data_folder(
         return folder
     return None
 
-# %% ../nbs/01_data.ipynb #43cde79e
+# %% ../nbs/01_data.ipynb #32747952
 def split_files(
     folder: Path, # as `data_folder` gives it
     dataset: str, # main or socratic
@@ -51,7 +51,7 @@ def split_files(
     if len(shards) != expected: raise DataError(f"{folder / dataset}: {len(shards)} of {expected} shards of {split} are there. {WAY_OUT}")
     return shards
 
-# %% ../nbs/01_data.ipynb #134cf8d6
+# %% ../nbs/01_data.ipynb #edb4a1e8
 class Problems(list):
     "What is wrong with the data; `stop` raises if there is anything"
     def add(self, where, what): self.append(f"{where}: {what}")
@@ -62,7 +62,7 @@ class Problems(list):
         count = "1 problem" if len(self) == 1 else f"{len(self)} problems"
         raise DataError("\n".join([f"{count} in the data:", *self[:limit], *rest, f"Correct the file, or: {WAY_OUT}"]))
 
-# %% ../nbs/01_data.ipynb #73bf986d
+# %% ../nbs/01_data.ipynb #995aa54e
 NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufeff]")
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
@@ -76,7 +76,7 @@ def _check_text(row, key):
     bad = NOT_TEXT.search(value)
     return bad and f"the field '{key}' holds U+{ord(bad.group()):04X} at character {bad.start() + 1}, which is not text"
 
-# %% ../nbs/01_data.ipynb #2a0cf2db
+# %% ../nbs/01_data.ipynb #466a4585
 def check_row(
     row: dict, # as read from the file
 ) -> list[str]: # what is wrong with it; empty if nothing is
@@ -85,11 +85,11 @@ def check_row(
     wrong = [w for key in ("question", "answer") if (w := _check_text(row, key))]
     if wrong: return wrong
     answer, last = row["answer"], row["answer"].rstrip().rsplit("\n", 1)[-1]
-    if (n := answer.count("####")) != 1: return [f"the answer has {n} times '####', where one is needed: a last line such as '#### 72'"]
+    if (n := answer.count("####")) != 1: return [f"the answer has {n or 'no'} '####'; it must end in one line such as '#### 72'"]
     if not last.startswith("#### "): return [f"the answer's last line is {last[:40]!r}, where '#### ' and a number are needed"]
     return [] if NUMBER.fullmatch(final_number(answer)) else [f"{last[:40]!r} does not end in a number"]
 
-# %% ../nbs/01_data.ipynb #660c9228
+# %% ../nbs/01_data.ipynb #92f6f083
 def _parse_line(line):
     "One JSON line as (row, None) or (None, what is wrong)"
     if not line.strip(): return None, "the line is blank"
@@ -98,7 +98,7 @@ def _parse_line(line):
     except json.JSONDecodeError as e: return None, f"not valid JSON: {e.msg} at character {e.colno}"
     except (ValueError, RecursionError) as e: return None, f"not valid JSON: {e}"
 
-# %% ../nbs/01_data.ipynb #683dca55
+# %% ../nbs/01_data.ipynb #a97e60d0
 def read_jsonl(
     path: Path, # a JSONL file
     problems: Problems, # what is wrong is added here
@@ -115,7 +115,7 @@ def read_jsonl(
         if wrong: problems.add(where, wrong)
     return [(where, row) for where, row, wrong in parsed if not wrong]
 
-# %% ../nbs/01_data.ipynb #a97e60d0
+# %% ../nbs/01_data.ipynb #85fd50a4
 def _decode(value):
     "UTF-8 bytes as text; anything else as it is, for `check_row` to report"
     try: return value.decode("utf-8") if isinstance(value, bytes) else value
@@ -127,7 +127,7 @@ def _column(column):
     texts = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     return [_decode(v) for v in (column.cast(pa.large_binary()) if texts else column).to_pylist()]
 
-# %% ../nbs/01_data.ipynb #363a2eb4
+# %% ../nbs/01_data.ipynb #efee3853
 def read_parquet(
     paths: list[Path], # the shards of one split
     problems: Problems, # what is wrong is added here
@@ -143,7 +143,7 @@ def read_parquet(
         rows += [(f"{path} row {i}", {k: v[i] for k, v in columns.items()}) for i in range(len(table))]
     return rows
 
-# %% ../nbs/01_data.ipynb #85fd50a4
+# %% ../nbs/01_data.ipynb #4d71c289
 def check_duplicates(
     published: dict[str, list], # split to (where, row) pairs
     problems: Problems, # what is wrong is added here
@@ -155,7 +155,7 @@ def check_duplicates(
         if question in seen: problems.add(where, f"the same question as {seen[question]}")
         seen.setdefault(question, where)
 
-# %% ../nbs/01_data.ipynb #8c850bfd
+# %% ../nbs/01_data.ipynb #da1353cc
 def _from_hub(cfg, split):
     "(where, row) pairs of one split of the hub's dataset"
     import datasets, huggingface_hub
@@ -170,7 +170,7 @@ def _from_hub(cfg, split):
     finally: constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = was
     return [(f"{name} {config}/{split} row {i}", row) for i, row in enumerate(rows.to_list())]
 
-# %% ../nbs/01_data.ipynb #3bcf621c
+# %% ../nbs/01_data.ipynb #d1e38bab
 def carve(
     rows: list[dict], # the published train split
     fraction: float, # share for validation, 0 to 1
@@ -183,7 +183,7 @@ def carve(
     chosen = {row["id"] for row in sorted(rows, key=rank)[:n]}
     return [r for r in rows if r["id"] not in chosen], [r for r in rows if r["id"] in chosen]
 
-# %% ../nbs/01_data.ipynb #38eb45c8
+# %% ../nbs/01_data.ipynb #09dafeb3
 SPLITS, TRAINING_SPLITS = ("train", "validation", "test"), ("train", "validation")
 COLUMNS = ("id", "question", "answer", "final")
 
@@ -199,7 +199,7 @@ def _published(cfg, split, problems):
     files = split_files(folder, dataset, split)
     return read_jsonl(files[0], problems) if files[0].suffix == ".jsonl" else read_parquet(files, problems)
 
-# %% ../nbs/01_data.ipynb #f3cf4b2c
+# %% ../nbs/01_data.ipynb #a53fee96
 def _checked(cfg):
     "Split to rows with id and final; raises a `DataError` if anything is wrong"
     problems, published = Problems(), {}
@@ -215,7 +215,7 @@ def _checked(cfg):
     return {split: [{"id": f"{prefix}/{split}/{i}", "question": row["question"], "answer": row["answer"], "final": final_number(row["answer"])}
                     for i, (_, row) in enumerate(rows)] for split, rows in published.items()}
 
-# %% ../nbs/01_data.ipynb #d1e38bab
+# %% ../nbs/01_data.ipynb #aae7306e
 def load_gsm8k(
     cfg, # from `load_config`
     splits: tuple[str, ...] | None = None, # of train, validation, test; all three by default
@@ -230,7 +230,7 @@ def load_gsm8k(
     features = Features({c: Value("string") for c in COLUMNS})
     return DatasetDict({s: Dataset.from_dict({c: [r[c] for r in rows[s]] for c in COLUMNS}, features=features) for s in splits or SPLITS})
 
-# %% ../nbs/01_data.ipynb #24e3382e
+# %% ../nbs/01_data.ipynb #60b43831
 def refuse_test(
     rows, # a Dataset or a list of rows, with ids
 ): # `rows`, if no problem of the test split is among them
@@ -239,7 +239,7 @@ def refuse_test(
     if test: raise DataError(f"{test[0]}: a problem of the test split (one of {len(test)}); training and model selection use train and validation only")
     return rows
 
-# %% ../nbs/01_data.ipynb #a0d69134
+# %% ../nbs/01_data.ipynb #621c2f9d
 def data_fingerprint(
     dataset, # a Dataset, a DatasetDict, or a list of rows
 ) -> str: # 16 hexadecimal digits
@@ -247,7 +247,7 @@ def data_fingerprint(
     if hasattr(dataset, "keys"): return fingerprint({split: data_fingerprint(rows) for split, rows in dataset.items()})
     return fingerprint([[row["id"], row["question"], row["answer"]] for row in dataset])
 
-# %% ../nbs/01_data.ipynb #aa918157
+# %% ../nbs/01_data.ipynb #aefe3a87
 PROBE = "PROBE-7"
 TEXT_ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
 
@@ -260,7 +260,7 @@ def _tokens(tokenizer, texts):
     "Token ids of each text, with nothing added and nothing cut"
     return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"] if texts else []
 
-# %% ../nbs/01_data.ipynb #bbc9430a
+# %% ../nbs/01_data.ipynb #83d923ec
 def _messages(question, shots=()):
     "A conversation that ends in a question; there is no system turn, which Gemma refuses"
     turns = [(role, shot[key].strip()) for shot in shots for role, key in (("user", "question"), ("assistant", "answer"))]
@@ -276,7 +276,7 @@ def _ending(tokenizer, special):
         raise DataError(f"the chat template ends an answer in {tail!r}, which is no special token; use data.prompt_style=plain")
     return tail[:start - length]
 
-# %% ../nbs/01_data.ipynb #151992dc
+# %% ../nbs/01_data.ipynb #04dfa503
 class Renderer:
     "Prompts and completions for one tokenizer: its chat template, or `Question: … Answer:`"
     def __init__(
@@ -291,7 +291,7 @@ class Renderer:
         self._find_bos()
         self._find_end()
 
-# %% ../nbs/01_data.ipynb #e64cffa6
+# %% ../nbs/01_data.ipynb #643fca4c
 @patch
 def prompt(
     self: Renderer,
@@ -304,7 +304,7 @@ def prompt(
     blocks = [f"Question: {s['question'].strip()}\nAnswer: {s['answer'].strip()}" for s in shots]
     return self.bos_text + "\n\n".join([*blocks, f"Question: {question.strip()}\nAnswer:"])
 
-# %% ../nbs/01_data.ipynb #b3819532
+# %% ../nbs/01_data.ipynb #465d7e48
 @patch
 def completion(
     self: Renderer,
@@ -313,19 +313,19 @@ def completion(
     "The text the model is to write"
     return (" " if self.style == "plain" else "") + answer.strip() + self.ending
 
-# %% ../nbs/01_data.ipynb #e8d1fc51
+# %% ../nbs/01_data.ipynb #3e7e7561
 @patch
 def _find_bos(self: Renderer):
-    "Set bos_text, uses_bos, and bos_token_id (None where that token opens every turn and so is no BOS)"
+    "Set uses_bos, bos_text, and bos_count: 1, or 0, or one for each turn where the token opens turns and so is no BOS"
     tokenizer, bos = self.tokenizer, self.tokenizer.bos_token_id
     adds = bos is not None and bos in tokenizer("a")["input_ids"][:1]
-    self.bos_text, written = "", 0
-    if self.style == "chat": written = _tokens(tokenizer, [self.prompt("How many?", [{"question": "a", "answer": "b"}])])[0].count(bos)
-    self.uses_bos = written == 1 or (adds and not written)
-    if adds and not written: self.bos_text = tokenizer.bos_token
-    self.bos_token_id = bos if written < 2 else None
+    self.bos_text, shot, written = "", {"question": "a", "answer": "b"}, (0, 0)
+    if self.style == "chat": written = [ids.count(bos) for ids in _tokens(tokenizer, [self.prompt("a"), self.prompt("a", [shot])])]
+    self.uses_bos = written[1] == 1 or (adds and not written[1])
+    if adds and not written[1]: self.bos_text = tokenizer.bos_token
+    self.bos_count = 1 if self.uses_bos else written[0]
 
-# %% ../nbs/01_data.ipynb #aefe3a87
+# %% ../nbs/01_data.ipynb #601b4fba
 @patch
 def _find_end(self: Renderer):
     "Set ending (text), end_token, end_token_id, stop_ids"
@@ -336,7 +336,7 @@ def _find_end(self: Renderer):
     self.end_token_id = special[self.end_token]
     self.stop_ids = list(dict.fromkeys(special[t] for t in (self.end_token, tokenizer.eos_token, *TEXT_ENDS) if t in special))
 
-# %% ../nbs/01_data.ipynb #04dfa503
+# %% ../nbs/01_data.ipynb #124cb7e4
 @patch
 def describe(
     self: Renderer,
@@ -347,14 +347,14 @@ def describe(
             "end_token": self.end_token, "end_token_id": self.end_token_id, "stop_ids": self.stop_ids,
             "stop_tokens": self.tokenizer.convert_ids_to_tokens(self.stop_ids)}
 
-# %% ../nbs/01_data.ipynb #98f6dd10
+# %% ../nbs/01_data.ipynb #66eac5c0
 def _encode_rows(rows, tokenizer, renderer):
     "All rows at once, which the fast tokenizer does in parallel"
     prompts = _tokens(tokenizer, [renderer.prompt(row["question"]) for row in rows])
     completions = _tokens(tokenizer, [renderer.completion(row["answer"]) for row in rows])
     return [{"input_ids": p + c, "labels": [-100] * len(p) + c, "prompt_length": len(p)} for p, c in zip(prompts, completions)]
 
-# %% ../nbs/01_data.ipynb #05d822fe
+# %% ../nbs/01_data.ipynb #a1c0f4ee
 def encode(
     row: dict, # with question and answer
     tokenizer, # the model's
@@ -363,20 +363,19 @@ def encode(
     "Tokens and labels of one problem"
     return _encode_rows([row], tokenizer, renderer)[0]
 
-# %% ../nbs/01_data.ipynb #a8821951
+# %% ../nbs/01_data.ipynb #b9b27fc1
 class LabelError(ValueError):
     "An example whose tokens or labels are wrong"
 
 def _bos_problem(ids, renderer):
     "Exactly one BOS, at the start; none for a model that uses none"
-    bos, found = renderer.bos_token_id, ids
+    bos, needed = renderer.tokenizer.bos_token_id, renderer.bos_count
     if bos is None: return None
-    if bos == renderer.end_token_id: found = ids[:-1] # one token for both, as in GPT-2
-    n = found.count(bos)
-    if renderer.uses_bos and (n != 1 or ids[0] != bos): return f"{n} BOS tokens, where exactly one is needed, at the start"
-    if not renderer.uses_bos and n: return f"{n} BOS tokens, for a model that uses none"
+    n = ids[:-1].count(bos) if bos == renderer.end_token_id else ids.count(bos) # GPT-2 has one token for both
+    if renderer.uses_bos and (n != 1 or ids[0] != bos): return f"{n} BOS tokens; this model needs exactly one, at the start"
+    if n != needed: return f"{n} BOS tokens; this model uses none" if not needed else f"{n} of the tokens that open a turn, not {needed}"
 
-# %% ../nbs/01_data.ipynb #ad3d133c
+# %% ../nbs/01_data.ipynb #a84a8d16
 def _mask_problem(ids, labels, start, end):
     "Labels on the completion, all of it, and nowhere else"
     if all(l == -100 for l in labels): return "nothing is supervised: the loss would be empty"
@@ -387,7 +386,7 @@ def _mask_problem(ids, labels, start, end):
     if masked: return f"{masked} answer tokens are unsupervised"
     if any(l not in (-100, i) for i, l in zip(ids, labels)): return "a label differs from its own token: labels must not be shifted"
 
-# %% ../nbs/01_data.ipynb #94466113
+# %% ../nbs/01_data.ipynb #ce488cc0
 def check_labels(
     encoded: dict, # as `encode` gives it
     tokenizer, # the model's
@@ -406,7 +405,7 @@ def check_labels(
     if wrong: raise LabelError(f"{name}: {wrong}")
     return encoded
 
-# %% ../nbs/01_data.ipynb #c3420f68
+# %% ../nbs/01_data.ipynb #27a4136b
 def _pieces(ids, labels, tokenizer):
     "(text, supervised, special) for each token, or group of tokens that only together make a character"
     special, done, pieces, begun = set(_special_tokens(tokenizer).values()), "", [], 0
@@ -417,7 +416,7 @@ def _pieces(ids, labels, tokenizer):
         done, begun = text, i + 1
     return pieces
 
-# %% ../nbs/01_data.ipynb #1ac4ba4c
+# %% ../nbs/01_data.ipynb #e5415944
 STYLE = """<style>
 .gsm8k-labels {font-family: monospace; line-height: 1.9; margin-bottom: 1em; overflow-wrap: anywhere}
 .gsm8k-labels span.t {border-left: 1px solid rgba(128,128,128,.45); padding: 1px 0}
@@ -431,7 +430,7 @@ def _show_space(text):
     marked = html.escape(text).replace(" ", "<i>·</i>").replace("\t", "<i>→</i>")
     return marked.replace("\n", "<i>⏎</i><br>")
 
-# %% ../nbs/01_data.ipynb #f59d2639
+# %% ../nbs/01_data.ipynb #96500edf
 class LabelInspector:
     "Examples with their supervised tokens coloured; `print` shows them between brackets"
     def __init__(self, examples, tokenizer):
@@ -453,7 +452,7 @@ class LabelInspector:
     def _token(self, text, supervised, special):
         return f"<span class='t{' s' * supervised}{' x' * special}'>{_show_space(text)}</span>"
 
-# %% ../nbs/01_data.ipynb #2aefb5e3
+# %% ../nbs/01_data.ipynb #619a9cac
 def inspect_labels(
     examples, # a Dataset or list: rows with question and answer, or examples with input_ids and labels
     tokenizer, # the model's
@@ -467,7 +466,51 @@ def inspect_labels(
     if check: [check_labels(e, tokenizer, renderer, max_length) for e in shown]
     return LabelInspector(shown, tokenizer)
 
-# %% ../nbs/01_data.ipynb #d357eca4
+# %% ../nbs/01_data.ipynb #27be4b62
+def token_lengths(
+    rows, # a Dataset or list of rows
+    tokenizer, # the model's
+    renderer: Renderer, # made for that tokenizer
+): # pandas DataFrame, a line for each row: id; question, answer, example in tokens
+    "Tokens of the question alone, of the supervised answer, and of the whole example"
+    import pandas as pd
+    rows = [dict(row) for row in rows]
+    encoded, questions = _encode_rows(rows, tokenizer, renderer), _tokens(tokenizer, [row["question"] for row in rows])
+    return pd.DataFrame({"id": [row["id"] for row in rows], "question": [len(q) for q in questions],
+                         "answer": [len(e["input_ids"]) - e["prompt_length"] for e in encoded], "example": [len(e["input_ids"]) for e in encoded]})
+
+# %% ../nbs/01_data.ipynb #5d440add
+def token_statistics(
+    lengths: dict, # name to a DataFrame of `token_lengths`
+): # pandas DataFrame: mean to total in tokens; share of all tokens of the examples
+    "Mean, median, 95th and 99th percentile, maximum and total of each part"
+    import pandas as pd
+    lines = {}
+    for name, frame in lengths.items():
+        for part in ("question", "answer", "example"):
+            c = frame[part]
+            lines[name, part] = {"n": len(c), "mean": c.mean(), "median": c.median(), "p95": c.quantile(0.95), "p99": c.quantile(0.99),
+                                 "max": c.max(), "total": c.sum(), "share": c.sum() / frame["example"].sum()}
+    table = pd.DataFrame.from_dict(lines, orient="index")
+    return table.round({c: 3 if c == "share" else 1 for c in table}).astype({c: int for c in ("n", "max", "total")})
+
+# %% ../nbs/01_data.ipynb #97b846e5
+def plot_token_lengths(
+    lengths: dict, # name to a DataFrame of `token_lengths`
+    max_length: int | None = None, # tokens; drawn as a line if it lies in the picture
+    ax=None, # matplotlib Axes; a new figure by default
+): # the Axes
+    "Histogram of whole examples"
+    import matplotlib.pyplot as plt, pandas as pd, seaborn as sns
+    ax = ax or plt.subplots(figsize=(7, 3.2), layout="constrained")[1]
+    data = pd.concat([frame.assign(dataset=name) for name, frame in lengths.items()], ignore_index=True)
+    sns.histplot(data, x="example", hue="dataset", element="step", alpha=0.25, bins=60, palette="colorblind", ax=ax)
+    ax.set(xlabel="length of the whole example (tokens)", ylabel="examples")
+    if max_length and max_length < 1.5 * data["example"].max(): ax.axvline(max_length, color="0.4", ls="--")
+    sns.despine(ax=ax)
+    return ax
+
+# %% ../nbs/01_data.ipynb #d80746d2
 TOKENS_VERSION = 1 # to be raised when the way of encoding changes
 
 def _tokenizer_fingerprint(tokenizer):
@@ -477,7 +520,7 @@ def _tokenizer_fingerprint(tokenizer):
     backend.no_padding(); backend.no_truncation() # left over from the last call; each call sets them anew
     return fingerprint([backend.to_str(), tokenizer.special_tokens_map])
 
-# %% ../nbs/01_data.ipynb #e1f6cd11
+# %% ../nbs/01_data.ipynb #01a83c83
 def _tokenize(rows, tokenizer, renderer, max_length):
     "(examples, report), every example checked"
     examples = [{"id": row["id"], **e} for row, e in zip(rows, _encode_rows(rows, tokenizer, renderer))]
@@ -488,7 +531,7 @@ def _tokenize(rows, tokenizer, renderer, max_length):
               "tokens": sum(len(e["input_ids"]) for e in kept), "supervised": sum(len(e["input_ids"]) - e["prompt_length"] for e in kept)}
     return kept, report
 
-# %% ../nbs/01_data.ipynb #b92e5d40
+# %% ../nbs/01_data.ipynb #4f044757
 def _write_tokens(path, examples, report):
     "Write examples and report to the cache, whole or not at all"
     import pyarrow as pa, pyarrow.parquet as pq
@@ -501,7 +544,7 @@ def _write_tokens(path, examples, report):
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/01_data.ipynb #0db6965a
+# %% ../nbs/01_data.ipynb #9580aa9c
 def _read_tokens(path):
     "(pyarrow table, report) from the cache; None if there is nothing usable"
     import pyarrow as pa, pyarrow.parquet as pq
@@ -512,7 +555,7 @@ def _read_tokens(path):
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError): return None
     return table.replace_schema_metadata(None), report
 
-# %% ../nbs/01_data.ipynb #27a4136b
+# %% ../nbs/01_data.ipynb #c1dfda41
 def tokenize_split(
     rows, # a Dataset or list of rows; none of the test split
     tokenizer, # the model's
@@ -530,7 +573,7 @@ def tokenize_split(
     table, report = found or _read_tokens(path)
     return Dataset(table), {**report, "fingerprint": key, "cached": bool(found)}
 
-# %% ../nbs/01_data.ipynb #92a8bd03
+# %% ../nbs/01_data.ipynb #e16f326a
 class Collator:
     "Pads examples to a batch; labels are −100 on the padding"
     def __init__(
@@ -548,47 +591,3 @@ class Collator:
         ids = [list(e["input_ids"]) for e in examples]
         return {"input_ids": pad(ids, self.pad_token_id), "attention_mask": pad([[1] * len(i) for i in ids], 0),
                 "labels": pad([e["labels"] for e in examples], -100)}
-
-# %% ../nbs/01_data.ipynb #96f7433b
-def token_lengths(
-    rows, # a Dataset or list of rows
-    tokenizer, # the model's
-    renderer: Renderer, # made for that tokenizer
-): # pandas DataFrame, a line for each row: id; question, answer, example in tokens
-    "Tokens of the question alone, of the supervised answer, and of the whole example"
-    import pandas as pd
-    rows = [dict(row) for row in rows]
-    encoded, questions = _encode_rows(rows, tokenizer, renderer), _tokens(tokenizer, [row["question"] for row in rows])
-    return pd.DataFrame({"id": [row["id"] for row in rows], "question": [len(q) for q in questions],
-                         "answer": [len(e["input_ids"]) - e["prompt_length"] for e in encoded], "example": [len(e["input_ids"]) for e in encoded]})
-
-# %% ../nbs/01_data.ipynb #5bc1e40f
-def token_statistics(
-    lengths: dict, # name to a DataFrame of `token_lengths`
-): # pandas DataFrame: mean to total in tokens; share of all tokens of the examples
-    "Mean, median, 95th and 99th percentile, maximum and total of each part"
-    import pandas as pd
-    lines = {}
-    for name, frame in lengths.items():
-        for part in ("question", "answer", "example"):
-            c = frame[part]
-            lines[name, part] = {"n": len(c), "mean": c.mean(), "median": c.median(), "p95": c.quantile(0.95), "p99": c.quantile(0.99),
-                                 "max": c.max(), "total": c.sum(), "share": c.sum() / frame["example"].sum()}
-    table = pd.DataFrame.from_dict(lines, orient="index")
-    return table.round({"share": 3}).round(1).astype({c: int for c in ("n", "max", "total")})
-
-# %% ../nbs/01_data.ipynb #27be4b62
-def plot_token_lengths(
-    lengths: dict, # name to a DataFrame of `token_lengths`
-    max_length: int | None = None, # tokens; drawn as a line if it lies in the picture
-    ax=None, # matplotlib Axes; a new figure by default
-): # the Axes
-    "Histogram of whole examples"
-    import matplotlib.pyplot as plt, pandas as pd, seaborn as sns
-    ax = ax or plt.subplots(figsize=(7, 3.2), layout="constrained")[1]
-    data = pd.concat([frame.assign(dataset=name) for name, frame in lengths.items()], ignore_index=True)
-    sns.histplot(data, x="example", hue="dataset", element="step", alpha=0.25, bins=60, palette="colorblind", ax=ax)
-    ax.set(xlabel="length of the whole example (tokens)", ylabel="examples")
-    if max_length and max_length < 1.5 * data["example"].max(): ax.axvline(max_length, color="0.4", ls="--")
-    sns.despine(ax=ax)
-    return ax
