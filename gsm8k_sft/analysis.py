@@ -8,11 +8,11 @@ __all__ = ['LABELS', 'RUN_COLUMNS', 'COLOURS', 'PANELS', 'record_files', 'read_r
            'save_figure', 'plot_comparison', 'plot_training', 'draw_figures', 'report_preset', 'main']
 
 # %% ../nbs/04_analysis.ipynb #b540783b
-import json, os, warnings
+import json, os, sys, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import pandas as pd
-from fastcore.script import call_parse, store_true
+from fastcore.script import call_parse
 from .core import project_path, project_root, read_json
 
 # %% ../nbs/04_analysis.ipynb #52e6f5f5
@@ -294,7 +294,7 @@ def draw_figures(
         files += save_figure(plot_comparison(rows), Path(out) / f"{stem}comparison")
     for name in sorted({r["preset"] for r in read_runs(preset, root)}):
         logs = {r["run_name"]: read_log(r) for r in read_runs(name, root) if (r["file"].parent / "log.jsonl").exists()}
-        if logs: files += save_figure(plot_training(logs), Path(out) / f"{name + '-' if prefix else ''}training")
+        if logs := {k: log for k, log in logs.items() if len(log)}: files += save_figure(plot_training(logs), Path(out) / f"{name + '-' if prefix else ''}training")
     return files
 
 # %% ../nbs/04_analysis.ipynb #e587eb1d
@@ -327,9 +327,9 @@ def report_preset(
 @call_parse
 def main(
     preset: str = "toy", # print the comparison of your own runs of this preset
-    figures: store_true = False, # instead, draw figures/ from the records in results/
+    figures: bool = False, # instead, draw figures/ from the records in results/
 ):
     "Compare the models of a preset, or draw the figures of the report"
-    if not figures: return 0 if report_preset(preset) else 1
+    if not figures: return None if report_preset(preset) else sys.exit(1)
     files = draw_figures(project_path("figures"), root=project_path("results"))
     print("\n".join(map(os.path.relpath, files)) or "results/ holds no complete evaluation yet: nothing to draw")

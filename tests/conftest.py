@@ -1,0 +1,12 @@
+"The surroundings of all tests: no display, and notebooks after the quick tests"
+import os
+
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SLOW = ("test_train.py", "test_notebooks.py")
+
+
+def pytest_collection_modifyitems(items):
+    "Quick files first, so that a slip shows in seconds; the order within a file stays"
+    items.sort(key=lambda item: next((i for i, name in enumerate(SLOW, 1) if item.path.name == name), 0))

@@ -1,0 +1,136 @@
+"Tables, figures, report and sweep from records as they are found on a disk: partial, damaged, many"
+import os, subprocess, sys
+
+import pytest
+
+from gsm8k_sft.analysis import average_seeds, comparison_table, draw_figures, format_table, headline, markdown_table, plot_comparison, read_log, read_runs
+from gsm8k_sft.core import write_json
+from gsm8k_sft.report import make_report, missing_runs
+from gsm8k_sft.sweep import read_matrix, run_notebook, sweep
+
+
+def rate(k, n=100): return {"k": k, "n": n, "value": k / n, "low": max(0, k / n - 0.05), "high": min(1, k / n + 0.05)}
+
+
+def add_run(root, method, seed=0, preset="toy", **changes):
+    name = f"{method}_main-s{seed}"
+    write_json(root / preset / name / "record.json", {"status": "complete", "preset": preset, "variant": f"{method}_main", "run_name": name, "seed": seed,
+        "tuning_method": method, "dataset": "main", "parameters": {"total": 10**6, "trainable": 10**5}, "train_seconds": 40.0,
+        "tokens_per_second": 5000.0, "peak_memory": 1e9, "environment": {"git_commit": "abc", "cpu": "a CPU", "gpus": []}} | changes)
+    return root / preset / name
+
+
+def add_evaluation(root, model, k, seed=0, preset="toy", **changes):
+    run = {} if model.startswith("base") else {"variant": f"{model}_main", "run_name": f"{model}_main-s{seed}", "seed": seed}
+    write_json(root / preset / "eval" / f"{model}-{seed}.json", {"status": "complete", "name": model, "configuration": {"preset": preset, **run},
+        "model_type": model, "base_model": "toy", "dataset": "main", "split": "test", "n": 100, "accuracy": {"strict": rate(k), "flexible": rate(k + 5)},
+        "protocol": {"prompt": "2 + 2?", "decoding": "greedy"}, "seconds": 5.0, "tokens_per_second": 900.0} | changes)
+
+
+@pytest.fixture
+def results(tmp_path):
+    for seed, k in enumerate((80, 84, 88)):
+        add_run(tmp_path, "full", seed), add_evaluation(tmp_path, "full", k, seed)
+    for model, k in (("base-0shot", 0), ("base-1shot", 2)): add_evaluation(tmp_path, model, k)
+    add_run(tmp_path, "lora", status="interrupted", train_seconds=None)
+    return tmp_path
+
+
+def test_three_seeds_become_one_line(results):
+    means = average_seeds(comparison_table(root=results))
+    assert means.model.tolist() == ["base-0shot", "base-1shot", "full"]
+    assert means.seeds.tolist() == [1, 1, 3] and means.strict_mean[2] == pytest.approx(0.84)
+    assert (means.strict_lowest[2], means.strict_highest[2]) == (0.80, 0.88)
+
+
+def test_an_interrupted_run_keeps_its_row(results):
+    shown = format_table(comparison_table(root=results)).set_index("model").loc["LoRA (interrupted)"]
+    assert shown["exact [95 %]"] == "not evaluated" and shown["training"] == "–" and shown["tokens/s"] == "5,000"
+
+
+def test_what_is_set_aside_or_under_way_is_not_counted(results):
+    (results / "toy" / "full_main-s0").rename(results / "toy" / "full_main-s0.previous")
+    add_evaluation(results, "qlora", 50, status="running")
+    (results / "toy" / "eval" / "full-0.predictions.jsonl").write_text("{}\n")
+    assert [r["run_name"] for r in read_runs(root=results)] == ["full_main-s1", "full_main-s2", "lora_main-s0"]
+    assert "qlora" not in comparison_table(root=results).model.tolist()
+
+
+def test_a_later_schema_is_left_out_with_a_warning(results):
+    path = results / "toy" / "full_main-s0" / "record.json"
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    with pytest.warns(UserWarning, match="full_main-s0.*schema version 99"): assert len(read_runs(root=results)) == 3
+
+
+@pytest.mark.parametrize("line", ['{"step": 3, "lo', "[1, 2]", '"text"', '{"loss": 1}', "\x00\xff"])
+def test_damaged_log_lines_are_named_and_skipped(line, tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1, "loss": 2.0}\n' + line + '\n{"step": 3, "loss": 1.0}\n', encoding="latin-1")
+    with pytest.warns(UserWarning, match="log.jsonl, line 2"): assert read_log(log).step.tolist() == [1, 3]
+
+
+def test_an_empty_log_draws_nothing(results):
+    (results / "toy" / "full_main-s0" / "log.jsonl").write_text("")
+    assert [p.name for p in draw_figures(results / "out", root=results)] == ["toy-main-comparison.png", "toy-main-comparison.svg"]
+
+
+def test_figures_are_the_same_bytes_twice(results):
+    log = results / "toy" / "full_main-s0" / "log.jsonl"
+    log.write_text("".join(f'{{"step": {s}, "loss": {2 / s}, "grad_norm": 1, "learning_rate": 0.1, "tokens_per_second": 9}}\n' for s in range(1, 30)))
+    first, second = (draw_figures(results / name, root=results) for name in "ab")
+    assert len(first) == 4 and [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    assert not list(results.glob("a/.*")), "no temporary file stays"
+
+
+def test_different_problems_share_no_axis(results):
+    table = comparison_table(root=results)
+    with pytest.raises(ValueError, match="one preset, data set and number"): plot_comparison(table.assign(n=range(len(table))))
+
+
+def test_headline_says_what_is_synthetic(results):
+    add_run(results, "full", preset="gemma-3-270m"), add_evaluation(results, "full", 7, preset="gemma-3-270m")
+    text = headline(comparison_table(root=results))
+    assert text.index("gemma-3-270m") < text.index("synthetic") and "84.0 % [80.0, 88.0]" in text and "7.0 % [2.0, 12.0]" in text
+
+
+def test_report_names_what_is_missing(results):
+    text = make_report(results / "report", results).read_text()
+    assert "**Toy runs only" in text and "- toy lora_main-s0" in text and "- toy full_main-s0" not in text
+    assert "84.0 % (80.0 to 88.0)" in text and (results / "report" / "toy-main-comparison.png").exists()
+    assert missing_runs(comparison_table(root=results), [])[:1] == []
+
+
+def test_report_of_nothing(tmp_path):
+    text = make_report(tmp_path / "report", tmp_path / "results").read_text()
+    assert "There are no records yet" in text and all(f"- toy {m['tuning']}_main-s{m['seed']}" in text for m in read_matrix() if m["preset"] == "toy")
+
+
+def test_markdown_keeps_its_columns():
+    import pandas as pd
+    assert markdown_table(pd.DataFrame({"a|b": ["x|y"], "n": [1]})) == "| a\\|b | n |\n| --- | ---: |\n| x\\|y | 1 |"
+
+
+def test_a_sweep_goes_on_after_a_failure(monkeypatch, tmp_path):
+    import papermill
+    monkeypatch.setenv("GSM8K_SFT_PATHS_RUNS", str(tmp_path))
+    calls = []
+    def execute(notebook, out, parameters, **kwargs):
+        calls.append(parameters)
+        if parameters["tuning"] == "full": raise papermill.PapermillExecutionError(1, 1, "", "ConfigError", "seed: no\nmore", [])
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    matrix = [{"preset": "toy", "tuning": t, "dataset": "main", "seed": 0} for t in ("full", "lora")]
+    assert [r["outcome"] for r in sweep(matrix, run_notebook)] == ["failed: ConfigError: seed: no", "done"]
+    assert calls[1]["overrides"] == "train.when_done=reuse run_name=lora_main-s0" and (tmp_path / "toy").is_dir()
+
+
+def shell(*args, **env): return subprocess.run([sys.executable, "-m", *args], capture_output=True, text=True, env={**os.environ, **env})
+
+
+def test_commands_without_records(tmp_path):
+    empty = {f"GSM8K_SFT_PATHS_{k}": str(tmp_path / k) for k in ("RUNS", "EVAL_RESULTS", "RESULTS", "FIGURES")}
+    result = shell("gsm8k_sft.analysis", "--preset", "toy", **empty)
+    assert result.returncode == 1 and "make demo" in result.stdout
+    assert "nothing to draw" in shell("gsm8k_sft.analysis", "--figures", **empty).stdout
+    assert shell("gsm8k_sft.sweep", "--dry-run", GSM8K_SFT_SWEEP_SEED="5", GSM8K_SFT_SWEEP_TUNING="lora").stdout == "toy lora_main-s5\n"
+    wrong = shell("gsm8k_sft.sweep", "--dry-run", GSM8K_SFT_SWEEP_TUNING="lorra")
+    assert wrong.returncode and "Did you mean 'lora'" in wrong.stderr and "Traceback" not in wrong.stderr
