@@ -104,7 +104,8 @@ def read_jsonl(
     problems: Problems, # what is wrong is added here
 ) -> list[tuple[str, dict]]: # (file and line, row)
     "The rows of a JSONL file"
-    data = path.read_bytes()
+    try: data = path.read_bytes()
+    except OSError as e: problems.add(path, f"can't be read: {e.strerror}"); return []
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         problems.add(path, "encoded as UTF-16; save it as UTF-8"); return []
     if data.startswith(codecs.BOM_UTF8):
@@ -178,7 +179,7 @@ def carve(
     keep: str = "", # a question that stays in train
 ) -> tuple[list[dict], list[dict]]: # (train, validation), each in the published order
     "Carve a validation part out of train"
-    n = max(1, round(fraction * len(rows))) if fraction else 0
+    n = min(max(1, round(fraction * len(rows))), len(rows) - 1) if fraction else 0
     def rank(row): return (row["question"].strip() == keep.strip(), hashlib.sha256(f"{seed}\n{row['question']}".encode()).hexdigest())
     chosen = {row["id"] for row in sorted(rows, key=rank)[:n]}
     return [r for r in rows if r["id"] not in chosen], [r for r in rows if r["id"] in chosen]
@@ -422,7 +423,7 @@ STYLE = """<style>
 .gsm8k-labels span.t {border-left: 1px solid rgba(128,128,128,.45); padding: 1px 0}
 .gsm8k-labels span.s {background: rgba(0,158,115,.30); border-bottom: 2px solid rgb(0,158,115)}
 .gsm8k-labels span.x {font-weight: bold; outline: 1px solid rgba(213,94,0,.8); outline-offset: -1px}
-.gsm8k-labels i {opacity: .45; font-style: normal}
+.gsm8k-labels i {opacity: .6; font-style: normal}
 </style>"""
 
 def _show_space(text):
