@@ -37,7 +37,7 @@ def _read_all(paths):
         except (ValueError, OSError) as e: warnings.warn(f"left out: {e}", stacklevel=3)
     return records
 
-# %% ../nbs/04_analysis.ipynb #68adc498
+# %% ../nbs/04_analysis.ipynb #7e266abb
 def read_runs(
     preset: str | None = None, # only those of this preset
     root: Path | str | None = None, # a folder laid out as results/; runs/ by default
@@ -53,7 +53,7 @@ def read_evaluations(
     found = _read_all(record_files("evaluations", preset, root))
     return [e for e in found if e["status"] == "complete" and preset in (None, e["configuration"]["preset"])]
 
-# %% ../nbs/04_analysis.ipynb #c4e977b9
+# %% ../nbs/04_analysis.ipynb #b3bf2b6f
 def read_log(
     run: Path | str | dict, # a run's folder, its log.jsonl, or its record from `read_runs`
 ) -> pd.DataFrame: # a row per line: step, loss, grad_norm, learning_rate, tokens_per_second, eval_loss ...
@@ -67,7 +67,7 @@ def read_log(
         else: warnings.warn(f"{path}, line {number}: not a JSON object with a step, skipped", stacklevel=2)
     return pd.DataFrame(rows)
 
-# %% ../nbs/04_analysis.ipynb #b3bf2b6f
+# %% ../nbs/04_analysis.ipynb #10848ff6
 LABELS = {"base-0shot": "base, zero-shot", "base-1shot": "base, one-shot", "full": "full SFT", "lora": "LoRA", "qlora": "QLoRA"}
 RUN_COLUMNS = ["seed", "train_seconds", "tokens_per_second", "peak_memory"]
 
@@ -80,14 +80,14 @@ def _evaluation_row(e):
             "run": e["configuration"].get("run_name") if e["model_type"] in ("full", "lora", "qlora") else None, **rates,
             "eval_seconds": e.get("seconds"), "eval_tokens_per_second": e.get("tokens_per_second")}
 
-# %% ../nbs/04_analysis.ipynb #55e141e9
+# %% ../nbs/04_analysis.ipynb #d1d23113
 def _run_row(r):
     "The columns that a run gives"
     return {"preset": r["preset"], "dataset": r["dataset"], "model": r["tuning_method"], "run": r["run_name"], "status": r["status"],
             "trainable": (r.get("parameters") or {}).get("trainable"), "total": (r.get("parameters") or {}).get("total"),
             **{c: r.get(c) for c in RUN_COLUMNS}}
 
-# %% ../nbs/04_analysis.ipynb #53acb523
+# %% ../nbs/04_analysis.ipynb #95ec0865
 def comparison_table(
     preset: str | None = None, # only this preset
     root: Path | str | None = None, # a folder laid out as results/; your own runs by default
@@ -102,7 +102,7 @@ def comparison_table(
     order = table.model.map({m: i for i, m in enumerate(LABELS)})
     return table.assign(order=order).sort_values(["preset", "dataset", "order", "run"]).drop(columns="order").reset_index(drop=True)
 
-# %% ../nbs/04_analysis.ipynb #d1d23113
+# %% ../nbs/04_analysis.ipynb #3478e560
 def _percent(row, grader):
     "An accuracy with its 95 % interval"
     if pd.isna(row.get(grader)): return "not evaluated"
@@ -122,7 +122,7 @@ def _trainable(row):
     if pd.isna(row.get("trainable")): return "–"
     return f"{row['trainable'] / 1e6:,.2f} M ({100 * row['trainable'] / row['total']:.3g} %)"
 
-# %% ../nbs/04_analysis.ipynb #0cbf22c2
+# %% ../nbs/04_analysis.ipynb #4fe4044f
 def format_table(
     table: pd.DataFrame, # from `comparison_table`
 ) -> pd.DataFrame: # strings, with readable headers
@@ -134,7 +134,7 @@ def format_table(
             for r in table.to_dict("records")]
     return pd.DataFrame(rows)
 
-# %% ../nbs/04_analysis.ipynb #90657595
+# %% ../nbs/04_analysis.ipynb #27a4cc86
 def markdown_table(
     table: pd.DataFrame, # of strings or numbers
 ) -> str: # markdown, numbers to the right
@@ -143,7 +143,7 @@ def markdown_table(
     rows = [table.columns, ["---:" if n else "---" for n in numeric], *table.itertuples(index=False)]
     return "\n".join("| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in rows)
 
-# %% ../nbs/04_analysis.ipynb #862bdfd7
+# %% ../nbs/04_analysis.ipynb #cdd9539c
 def average_seeds(
     table: pd.DataFrame, # from `comparison_table`
 ) -> pd.DataFrame: # a row per preset, dataset, model and number of problems
@@ -154,7 +154,7 @@ def average_seeds(
         f"{g}_{name}": (g, how) for g in ("strict", "flexible") for name, how in {"mean": "mean", "lowest": "min", "highest": "max"}.items()})
     return means.reset_index().sort_values(["preset", "dataset", "model"], key=lambda c: c.map(order) if c.name == "model" else c, ignore_index=True)
 
-# %% ../nbs/04_analysis.ipynb #4fe4044f
+# %% ../nbs/04_analysis.ipynb #f32cca2c
 def _headline_row(row):
     "One model's line: its accuracies, averaged over seeds, and what its training cost in the first of them"
     def rate(g):
@@ -165,7 +165,7 @@ def _headline_row(row):
             "last number": rate("flexible"), "trainable": _trainable(row), "training": _amount(row.get("train_seconds"), suffix=" s"),
             "tokens/s": _amount(row.get("tokens_per_second")), "peak memory": _amount(row.get("peak_memory"), 2**30, " GiB", 2)}
 
-# %% ../nbs/04_analysis.ipynb #bb7a32b0
+# %% ../nbs/04_analysis.ipynb #66d04834
 def headline(
     table: pd.DataFrame, # from `comparison_table`
 ) -> str: # markdown: a sentence and a table for each preset and data set
@@ -180,7 +180,7 @@ def headline(
         blocks.append(f"**{preset}**, {what}:\n\n" + markdown_table(pd.DataFrame([_headline_row(r) for r in group.to_dict("records")])) + picture)
     return "\n\n".join(blocks)
 
-# %% ../nbs/04_analysis.ipynb #6d6783e1
+# %% ../nbs/04_analysis.ipynb #2e4e6d33
 COLOURS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "pink": "#CC79A7", "grey": "#8a8a8a"}
 
 @contextmanager
@@ -194,7 +194,7 @@ def figure_style(): # yields matplotlib.pyplot
             "axes.axisbelow": True, "figure.constrained_layout.use": True, "axes.prop_cycle": cycler(color=list(COLOURS.values())),
             "legend.frameon": False}): yield plt
 
-# %% ../nbs/04_analysis.ipynb #cdd9539c
+# %% ../nbs/04_analysis.ipynb #4b35e242
 def save_figure(
     axes, # Axes, or an array of them
     path: Path | str, # without suffix
@@ -209,7 +209,7 @@ def save_figure(
         os.replace(part, path.with_name(f"{path.name}.{suffix}"))
     return [path.with_name(f"{path.name}.{s}") for s in ("png", "svg")]
 
-# %% ../nbs/04_analysis.ipynb #f7254eaa
+# %% ../nbs/04_analysis.ipynb #60f644d6
 def _label(row, many):
     "A model's name, with its run where there are several"
     return f"{LABELS[row.model]}\n{row.run}" if many and isinstance(row.run, str) else LABELS[row.model]
@@ -220,7 +220,7 @@ def _title(table):
     kind = "generated (synthetic)" if row.preset == "toy" else f"GSM8K {row.dataset}"
     return f"{row.preset}: accuracy on {int(row.n):,} {kind} problems, {row.split} split"
 
-# %% ../nbs/04_analysis.ipynb #f32cca2c
+# %% ../nbs/04_analysis.ipynb #1c68a067
 def plot_comparison(
     table: pd.DataFrame, # from `comparison_table`, of one preset and data set
     ax=None, # matplotlib Axes to draw on; a new figure by default
@@ -239,7 +239,7 @@ def plot_comparison(
         ax.invert_yaxis(); ax.grid(axis="y", visible=False); ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=2)
     return ax
 
-# %% ../nbs/04_analysis.ipynb #66d04834
+# %% ../nbs/04_analysis.ipynb #0bd6ce1d
 def _intervals(ax, table, grader, name, colour, marker, shift):
     "Points with their intervals, in percent, on their rows"
     value, low, high = (100 * table[c].to_numpy() for c in (grader, f"{grader}_low", f"{grader}_high"))
@@ -248,7 +248,7 @@ def _intervals(ax, table, grader, name, colour, marker, shift):
                 markerfacecolor=colour if marker == "o" else "white")
     for x, end, at in zip(value, high, y): ax.annotate(f"{x:.1f}", (end, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
 
-# %% ../nbs/04_analysis.ipynb #4b35e242
+# %% ../nbs/04_analysis.ipynb #54e3522e
 PANELS = [("loss", "loss, nats per supervised token"), ("grad_norm", "gradient norm"), ("learning_rate", "learning rate"),
           ("tokens_per_second", "tokens per second")]
 
@@ -262,7 +262,7 @@ def _draw_run(axes, log, label, colour, halflife):
     if "eval_loss" in log: axes[0].plot(*log.dropna(subset=["eval_loss"])[["step", "eval_loss"]].to_numpy().T, "s", ms=5, color=colour, mec="black")
     axes[0].plot([], [], color=colour, label=label)
 
-# %% ../nbs/04_analysis.ipynb #bbd4fde4
+# %% ../nbs/04_analysis.ipynb #e587eb1d
 def plot_training(
     logs: dict[str, pd.DataFrame], # name of each run and its log, from `read_log`
     halflife: float = 10, # of the smoothing, in logged steps
@@ -278,7 +278,7 @@ def plot_training(
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return axes
 
-# %% ../nbs/04_analysis.ipynb #14b07472
+# %% ../nbs/04_analysis.ipynb #7bc94b17
 def draw_figures(
     out: Path | str, # folder
     preset: str | None = None, # only this preset
@@ -297,7 +297,7 @@ def draw_figures(
         if logs := {k: log for k, log in logs.items() if len(log)}: files += save_figure(plot_training(logs), Path(out) / f"{name + '-' if prefix else ''}training")
     return files
 
-# %% ../nbs/04_analysis.ipynb #e587eb1d
+# %% ../nbs/04_analysis.ipynb #9ae41be9
 def _where(preset):
     "Where the files of a preset's runs are, relative to the working folder"
     def short(p): return os.path.relpath(p)
@@ -306,7 +306,7 @@ def _where(preset):
     yield "answers", short(project_path("eval_results")) + os.sep + "*.predictions.jsonl, a line a problem; *.json, the protocols"
     if notebooks: yield "executed notebooks", ", ".join(map(short, notebooks))
 
-# %% ../nbs/04_analysis.ipynb #1bf51ee9
+# %% ../nbs/04_analysis.ipynb #ce3e33ba
 def report_preset(
     preset: str, # whose runs
     out: Path | str | None = None, # folder for the figures; the preset's folder in runs/ by default
@@ -323,7 +323,7 @@ def report_preset(
     for what, where in [("figures", ", ".join(map(os.path.relpath, files))), *_where(preset)]: print(f"{what}: {where}")
     return True
 
-# %% ../nbs/04_analysis.ipynb #b0c78640
+# %% ../nbs/04_analysis.ipynb #2697608a
 @call_parse
 def main(
     preset: str = "toy", # print the comparison of your own runs of this preset

