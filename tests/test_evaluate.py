@@ -1,0 +1,210 @@
+"Evaluation: killed and resumed, damaged files, the command line, real shapes of data"
+import json, os, subprocess, sys, time
+import pytest
+import torch
+from gsm8k_sft import evaluate as module
+from gsm8k_sft.core import load_config, project_root, save_config
+from gsm8k_sft.data import load_gsm8k
+from gsm8k_sft.evaluate import (EvaluationError, complete_result, evaluate, evaluate_base, evaluate_run, quick_accuracy, read_predictions, result_name,
+                                show_answers, whole_lines, wilson_interval)
+from gsm8k_sft.models import load_model, load_tokenizer
+
+BRIEF = "evaluation.max_new_tokens=16 evaluation.batch_size=4"
+NAME = "toy__test-first24__base-0shot__toy__main"
+CODE = """
+import sys
+from pathlib import Path
+from gsm8k_sft.core import load_config
+from gsm8k_sft.evaluate import evaluate_base
+print("loaded", flush=True)
+evaluate_base(load_config("toy", overrides="{brief}"), shots=[0], limit=24, folder=Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Tiny batches gain nothing from two threads, and lose much where the cores are shared"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    cfg = load_config("toy", overrides=BRIEF)
+    return load_model(cfg, dtype="fp32"), load_tokenizer(cfg), load_gsm8k(cfg, splits=["test"])["test"], cfg
+
+
+def shell(folder): return subprocess.Popen([sys.executable, "-c", CODE.format(brief=BRIEF), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def content(folder, name=NAME): return [{k: v for k, v in a.items() if k not in ("seconds", "batch_size")} for a in read_predictions(name, folder)]
+
+
+def test_killed_and_resumed(tmp_path, toy):
+    model, tokenizer, rows, cfg = toy
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    reference = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=24, folder=whole, progress=False)
+    partial = folder / f"{NAME}.partial.jsonl"
+    process = shell(folder)
+    while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") >= 5): time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    kept = len(whole_lines(partial)[0]) - 1 if partial.exists() else 24
+    assert 4 <= kept < 24, "killed too late to prove anything" if kept == 24 else "killed too early"
+    resumed = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=24, folder=folder, progress=False)
+    assert content(folder) == content(whole) and resumed["accuracy"] == reference["accuracy"]
+    assert resumed["resumed_answers"] == kept and not partial.exists()
+    assert resumed["protocol"] == reference["protocol"]
+
+
+@pytest.mark.parametrize("step", ["predictions", "result", "partial"])
+def test_a_crash_while_finishing_loses_nothing(step, tmp_path, toy, monkeypatch):
+    model, tokenizer, rows, cfg = toy
+    ask = lambda: evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=6, folder=tmp_path, progress=False)
+    stop = lambda *args, **kwargs: (_ for _ in ()).throw(OSError("the power fails"))
+    with monkeypatch.context() as m:
+        m.setattr(*{"predictions": (module, "write_text"), "result": (module, "write_json"), "partial": (type(tmp_path), "unlink")}[step], stop)
+        with pytest.raises(OSError, match="power"): ask()
+    monkeypatch.setattr(module, "generate_batches", lambda m, t, prompts, *args: iter(()) if not prompts else stop())
+    assert ask()["n"] == 6 and ask()["accuracy"]
+
+
+def test_torn_line_is_dropped_and_said(tmp_path, toy, capsys):
+    model, tokenizer, rows, cfg = toy
+    ask = lambda folder: evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=6, folder=folder)
+    name = ask(tmp_path)["name"]
+    whole = content(tmp_path, name)
+    lines = (tmp_path / f"{name}.predictions.jsonl").read_text().splitlines(keepends=True)
+    protocol = json.loads((tmp_path / f"{name}.json").read_text())["protocol"]["fingerprint"]
+    for cut in (1, 40, len(lines[2]) - 1):
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        (folder / f"{name}.partial.jsonl").write_text(json.dumps({"protocol": protocol}) + "\n" + lines[4] + lines[0] + lines[2][:cut])
+        assert ask(folder)["resumed_answers"] == 2 and content(folder, name) == whole
+        assert "cut off in writing" in capsys.readouterr().out
+    (tmp_path / "1" / f"{name}.json").unlink()
+    (tmp_path / "1" / f"{name}.partial.jsonl").write_text('{"protocol": ')
+    assert ask(tmp_path / "1")["resumed_answers"] == 0
+
+
+def test_damage_is_named(tmp_path, toy):
+    model, tokenizer, rows, cfg = toy
+    name = result_name(cfg, "base-0shot", 6)
+    (tmp_path / f"{name}.partial.jsonl").write_text('{"protocol": "x"}\n{"id": \n{}\n')
+    with pytest.raises(EvaluationError, match=r"partial.jsonl, line 2: not valid JSON; delete"): evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=6, folder=tmp_path)
+    (tmp_path / f"{name}.partial.jsonl").unlink()
+    evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=6, folder=tmp_path)
+    (tmp_path / f"{name}.json").write_text("{")
+    with pytest.raises(ValueError, match=r"\.json: not valid JSON .* delete it"): evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=6, folder=tmp_path)
+
+
+@pytest.mark.parametrize("change", ["data.prompt_style=plain", "evaluation.batch_size=3", "evaluation.max_new_tokens=15", "one_shot_example.answer=18"])
+def test_another_protocol_is_another_evaluation(change, tmp_path, toy):
+    model, tokenizer, rows, cfg = toy
+    other = load_config("toy", overrides=f"{BRIEF} {change}")
+    first, second = (evaluate(model, tokenizer, rows, c, "base-1shot", 1, limit=5, folder=tmp_path, progress=False) for c in (cfg, other))
+    assert first["name"] == second["name"] and first["protocol"]["fingerprint"] != second["protocol"]["fingerprint"]
+    old = tmp_path / "previous" / f"{first['name']}.{first['protocol']['fingerprint']}.json"
+    assert json.loads(old.read_text()) == first and complete_result(tmp_path, first["name"]) == second
+
+
+def test_other_weights_or_problems_are_another_evaluation(tmp_path, toy):
+    model, tokenizer, rows, cfg = toy
+    seen = [evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path, progress=False)["protocol"]["fingerprint"]]
+    seen.append(evaluate(model, tokenizer, rows.select(range(1, 20)), cfg, "base-0shot", limit=5, folder=tmp_path, progress=False)["protocol"]["fingerprint"])
+    changed = load_model(cfg, dtype="fp32")
+    with torch.no_grad(): changed.model.norm.weight[0] += 1
+    seen.append(evaluate(changed, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path, progress=False)["protocol"]["fingerprint"])
+    assert len(set(seen)) == 3
+
+
+def test_seed_is_no_part_of_the_protocol(tmp_path, toy):
+    "All seeds of a preset share the base model's result"
+    model, tokenizer, rows, cfg = toy
+    other = load_config("toy", "lora", seed=3, overrides=BRIEF)
+    first, second = (evaluate(model, tokenizer, rows, c, "base-0shot", limit=5, folder=tmp_path, progress=False) for c in (cfg, other))
+    assert first == second
+
+
+def test_one_process_at_a_time(tmp_path, toy):
+    model, tokenizer, rows, cfg = toy
+    with module.open_partial(tmp_path, result_name(cfg, "base-0shot", 5), "x"):
+        with pytest.raises(EvaluationError, match="another process"): evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path)
+
+
+def test_out_of_memory_is_in_the_record(tmp_path, toy, monkeypatch):
+    from gsm8k_sft import generate
+    model, tokenizer, rows, cfg = toy
+    answer = generate.answer_batch
+    def limited(m, t, ids, *args):
+        if len(ids) > 2: raise torch.OutOfMemoryError("CUDA out of memory")
+        return answer(m, t, ids, *args)
+    monkeypatch.setattr(generate, "answer_batch", limited)
+    record = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path, progress=False)
+    assert record["protocol"]["batch_size"] == 4 and record["batch_sizes"] == {"1": 1, "2": 4}
+
+
+def test_record_and_predictions(tmp_path, toy):
+    model, tokenizer, rows, cfg = toy
+    record = evaluate(model, tokenizer, rows, cfg, "base-1shot", 1, limit=5, folder=tmp_path, progress=False)
+    for key in ("schema_version", "name", "status", "configuration", "split", "model_type", "base_model", "dataset", "n", "accuracy", "protocol",
+                "tokens_per_second", "seconds", "new_tokens", "peak_memory", "finish_reasons", "environment"): assert key in record, key
+    for key in ("prompt", "shots", "prompt_style", "renderer", "max_new_tokens", "stop_tokens", "grader", "dtype", "batch_size", "seeds",
+                "model_fingerprint", "data_fingerprint", "decoding", "fingerprint"): assert key in record["protocol"], key
+    assert cfg.one_shot_example.question in record["protocol"]["prompt"] and rows[0]["question"] in record["protocol"]["prompt"]
+    answers = read_predictions(record, tmp_path)
+    assert [a["id"] for a in answers] == rows["id"][:5]
+    assert sum(a["n_tokens"] for a in answers) == record["new_tokens"]
+    for a in answers: assert {"id", "question", "gold", "prompt_fingerprint", "text", "n_tokens", "finish_reason", "strict", "flexible", "seconds"} <= set(a)
+    assert show_answers(record, folder=tmp_path).data.count("<tr>") == 6
+
+
+def test_html_is_escaped():
+    answer = {"id": "x", "question": "<b>?", "text": "<script>", "gold": "18", "finish_reason": "stop", "strict": True}
+    assert "<script>" not in show_answers([answer]).data
+
+
+def test_wilson_against_its_formula():
+    for k, n in ((0, 10), (10, 10), (3, 10), (91, 1319)):
+        z, p = 1.959963984540054, k / n
+        middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
+        assert wilson_interval(k, n) == pytest.approx((max(middle - half, 0), min(middle + half, 1)), abs=1e-12)
+
+
+def test_quick_accuracy_changes_nothing(toy):
+    model, tokenizer, rows, cfg = toy
+    state = torch.get_rng_state()
+    quick = quick_accuracy(model.train(), tokenizer, rows.select(range(3)), cfg)
+    assert model.training and torch.equal(torch.get_rng_state(), state) and not list(project_root().glob("*.partial.jsonl"))
+    assert set(quick) == {"n", "strict", "flexible", "finished", "new_tokens", "seconds"} and quick["n"] == 3
+    model.eval()
+
+
+def test_a_tuned_run(tmp_path, toy):
+    model, tokenizer, rows, cfg = toy
+    run = tmp_path / "toy" / cfg.run_name
+    save_config(cfg, run)
+    model.save_pretrained(run / "model"), tokenizer.save_pretrained(run / "model")
+    record = evaluate_run(run, limit=5, folder=tmp_path / "out", progress=False)
+    assert record["model_type"] == "full" and record["configuration"]["run_name"] == cfg.run_name
+    assert record["name"] == result_name(cfg, "full", 5)
+    base = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path / "out", progress=False)
+    assert content(tmp_path / "out", record["name"]) == content(tmp_path / "out", base["name"])
+    with pytest.raises(ValueError, match="would change how"): evaluate_run(run, overrides="model.name=other", folder=tmp_path)
+    assert evaluate_run(run, split="validation", limit=2, folder=tmp_path, progress=False)["split"] == "validation"
+
+
+def test_command_line(tmp_path):
+    env = os.environ | {"GSM8K_SFT_PATHS_EVAL_RESULTS": str(tmp_path)}
+    def run(*args): return subprocess.run([sys.executable, "-m", "gsm8k_sft.evaluate", *args], env=env, capture_output=True, text=True, cwd=project_root())
+    for says, args in {"name either --preset": [], "no config.yaml here": ["--run", str(tmp_path)]}.items():
+        done = run(*args)
+        assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
+    done = run("--preset", "toy", "--limit", "4", "--shots", "1", "--overrides", BRIEF, "--split", "validation")
+    assert done.returncode == 0, done.stderr
+    assert "toy__validation-first4__base-1shot__toy__main: strict" in done.stdout
+    assert (tmp_path / "toy__validation-first4__base-1shot__toy__main.json").exists()
