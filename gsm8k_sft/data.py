@@ -160,14 +160,14 @@ def check_duplicates(
 def _from_hub(cfg, split):
     "(where, row) pairs of one split of the hub's dataset"
     import datasets, huggingface_hub
-    name, config, constants = cfg.data.hub_name, cfg.data.dataset, huggingface_hub.constants
+    name, config, constants, reason = cfg.data.hub_name, cfg.data.dataset, huggingface_hub.constants, None
     was = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    try:
-        try: huggingface_hub.HfApi().dataset_info(name, revision=cfg.data.hub_revision, timeout=10)
-        except Exception: constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-        rows = datasets.load_dataset(name, config, split=split, revision=cfg.data.hub_revision)
+    try: huggingface_hub.HfApi().dataset_info(name, revision=cfg.data.hub_revision, timeout=10)
     except Exception as e:
-        raise DataError(f"{name} ({config}, {split}) can't be loaded from the hub: {e}. {WAY_OUT}") from None
+        reason, constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = e, True, True
+    try: rows = datasets.load_dataset(name, config, split=split, revision=cfg.data.hub_revision)
+    except Exception as e:
+        raise DataError(f"{name} ({config}, {split}) can't be loaded from the hub: {reason or e}. {WAY_OUT}") from None
     finally: constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = was
     return [(f"{name} {config}/{split} row {i}", row) for i, row in enumerate(rows.to_list())]
 
@@ -511,7 +511,7 @@ def plot_token_lengths(
     sns.despine(ax=ax)
     return ax
 
-# %% ../nbs/01_data.ipynb #d80746d2
+# %% ../nbs/01_data.ipynb #01a83c83
 TOKENS_VERSION = 1 # to be raised when the way of encoding changes
 
 def _tokenizer_fingerprint(tokenizer):
@@ -521,7 +521,7 @@ def _tokenizer_fingerprint(tokenizer):
     backend.no_padding(); backend.no_truncation() # left over from the last call; each call sets them anew
     return fingerprint([backend.to_str(), tokenizer.special_tokens_map])
 
-# %% ../nbs/01_data.ipynb #01a83c83
+# %% ../nbs/01_data.ipynb #ee583626
 def _tokenize(rows, tokenizer, renderer, max_length):
     "(examples, report), every example checked"
     examples = [{"id": row["id"], **e} for row, e in zip(rows, _encode_rows(rows, tokenizer, renderer))]
@@ -532,7 +532,7 @@ def _tokenize(rows, tokenizer, renderer, max_length):
               "tokens": sum(len(e["input_ids"]) for e in kept), "supervised": sum(len(e["input_ids"]) - e["prompt_length"] for e in kept)}
     return kept, report
 
-# %% ../nbs/01_data.ipynb #4f044757
+# %% ../nbs/01_data.ipynb #9580aa9c
 def _write_tokens(path, examples, report):
     "Write examples and report to the cache, whole or not at all"
     import pyarrow as pa, pyarrow.parquet as pq
@@ -545,7 +545,7 @@ def _write_tokens(path, examples, report):
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/01_data.ipynb #9580aa9c
+# %% ../nbs/01_data.ipynb #c1dfda41
 def _read_tokens(path):
     "(pyarrow table, report) from the cache; None if there is nothing usable"
     import pyarrow as pa, pyarrow.parquet as pq
@@ -556,7 +556,7 @@ def _read_tokens(path):
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError): return None
     return table.replace_schema_metadata(None), report
 
-# %% ../nbs/01_data.ipynb #c1dfda41
+# %% ../nbs/01_data.ipynb #03ea9725
 def tokenize_split(
     rows, # a Dataset or list of rows; none of the test split
     tokenizer, # the model's
@@ -574,7 +574,7 @@ def tokenize_split(
     table, report = found or _read_tokens(path)
     return Dataset(table), {**report, "fingerprint": key, "cached": bool(found)}
 
-# %% ../nbs/01_data.ipynb #e16f326a
+# %% ../nbs/01_data.ipynb #1c75a6a0
 class Collator:
     "Pads examples to a batch; labels are −100 on the padding"
     def __init__(
