@@ -29,7 +29,7 @@ def same(a, b):
 
 def start(tuning, overrides):
     "`python -m gsm8k_sft.train` in a process of its own"
-    command = [sys.executable, "-m", "gsm8k_sft.train", "--tuning", tuning, "--overrides", overrides, "--no_evaluate"]
+    command = [sys.executable, "-m", "gsm8k_sft.train", "--tuning", tuning, "--overrides", overrides, "--no-evaluate"]
     return subprocess.Popen(command, cwd=project_root(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
