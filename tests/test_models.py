@@ -1,0 +1,471 @@
+"Loading from every source and every way it fails; precision, LoRA, QLoRA, merging, fingerprints, tuned runs"
+import hashlib, importlib.util, json, os, shutil, signal, subprocess, sys, textwrap, threading, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+import pytest, torch
+from gsm8k_sft import models
+from gsm8k_sft.core import load_config, project_path, read_json, save_config, set_seed, write_json
+from gsm8k_sft.models import *
+
+HAS_GEMMA = all(importlib.util.find_spec(m) for m in (models.GEMMA_PACKAGE, "gguf"))
+HAS_BNB = importlib.util.find_spec("bitsandbytes") is not None
+
+
+@pytest.fixture(scope="module")
+def toy(): return resolve_model("toy")
+
+@pytest.fixture(scope="module")
+def ids(): return load_tokenizer("toy")(["Tom has 12 apples and 30 pears. 12 + 30 = 42"], return_tensors="pt").input_ids
+
+@pytest.fixture
+def folder(toy, tmp_path): return Path(shutil.copytree(toy, tmp_path / "model"))
+
+def config(tuning="lora", overrides="", **kwargs): return load_config("toy", tuning, overrides=overrides, training=False, **kwargs)
+
+def logits(model, ids):
+    with torch.no_grad(): return model.eval()(input_ids=ids).logits.float()
+
+def filled(model, std=0.02):
+    "Give a new adapter's B a value, as training would"
+    torch.manual_seed(1)
+    for n, p in model.named_parameters():
+        if "lora_B" in n: torch.nn.init.normal_(p, std=std)
+    return model.eval()
+
+
+# Folders
+
+def test_preset_name_folder_and_path_lead_to_the_same_weights(toy):
+    assert resolve_model("toy") == resolve_model(config().model) == resolve_model(str(toy)) == toy
+    moved = load_config("gemma-2b-it", training=False, overrides=f"model.path={toy}")
+    assert resolve_model(moved.model) == toy.resolve()
+
+@pytest.mark.parametrize("gone, says", [("config.json", "no config.json"), ("model.safetensors", "no *.safetensors"), ("tokenizer.json", "no tokenizer")])
+def test_incomplete_folder(folder, gone, says):
+    (folder / gone).unlink()
+    with pytest.raises(ModelError, match=f"{folder.name}: {says}".replace("*", r"\*")): resolve_model(str(folder))
+
+def test_pickled_weights_are_refused(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="only pickled weights \\(pytorch_model.bin\\).*save_pretrained"): resolve_model(str(folder))
+
+def test_missing_shard(folder):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model.safetensors"}}))
+    with pytest.raises(ModelError, match="1 of 2 weight files are missing \\(model-1.safetensors"): resolve_model(str(folder))
+
+def test_adapter_folder_is_no_model(folder):
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with pytest.raises(ModelError, match="it holds an adapter"): resolve_model(str(folder))
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model", "~/nowhere-at-all"])
+def test_no_such_folder(name):
+    with pytest.raises(ModelError, match="no such model folder"): resolve_model(name)
+
+def test_truncated_weights(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="can't be loaded"): load_weights(folder, "fp32")
+
+def test_wrong_shapes(folder):
+    c = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(c | {"intermediate_size": c["intermediate_size"] * 2}))
+    with pytest.raises(ModelError): load_weights(folder, "fp32")
+
+def test_unreadable_config_and_tokenizer(folder):
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="its tokenizer can't be loaded"): load_tokenizer(str(folder))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="can't be loaded"): load_weights(folder, "fp32")
+
+def test_remote_code_is_never_run(folder):
+    (folder / "code.py").write_text("raise SystemExit('remote code ran')")
+    c = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(c | {"model_type": "own", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}))
+    with pytest.raises(ModelError, match="code of its own, which gsm8k_sft never runs"): load_weights(folder, "fp32")
+
+def test_tokenizer_without_pad_token(folder):
+    t = load_tokenizer(str(folder))
+    t.pad_token = None
+    t.save_pretrained(folder)
+    again = load_tokenizer(str(folder))
+    assert again.pad_token_id is not None
+
+
+# Attention
+
+def test_attention_is_passed_through(toy):
+    assert load_weights(toy, "fp32", "eager").config._attn_implementation == "eager"
+    assert load_model(config(overrides="model.attn_implementation=eager")).config._attn_implementation == "eager"
+
+def test_gemma2_has_no_sdpa(tmp_path, folder):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+    Gemma2ForCausalLM(Gemma2Config(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                                   num_key_value_heads=1, head_dim=16)).save_pretrained(tmp_path / "g2")
+    with pytest.raises(ModelError, match="model.attn_implementation: 'sdpa' is not possible"): load_weights(tmp_path / "g2", "fp32", "sdpa")
+    assert load_weights(tmp_path / "g2", "fp32").config._attn_implementation == "eager"
+
+
+# The hub, played by a server on this machine
+
+class Hub(BaseHTTPRequestHandler):
+    "Enough of the hub's protocol to fetch one repository, or to refuse"
+    folder, refusal, asked = None, None, []
+    sha = "0123456789abcdef0123456789abcdef01234567"
+    def log_message(self, *args): pass
+    def send(self, code, body=b"", head=False, **headers):
+        self.send_response(code)
+        for k, v in {"Content-Length": str(len(body)), **{k.replace("_", "-"): v for k, v in headers.items()}}.items(): self.send_header(k, v)
+        self.end_headers()
+        if not head: self.wfile.write(body)
+    def do_HEAD(self): self.do_GET(head=True)
+    def do_GET(self, head=False):
+        if self.refusal: return self.send(self.refusal[0], X_Error_Code=self.refusal[1], head=head)
+        path = self.path.split("?")[0]
+        if "/tree/" in path:
+            files = [{"type": "file", "path": str(p.relative_to(self.folder)), "size": p.stat().st_size, "oid": self.oid(p)} for p in self.folder.rglob("*") if p.is_file()]
+            return self.send(200, json.dumps(files).encode(), Content_Type="application/json")
+        if path.startswith("/api/"): return self.send(200, json.dumps({"id": "org/model", "sha": self.sha, "siblings": []}).encode(), Content_Type="application/json")
+        file = self.folder / path.split(f"/{self.sha}/")[-1]
+        self.asked.append(file.name)
+        self.send(200, file.read_bytes(), head, ETag=f'"{self.oid(file)}"', X_Repo_Commit=self.sha)
+    @staticmethod
+    def oid(path): return hashlib.sha1(path.read_bytes()).hexdigest()
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    import huggingface_hub.constants as constants
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    handler = type("H", (Hub,), {"asked": []})
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    handler.address = f"http://127.0.0.1:{server.server_port}"
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+@pytest.mark.parametrize("refusal, says", [((403, "GatedRepo"), "gated.*licence at https://huggingface.co/google/gemma-2b-it.*hf auth login.*preset=gemma-3-270m.*preset=toy"),
+                                           ((401, "GatedRepo"), "gated.*hf auth login"), ((404, "RepoNotFound"), "check the spelling"),
+                                           ((401, "RepoNotFound"), "private or gated and you are not logged in"),
+                                           ((404, "RevisionNotFound"), "no revision 'v9'; see model.revision")])
+def test_hub_refusals_say_what_to_do(hub, refusal, says):
+    hub.refusal = refusal
+    start = time.time()
+    with pytest.raises(ModelError, match=says): download_model("google/gemma-2b-it", "v9", hub.address)
+    assert time.time() - start < 10
+
+def test_no_network_is_noticed_at_once(hub):
+    start = time.time()
+    with pytest.raises(ModelError, match="not in the local hub cache, and the hub can't be reached.*preset=toy"):
+        download_model("google/gemma-2b-it", endpoint="http://127.0.0.1:9")
+    assert time.time() - start < 5
+
+def test_hub_download_takes_safetensors_only_and_is_found_offline(hub, folder):
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    (folder / "original").mkdir()
+    (folder / "original" / "model.safetensors").write_bytes(b"other")
+    hub.folder = folder
+    got = download_model("org/model", endpoint=hub.address)
+    assert got.name == hub.sha and not {"pytorch_model.bin"} & set(hub.asked) and not (got / "original").exists()
+    assert weights_fingerprint(got) == weights_fingerprint(folder)
+    assert download_model("org/model", endpoint="http://127.0.0.1:9") == got
+
+
+# GGUF and the packages
+
+def fake_package(tmp_path, monkeypatch, content=b"GGUF....", digest=None):
+    "A package with the real one's interface, in a folder on the path and without metadata"
+    root = tmp_path / "site" / models.GEMMA_PACKAGE
+    (root / "data").mkdir(parents=True)
+    (root / "__init__.py").write_text(f"from pathlib import Path\nMODEL_NAME = 'g.gguf'\ndef assemble(path, overwrite=False):\n    Path(path).write_bytes({content!r})\n    return path\n")
+    (root / "data" / "SHA256SUMS").write_text(f"{digest or hashlib.sha256(content).hexdigest()}  g.gguf\n")
+    for name in ("NOTICE.md", "GEMMA_TERMS.html"): (root / "data" / name).write_text(name)
+    monkeypatch.syspath_prepend(root.parent)
+    monkeypatch.delitem(sys.modules, models.GEMMA_PACKAGE, raising=False)
+
+def test_package_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, models.GEMMA_PACKAGE, None)
+    with pytest.raises(ModelError, match=r"isn't installed: pip install"): prepare_gemma(tmp_path / "gemma")
+    assert [p.name for p in tmp_path.iterdir()] == ["gemma.lock"]
+
+def test_wrong_checksum(tmp_path, monkeypatch):
+    fake_package(tmp_path, monkeypatch, digest="0" * 64)
+    with pytest.raises(ModelError, match="not the file that SHA256SUMS names"): prepare_gemma(tmp_path / "gemma")
+    assert not (tmp_path / "gemma").exists() and not list(tmp_path.glob(".gemma*"))
+
+def test_unpacked_package_is_converted_once(tmp_path, monkeypatch, toy):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    fake_package(tmp_path, monkeypatch)
+    read = []
+    def from_toy(path):
+        read.append(path)
+        return AutoModelForCausalLM.from_pretrained(toy, dtype=torch.bfloat16), AutoTokenizer.from_pretrained(toy)
+    monkeypatch.setattr(models, "_read_gguf", from_toy)
+    for _ in range(2): made = prepare_gemma(tmp_path / "gemma")
+    assert len(read) == 1 and weights_fingerprint(made) == weights_fingerprint(toy)
+    assert read_json(made / "record.json")["source"]["sha256"] == hashlib.sha256(b"GGUF....").hexdigest()
+    assert {"NOTICE.md", "GEMMA_TERMS.html", "model.safetensors"} < {p.name for p in made.iterdir()} and not list(made.glob("*.gguf"))
+
+def test_broken_gguf(tmp_path, monkeypatch):
+    monkeypatch.setenv("GSM8K_SFT_PATHS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + b"\0" * 64)
+    with pytest.raises(ModelError, match="m.gguf"): convert_gguf(tmp_path / "m.gguf")
+    (tmp_path / "m.gguf").write_bytes(b"PK\3\4")
+    with pytest.raises(ModelError, match="not a GGUF file"): resolve_model(str(tmp_path / "m.gguf"))
+
+MAKE = """
+    import sys, time
+    from pathlib import Path
+    from gsm8k_sft.models import _once, write_json
+    def make(part):
+        (part / "weights").write_text("half")
+        Path(sys.argv[1] + "-begun").open("a").write("x")
+        time.sleep(float(sys.argv[2]))
+        write_json(part / "record.json", {})
+    _once(Path(sys.argv[1]), make)
+"""
+
+def start_make(folder, seconds):
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(MAKE), str(folder), str(seconds)])
+
+def test_two_processes_convert_once(tmp_path):
+    both = [start_make(tmp_path / "m", 1) for _ in range(2)]
+    assert [p.wait(60) for p in both] == [0, 0]
+    assert (tmp_path / "m-begun").read_text() == "x"
+
+def test_killed_conversion_leaves_nothing_that_looks_whole(tmp_path):
+    first = start_make(tmp_path / "m", 60)
+    while not (tmp_path / "m-begun").exists(): time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (tmp_path / "m").exists()
+    assert start_make(tmp_path / "m", 0).wait(60) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "m-begun", "m.lock"]
+
+@pytest.mark.skipif(not HAS_GEMMA, reason="the extra gemma-3-270m is not installed")
+def test_real_gemma(tmp_path):
+    from transformers import AutoTokenizer
+    made = prepare_gemma(project_path("cache", "models", "gemma-3-270m"))
+    model, tokenizer = load_weights(made, "fp32"), load_tokenizer(str(made))
+    assert count_parameters(model)["total"] == count_parameters(meta_model(load_config("gemma-3-270m", training=False)))["total"]
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    ids = tokenizer("The capital of France is Paris. The capital of Italy is", return_tensors="pt").input_ids
+    assert ids[0, 0] == 2 and "Rome" in tokenizer.decode(logits(model, ids)[0, -1].argmax())
+    turn = tokenizer("<start_of_turn>user\n3 + 4<end_of_turn>", add_special_tokens=False).input_ids
+    assert (turn[0], turn[-1]) == (105, 106)
+
+
+# Precision
+
+PRECISIONS = [("full", "mixed", {"float32"}, {"float32"}), ("full", "bf16", {"bfloat16"}, {"bfloat16"}), ("full", "fp32", {"float32"}, {"float32"}),
+              ("lora", "mixed", {"bfloat16"}, {"float32"}), ("lora", "bf16", {"bfloat16"}, {"bfloat16"}), ("lora", "fp32", {"float32"}, {"float32"})]
+
+@pytest.mark.parametrize("tuning, precision, frozen, trainable", PRECISIONS)
+def test_precision_is_what_it_says(tuning, precision, frozen, trainable):
+    cfg = config(tuning, f"model.precision={precision}")
+    found = precision_of(prepare_for_training(load_model(cfg, training=True), cfg))
+    assert {d for d, n in found.items() if n["trainable"]} == trainable
+    assert {d for d, n in found.items() if n["frozen"]} == (frozen if tuning == "lora" else set())
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_evaluation_has_its_own_precision(dtype):
+    assert set(precision_of(load_model(config(overrides=f"evaluation.dtype={dtype}")))) == {models.DTYPES[dtype]}
+
+def test_size_and_counts(toy):
+    model = load_weights(toy, "fp32")
+    n = count_parameters(model)["total"]
+    assert n == sum(p.numel() for p in model.parameters()) and 4 * n <= model_size(model) < 4.1 * n
+
+
+# LoRA
+
+def gradients(cfg, ids, checkpointing):
+    set_seed(0)
+    model = prepare_for_training(load_model(cfg, training=True), cfg)
+    if checkpointing: model.gradient_checkpointing_enable({"use_reentrant": False})
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_checkpointing_changes_no_gradient(ids, tuning):
+    plain, saved = (gradients(config(tuning, f"train.gradient_checkpointing={c} lora_config.lora_dropout=0"), ids, c) for c in (False, True))
+    assert plain.keys() == saved.keys()
+    for n in plain: torch.testing.assert_close(saved[n], plain[n], rtol=1e-5, atol=1e-7)
+    if tuning == "lora": assert all(g.abs().sum() > 0 for n, g in saved.items() if "lora_B" in n)
+
+def test_checkpointing_recomputes_the_same_dropout(ids):
+    plain, saved = (gradients(config("lora", f"train.gradient_checkpointing={c} lora_config.lora_dropout=0.3"), ids, c) for c in (False, True))
+    for n in plain: torch.testing.assert_close(saved[n], plain[n], rtol=1e-5, atol=1e-7)
+
+def test_adapter_on_all_linear_layers_but_the_head():
+    model = load_model(config(), training=True)
+    layers = linear_layers(model)
+    adapted = prepare_for_training(model, config())
+    carries = {n.split(".lora_A")[0].removeprefix("base_model.model.") for n, _ in adapted.named_parameters() if "lora_A" in n}
+    assert carries == set(layers) and not any("lm_head" in n or "embed" in n for n in carries)
+
+def test_adapter_starts_at_the_base_model_and_is_seeded(toy, ids):
+    base = logits(load_weights(toy, "fp32"), ids)
+    prints = []
+    for seed in (0, 0, 1):
+        set_seed(seed)
+        model = add_adapter(load_weights(toy, "fp32"), config())
+        torch.testing.assert_close(logits(model, ids), base, rtol=0, atol=0)
+        prints.append(weights_fingerprint(model))
+    assert prints[0] == prints[1] != prints[2]
+
+@pytest.mark.parametrize("targets", ["[query]", "[q_proj,w_o]"])
+def test_unknown_target_lists_the_modules(targets):
+    with pytest.raises(ModelError, match="is no linear layer.*down_proj.*q_proj"):
+        add_adapter(load_model(config()), config(overrides=f"lora_config.target_modules={targets}"))
+
+def test_rank_alpha_dropout_targets_reach_peft():
+    cfg = config(overrides="lora_config.r=3 lora_config.lora_alpha=5 lora_config.lora_dropout=0.2 lora_config.target_modules=[q_proj,v_proj]")
+    lora = add_adapter(load_model(cfg), cfg).peft_config["default"]
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.bias, set(lora.target_modules)) == (3, 5, 0.2, "none", {"q_proj", "v_proj"})
+
+def test_tuning_and_weights_must_agree():
+    with pytest.raises(ModelError, match="qlora on dense weights"): prepare_for_training(load_model(config("lora")), config("qlora"))
+
+
+# QLoRA; bitsandbytes quantises on the CPU too
+
+@pytest.mark.skipif(not HAS_BNB, reason="bitsandbytes is not installed")
+def test_qlora_learns_on_four_bits(ids):
+    cfg = config("qlora", "model.precision=mixed train.gradient_checkpointing=true lora_config.lora_dropout=0")
+    model = load_model(cfg, training=True)
+    dense = load_model(cfg)
+    assert count_parameters(model)["total"] == count_parameters(dense)["total"] and model_size(model) < model_size(dense) / 2
+    model = prepare_for_training(model, cfg)
+    found = precision_of(model)
+    assert {d for d, n in found.items() if n["trainable"]} == {"float32"} and found["nf4"]["frozen"] > 0
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with torch.autocast("cpu", torch.bfloat16): model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert all(p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "lora_B" in n)
+    with torch.no_grad(): near = model.train()(input_ids=ids).logits.float() # in train mode: see the chapter on bitsandbytes' evaluation on the CPU
+    assert torch.nn.functional.cosine_similarity(near.flatten(), logits(dense, ids).flatten(), dim=0) > 0.9
+    with pytest.raises(ModelError, match="quantized=False"): merge_adapter(model)
+
+@pytest.mark.skipif(not HAS_BNB, reason="bitsandbytes is not installed")
+def test_qlora_run_is_loaded_in_four_bits_or_dense(tmp_path, ids):
+    cfg = config("qlora", "model.precision=mixed")
+    set_seed(0)
+    model = filled(prepare_for_training(load_model(cfg, training=True), cfg))
+    save_config(cfg, tmp_path)
+    model.save_pretrained(tmp_path / "adapter")
+    write_json(tmp_path / "record.json", {"model_fingerprint": weights_fingerprint(resolve_model(cfg.model))})
+    again, _ = load_tuned(tmp_path, quantized=True)
+    assert "nf4" in precision_of(again)
+    assert ("nf4" in precision_of(load_tuned(tmp_path)[0])) == torch.cuda.is_available()
+    merged, _ = load_tuned(tmp_path, dtype="fp32", quantized=False, merge=True)
+    assert set(precision_of(merged)) == {"float32"}
+
+
+# Merging, fingerprints, runs
+
+@pytest.mark.parametrize("dtype, bound", [("fp32", 1e-5), ("bf16", 0.05)])
+def test_merged_equals_adapter(toy, ids, dtype, bound):
+    set_seed(0)
+    model = filled(add_adapter(load_weights(toy, dtype), config()))
+    with model.disable_adapter(): base = logits(model, ids)
+    before = logits(model, ids)
+    merged = merge_adapter(model)
+    def gap(x): return ((x - before).abs().max() / before.abs().max()).item()
+    assert gap(logits(merged, ids)) < bound < gap(base)
+    assert not any("lora" in n for n, _ in merged.named_parameters())
+
+def test_merged_model_is_saved_and_loaded(toy, ids, tmp_path):
+    set_seed(0)
+    merged = merge_adapter(filled(add_adapter(load_weights(toy, "fp32"), config())))
+    merged.save_pretrained(tmp_path / "m")
+    load_tokenizer("toy").save_pretrained(tmp_path / "m")
+    again = load_weights(resolve_model(str(tmp_path / "m")), "fp32")
+    assert weights_fingerprint(again) == weights_fingerprint(merged) == weights_fingerprint(tmp_path / "m")
+    torch.testing.assert_close(logits(again, ids), logits(merged, ids), rtol=0, atol=0)
+
+def test_fingerprint_sees_every_value_and_no_type(toy):
+    model = load_weights(toy, "fp32")
+    first = weights_fingerprint(model)
+    assert weights_fingerprint(model.to(torch.bfloat16)) == weights_fingerprint(toy) == first
+    name, p = list(model.named_parameters())[-1]
+    p.data.view(-1)[0] += 1
+    assert weights_fingerprint(model) != first
+
+def run_folder(tmp_path, cfg, model, tokenizer=None):
+    save_config(cfg, tmp_path)
+    write_json(tmp_path / "record.json", {"status": "complete", "model_fingerprint": weights_fingerprint(load_model(cfg, training=True))})
+    model.save_pretrained(tmp_path / ("adapter" if tokenizer is None else "model"))
+    if tokenizer is not None: tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", None])
+def test_lora_run_comes_back(toy, ids, tmp_path, dtype):
+    cfg = config("lora", "model.precision=mixed")
+    set_seed(0)
+    model = filled(add_adapter(load_model(cfg, training=True), cfg))
+    tuned, tokenizer = load_tuned(run_folder(tmp_path, cfg, model), dtype=dtype)
+    assert weights_fingerprint(tuned) == weights_fingerprint(model) and not tuned.training
+    assert tokenizer("12 + 30").input_ids == load_tokenizer("toy")("12 + 30").input_ids
+
+def test_full_run_comes_back(toy, ids, tmp_path):
+    model = load_weights(toy, "fp32")
+    model.model.norm.weight.data += 0.1
+    tuned, tokenizer = load_tuned(run_folder(tmp_path, config("full"), model, load_tokenizer("toy")))
+    torch.testing.assert_close(logits(tuned, ids), logits(model, ids), rtol=0, atol=0)
+
+def test_adapter_of_another_base_is_refused(tmp_path, folder):
+    cfg = config("lora", f"model.path={folder}")
+    run_folder(tmp_path / "run", cfg, filled(add_adapter(load_model(cfg), cfg)))
+    other = load_weights(folder, "fp32")
+    other.model.norm.weight.data += 0.1
+    other.save_pretrained(folder)
+    with pytest.raises(ModelError, match="trained on other base weights"): load_tuned(tmp_path / "run")
+
+def test_adapter_of_another_shape_is_refused(toy, tmp_path):
+    add_adapter(load_weights(toy, "fp32"), config()).save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 4}))
+    with pytest.raises(ModelError, match="doesn't fit the base model"): load_adapter(load_weights(toy, "fp32"), tmp_path)
+
+def test_pickled_or_missing_adapter(tmp_path, toy):
+    with pytest.raises(ModelError, match="no adapter here"): adapter_folder(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.bin").touch()
+    with pytest.raises(ModelError, match="pickled adapters are not loaded"): adapter_folder(tmp_path)
+
+def test_unfinished_run(tmp_path):
+    save_config(config("full"), tmp_path)
+    with pytest.raises(ModelError, match="has the run finished"): load_tuned(tmp_path)
+
+
+# Counting
+
+def test_published_counts():
+    "The numbers of the model cards, and of peft's own report for gemma-2b at rank 16"
+    full = {p: count_parameters(meta_model(load_config(p, training=False)))["total"] for p in ("gemma-2b-it", "gemma-2-9b-it", "gemma-3-270m")}
+    assert full == {"gemma-2b-it": 2_506_172_416, "gemma-2-9b-it": 9_241_705_984, "gemma-3-270m": 268_098_176}
+    table = parameter_table(load_config("gemma-2b-it", training=False)).set_index(["method", "targets"])
+    assert table.loc[("lora", "all-linear"), "trainable"] == table.loc[("qlora", "all-linear"), "trainable"] == 19_611_648
+    assert table.loc[("full", ""), "trainable %"] == 100 and 0.77 < table.loc[("lora", "all-linear"), "trainable %"] < 0.78
+
+@pytest.mark.skipif(not HAS_BNB, reason="bitsandbytes is not installed")
+def test_table_agrees_with_the_loaded_models():
+    table = parameter_table(config(overrides="model.precision=mixed"), targets=("all-linear",)).set_index("method")
+    for tuning in ("full", "lora", "qlora"):
+        cfg = config(tuning, "model.precision=mixed")
+        model = prepare_for_training(load_model(cfg, training=True), cfg)
+        assert {k: table.loc[tuning, k] for k in ("total", "trainable")} == count_parameters(model)
+        assert table.loc[tuning, "weights MiB"] == pytest.approx(model_size(model) / 2**20, rel=0.02)
+
+
+# The command
+
+def run_command(*args, **env):
+    return subprocess.run([sys.executable, "-m", "gsm8k_sft.models", *args], capture_output=True, text=True, timeout=120, env={**os.environ, **env})
+
+def test_prepare_prints_the_folder(toy):
+    done = run_command("--preset", "toy")
+    assert done.returncode == 0 and Path(done.stdout.strip()) == toy
+
+def test_prepare_says_what_is_wrong():
+    done = run_command("--preset", "gemma-2b-it", HF_HUB_OFFLINE="1", HF_HUB_CACHE="/nonexistent")
+    assert done.returncode == 1 and "preset=toy" in done.stderr and "Traceback" not in done.stderr
