@@ -87,6 +87,12 @@ def test_different_problems_share_no_axis(results):
     with pytest.raises(ValueError, match="one preset, data set and number"): plot_comparison(table.assign(n=range(len(table))))
 
 
+def test_a_small_try_is_drawn_apart(results):
+    add_evaluation(results, "base-0shot", 1, seed=9, n=8)
+    names = [p.stem for p in draw_figures(results / "out", root=results) if p.suffix == ".png"]
+    assert names == ["toy-main-comparison-8", "toy-main-comparison-100"]
+
+
 def test_headline_says_what_is_synthetic(results):
     add_run(results, "full", preset="gemma-3-270m"), add_evaluation(results, "full", 7, preset="gemma-3-270m")
     text = headline(comparison_table(root=results))
