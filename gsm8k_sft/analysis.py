@@ -181,7 +181,7 @@ def headline(
     return "\n\n".join(blocks)
 
 # %% ../nbs/04_analysis.ipynb #2e4e6d33
-COLOURS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "pink": "#CC79A7", "grey": "#8a8a8a"}
+COLOURS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "pink": "#CC79A7", "sky": "#56B4E9", "yellow": "#E69F00", "grey": "#8a8a8a"}
 
 @contextmanager
 def figure_style(): # yields matplotlib.pyplot
@@ -258,14 +258,14 @@ def _draw_run(axes, log, label, colour, halflife):
         rows = log.dropna(subset=[column]) if column in log else log.iloc[:0]
         noisy = column in ("loss", "grad_norm") and len(rows)
         ax.plot(rows.step, rows.get(column, rows.step), color=colour, alpha=0.25 if noisy else 1, lw=1)
-        if noisy: ax.plot(rows.step, rows[column].ewm(halflife=halflife).mean(), color=colour, lw=1.8)
+        if noisy: ax.plot(rows.step, rows[column].ewm(halflife=halflife or max(1, len(rows) / 40)).mean(), color=colour, lw=1.8)
     if "eval_loss" in log: axes[0].plot(*log.dropna(subset=["eval_loss"])[["step", "eval_loss"]].to_numpy().T, "s", ms=5, color=colour, mec="black")
     axes[0].plot([], [], color=colour, label=label)
 
 # %% ../nbs/04_analysis.ipynb #e587eb1d
 def plot_training(
     logs: dict[str, pd.DataFrame], # name of each run and its log, from `read_log`
-    halflife: float = 10, # of the smoothing, in logged steps
+    halflife: float | None = None, # of the smoothing, in logged steps; a fortieth of the run by default
 ): # array of four Axes: loss, gradient norm, learning rate, tokens per second
     "The course of training"
     with figure_style() as plt:

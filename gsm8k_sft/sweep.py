@@ -51,7 +51,8 @@ def run_notebook(
     out.parent.mkdir(parents=True, exist_ok=True)
     overrides = f"train.when_done=reuse run_name={name}"
     papermill.execute_notebook(root / "nbs" / "02_train.ipynb", out, parameters={**parameters, "overrides": overrides},
-                               cwd=root, progress_bar=False, stdout_file=sys.stdout)
+                               cwd=root, progress_bar=False, stdout_file=sys.stdout,
+                               extra_arguments=["--IPKernelApp.log_level=40"]) # no word about the transport of a kernel on this machine
     return out
 
 # %% ../nbs/parts/sweep.ipynb #b38f4251
