@@ -1,5 +1,5 @@
 "Every notebook runs, the modules are what the notebooks export, and README.md is what the index says"
-import os, shutil, signal, subprocess, sys
+import os, shutil, signal, subprocess, sys, tempfile
 from pathlib import Path
 
 import nbdev.test
@@ -15,15 +15,18 @@ NOTEBOOKS = sorted(Path(p).resolve() for p in nbglob(ROOT / "nbs", as_path=True)
 
 
 @pytest.fixture
-def surroundings(tmp_path, monkeypatch):
-    "Runs and results of the test's own; what a notebook changes in this process is put back"
-    for key in ("RUNS", "EVAL_RESULTS"): monkeypatch.setenv(f"GSM8K_SFT_PATHS_{key}", str(tmp_path / key.lower()))
+def surroundings(monkeypatch):
+    "Runs and results of the test's own, below the project as usual; what a notebook changes in this process is put back"
+    (ROOT / ".cache").mkdir(exist_ok=True)
+    own = Path(tempfile.mkdtemp(prefix="test-", dir=ROOT / ".cache"))
+    for key in ("RUNS", "EVAL_RESULTS"): monkeypatch.setenv(f"GSM8K_SFT_PATHS_{key}", str((own / key.lower()).relative_to(ROOT)))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(ROOT)
     environ, handlers = dict(os.environ), {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in handlers.items(): signal.signal(number, handler)
     os.environ.clear(), os.environ.update(environ)
+    shutil.rmtree(own, ignore_errors=True)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT).as_posix())
