@@ -258,11 +258,20 @@ def _load_advice(folder, error, attn_implementation):
     return f"{folder}: can't be loaded ({text})"
 
 # %% ../nbs/parts/models.ipynb #853743f9
+def _attention(folder, wanted):
+    "The attention to ask for; never sdpa where the model caps its attention logits"
+    try: capped = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("attn_logit_softcapping")
+    except (OSError, ValueError): return wanted # from_pretrained says what is wrong with the file
+    if capped and wanted == "sdpa":
+        raise ModelError("model.attn_implementation: 'sdpa' is not possible for this model: it caps its attention logits, and sdpa would not; use eager or null")
+    return "eager" if capped and wanted is None else wanted
+
+# %% ../nbs/parts/models.ipynb #436bfe31
 def _place():
     "The device of this process, Accelerate's processes included"
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device() == "cuda" else device()
 
-# %% ../nbs/parts/models.ipynb #21e114d9
+# %% ../nbs/parts/models.ipynb #9d2d0c53
 def load_weights(
     folder: Path | str, # from `resolve_model`
     dtype: str, # fp32 or bf16
@@ -273,6 +282,7 @@ def load_weights(
     import torch
     from transformers import AutoModelForCausalLM
     place = {"device_map": {"": _place()}} if quantization else {}
+    attn_implementation = _attention(folder, attn_implementation)
     try: model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch_dtype(dtype), attn_implementation=attn_implementation, quantization_config=quantization, use_safetensors=True,
             trust_remote_code=False, local_files_only=True, output_loading_info=True, **place)
@@ -282,7 +292,7 @@ def load_weights(
     if missing: raise ModelError(f"{folder}: {len(missing)} tensors of the model are not in its files, {missing[0]} first")
     return model.eval() if quantization else model.to(_place()).eval()
 
-# %% ../nbs/parts/models.ipynb #971bd435
+# %% ../nbs/parts/models.ipynb #00e2b319
 def quantization_config(
     cfg, # configuration from `load_config`
     dtype: str = "bf16", # type of the matrix products and of what isn't quantised
@@ -292,7 +302,7 @@ def quantization_config(
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=cfg.qlora_config.quant_type,
                               bnb_4bit_use_double_quant=cfg.qlora_config.double_quant, bnb_4bit_compute_dtype=torch_dtype(dtype))
 
-# %% ../nbs/parts/models.ipynb #ff39f559
+# %% ../nbs/parts/models.ipynb #dfe545d0
 def load_model(
     cfg, # configuration from `load_config`
     training: bool = False, # in training precision, or in evaluation.dtype to generate
@@ -307,7 +317,7 @@ def load_model(
     model = load_weights(resolve_model(cfg.model), dtype, cfg.model.attn_implementation, quantization)
     return load_adapter(model, adapter, trainable=training) if adapter else model
 
-# %% ../nbs/parts/models.ipynb #dfe545d0
+# %% ../nbs/parts/models.ipynb #c7e40924
 def linear_layers(
     model, # transformers model
 ) -> list[str]: # full names of the linear layers, the head left out
@@ -316,7 +326,7 @@ def linear_layers(
     head = model.get_output_embeddings()
     return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
 
-# %% ../nbs/parts/models.ipynb #c7e40924
+# %% ../nbs/parts/models.ipynb #fb298048
 def check_targets(
     model, # transformers model
     targets: str | list[str], # all-linear, or ends of module names such as q_proj or self_attn.q_proj
@@ -330,7 +340,7 @@ def check_targets(
         raise ModelError(f"lora_config.target_modules: {', '.join(unknown)} is no linear layer of this model that can carry an adapter; it has {there}")
     return list(targets)
 
-# %% ../nbs/parts/models.ipynb #fb298048
+# %% ../nbs/parts/models.ipynb #10d0f5ee
 def add_adapter(
     model, # transformers model; its weights are frozen
     cfg, # configuration from `load_config`: lora_config and model.precision
@@ -345,7 +355,7 @@ def add_adapter(
         if p.requires_grad: p.data = p.data.to(dtype)
     return model
 
-# %% ../nbs/parts/models.ipynb #0cdd1743
+# %% ../nbs/parts/models.ipynb #873686a2
 def prepare_for_training(
     model, # from load_model(cfg, training=True)
     cfg, # the same configuration
@@ -359,12 +369,12 @@ def prepare_for_training(
     if cfg.train.gradient_checkpointing: model.enable_input_require_grads()
     return add_adapter(model, cfg).train()
 
-# %% ../nbs/parts/models.ipynb #16dee08b
+# %% ../nbs/parts/models.ipynb #29eb071d
 def _numel(p):
     "Numbers in a parameter"
     return p.numel() * 2 * p.element_size() if type(p).__name__ == "Params4bit" else p.numel()
 
-# %% ../nbs/parts/models.ipynb #f0c5ab9d
+# %% ../nbs/parts/models.ipynb #8002c73b
 def count_parameters(
     model, # transformers or peft model
 ) -> dict: # total and trainable, numbers
@@ -372,7 +382,7 @@ def count_parameters(
     counts = [(_numel(p), p.requires_grad) for p in model.parameters()]
     return {"total": sum(n for n, _ in counts), "trainable": sum(n for n, t in counts if t)}
 
-# %% ../nbs/parts/models.ipynb #8002c73b
+# %% ../nbs/parts/models.ipynb #deed0f53
 def precision_of(
     model, # transformers or peft model
 ) -> dict: # type -> {"trainable", "frozen"}: numbers of parameters
@@ -383,14 +393,14 @@ def precision_of(
         found.setdefault(dtype, {"trainable": 0, "frozen": 0})["trainable" if p.requires_grad else "frozen"] += _numel(p)
     return found
 
-# %% ../nbs/parts/models.ipynb #a6faedb5
+# %% ../nbs/parts/models.ipynb #35da96bf
 def model_size(
     model, # transformers or peft model
 ) -> int: # bytes
     "Memory of a model's parameters and buffers"
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
-# %% ../nbs/parts/models.ipynb #25fecdd4
+# %% ../nbs/parts/models.ipynb #ccceda90
 SHAPES = {
     "google/gemma-2b-it": dict(model_type="gemma", vocab_size=256000, hidden_size=2048, intermediate_size=16384, num_hidden_layers=18,
                                num_attention_heads=8, num_key_value_heads=1, head_dim=256),
@@ -400,7 +410,7 @@ SHAPES = {
                               num_attention_heads=4, num_key_value_heads=1, head_dim=256),
 }
 
-# %% ../nbs/parts/models.ipynb #3284bfc5
+# %% ../nbs/parts/models.ipynb #9ab4a107
 def meta_model(
     cfg, # configuration from `load_config`
 ): # transformers model on the meta device, bf16
@@ -412,7 +422,7 @@ def meta_model(
     config = AutoConfig.for_model(**SHAPES[name]) if known else AutoConfig.from_pretrained(resolve_model(cfg.model), local_files_only=True)
     with torch.device("meta"): return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
-# %% ../nbs/parts/models.ipynb #9ab4a107
+# %% ../nbs/parts/models.ipynb #74da5127
 def _weight_bytes(cfg, model, tuning, counts):
     "Bytes of the weights of `model` when tuned by `tuning` in cfg.model.precision"
     size = {"fp32": 4, "bf16": 2, "mixed": 4 if tuning == "full" else 2}[cfg.model.precision]
@@ -426,7 +436,7 @@ def _weight_bytes(cfg, model, tuning, counts):
     bits = 4 + (8 / 64 + 32 / (64 * 256) if cfg.qlora_config.double_quant else 32 / 64)
     return int((base - packed) * size + packed * bits / 8 + adapter)
 
-# %% ../nbs/parts/models.ipynb #f5c25b43
+# %% ../nbs/parts/models.ipynb #1075e9ab
 def _table_row(cfg, tuning, targets):
     "One method's row; the model is built on the meta device"
     import torch
@@ -441,7 +451,7 @@ def _table_row(cfg, tuning, targets):
             **counts, "trainable %": 100 * counts["trainable"] / counts["total"],
             "weights MiB": _weight_bytes(cfg, model, tuning, counts) / 2**20}
 
-# %% ../nbs/parts/models.ipynb #74da5127
+# %% ../nbs/parts/models.ipynb #323bb12f
 def parameter_table(
     cfg, # configuration from `load_config`: model, precision and lora_config
     targets: tuple = ("all-linear", ["q_proj", "v_proj"]), # choices of target_modules for LoRA; the first also for QLoRA
@@ -452,7 +462,7 @@ def parameter_table(
     table = pd.DataFrame([_table_row(cfg, *m) for m in methods])
     return table.astype({"r": "Int64"})
 
-# %% ../nbs/parts/models.ipynb #843b7e03
+# %% ../nbs/parts/models.ipynb #32e0d5b3
 def _tensors(source):
     "Pairs of name and tensor; of a folder's safetensors, or of a model's state without tied copies"
     if isinstance(source, (str, Path)):
@@ -465,7 +475,7 @@ def _tensors(source):
         if id(tensor) not in seen: yield name, tensor
         seen.add(id(tensor))
 
-# %% ../nbs/parts/models.ipynb #7e7ef40a
+# %% ../nbs/parts/models.ipynb #37ca31e1
 def _digest(pair):
     "Name, shape and SHA-256 of one tensor's values"
     import torch
@@ -474,7 +484,7 @@ def _digest(pair):
     data = (values.float() if values.is_floating_point() else values).contiguous().reshape(-1).view(torch.uint8).numpy()
     return f"{name} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}"
 
-# %% ../nbs/parts/models.ipynb #cdcfcfa1
+# %% ../nbs/parts/models.ipynb #683c0c34
 def weights_fingerprint(
     source, # a model, or a folder of safetensors
 ) -> str: # 64 hexadecimal digits; equal for equal values under equal names
@@ -482,7 +492,7 @@ def weights_fingerprint(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: lines = sorted(pool.map(_digest, _tensors(source)))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-# %% ../nbs/parts/models.ipynb #6ed9845c
+# %% ../nbs/parts/models.ipynb #5eeb4752
 def adapter_folder(
     path: Path | str, # an adapter's folder, or a run folder with adapter/ in it
 ) -> Path: # the folder with adapter_config.json
@@ -493,7 +503,7 @@ def adapter_folder(
     if not (folder / "adapter_model.safetensors").exists(): raise ModelError(f"{folder}: no adapter_model.safetensors; pickled adapters are not loaded")
     return folder
 
-# %% ../nbs/parts/models.ipynb #5c4576f4
+# %% ../nbs/parts/models.ipynb #186b3ce6
 def load_adapter(
     model, # transformers model, the adapter's base
     path: Path | str, # an adapter's folder, or a run folder
@@ -508,7 +518,7 @@ def load_adapter(
         except Exception as e: raise ModelError(f"{folder}: this adapter doesn't fit the base model: {str(e).splitlines()[0]}") from e
     return adapted if trainable else adapted.eval()
 
-# %% ../nbs/parts/models.ipynb #7b973214
+# %% ../nbs/parts/models.ipynb #2da5f7fb
 def merge_adapter(
     model, # PeftModel on dense weights
 ): # transformers model, its weights changed by the adapter
@@ -517,7 +527,7 @@ def merge_adapter(
         raise ModelError("4-bit weights can't take up an adapter without rounding it away: load_tuned(folder, quantized=False), then merge")
     return model.merge_and_unload(safe_merge=True)
 
-# %% ../nbs/parts/models.ipynb #4717e63e
+# %% ../nbs/parts/models.ipynb #e7a221f8
 def check_base(
     run: Path | str, # run folder; without a record.json nothing can be checked
     base, # the base model as loaded, dense or in 4 bits
@@ -530,14 +540,14 @@ def check_base(
     raise ModelError(f"{run}: the adapter was trained on other base weights (fingerprint {expected[:12]}…) than those of {source}; "
                      "model.name, model.path or model.revision must lead to the same ones")
 
-# %% ../nbs/parts/models.ipynb #488e10ad
+# %% ../nbs/parts/models.ipynb #71a9a06a
 def _can_quantize(run):
     "Is there a GPU for 4-bit weights? If not, say what happens instead"
     if device() == "cuda": return True
     print(f"{run}: trained on 4-bit weights; without a CUDA GPU the base is loaded dense", file=sys.stderr, flush=True)
     return False
 
-# %% ../nbs/parts/models.ipynb #e7a221f8
+# %% ../nbs/parts/models.ipynb #bee83938
 def load_tuned(
     folder: Path | str, # a finished run's folder
     dtype: str | None = None, # fp32 or bf16; None: the run's evaluation.dtype
@@ -556,7 +566,7 @@ def load_tuned(
     model = load_adapter(base, adapter)
     return merge_adapter(model) if merge else model, load_tokenizer(cfg)
 
-# %% ../nbs/parts/models.ipynb #bbb37549
+# %% ../nbs/parts/models.ipynb #65159b73
 @call_parse
 def prepare(
     preset: str = "gemma-3-270m", # a preset's name, as in configs/preset
