@@ -4,22 +4,22 @@
 
 # %% auto #0
 __all__ = ['CALCULATION', 'LOWEST', 'HIGHEST', 'OPERATORS', 'FAMILIES', 'TEMPLATES', 'NAMES', 'THINGS', 'CONTAINERS', 'DAYS',
-           'MASKS', 'MASK', 'STEPS', 'SIZES', 'SPECIAL_TOKENS', 'PIECES', 'CHAT_TEMPLATE', 'WORDS', 'SYMBOLS', 'EVENTS',
-           'MIX', 'Template', 'parse_family', 'solve', 'annotate', 'render', 'draw_words', 'mask', 'reserved',
-           'draw_problem', 'draw_template', 'make_rows', 'one_shot', 'build_bpe', 'build_tokenizer', 'draw_sum', 'chat',
-           'chain', 'doc_sums', 'doc_chain', 'doc_scattered', 'doc_copy', 'doc_lookup', 'doc_story', 'doc_reading',
-           'doc_event', 'pretraining_stream', 'token_blocks', 'build_model', 'pretrain', 'pretraining_step',
-           'toy_model_path']
+           'MASKS', 'MASK', 'STEPS', 'SIZES', 'WORDS', 'SYMBOLS', 'MIX', 'SPECIAL_TOKENS', 'PIECES', 'CHAT_TEMPLATE',
+           'Template', 'parse_family', 'solve', 'annotate', 'render', 'draw_words', 'mask', 'reserved', 'draw_problem',
+           'draw_template', 'make_rows', 'one_shot', 'draw_sum', 'chat', 'chain', 'doc_sums', 'doc_chain',
+           'doc_scattered', 'doc_copy', 'doc_lookup', 'doc_story', 'doc_reading', 'pretraining_stream',
+           'toy_model_path', 'build_bpe', 'build_tokenizer', 'build_model', 'token_blocks', 'pretraining_step',
+           'warm_cosine', 'pretrain', 'pretrain_toy', 'versions']
 
-# %% ../nbs/parts/synthetic.ipynb #1c7f206a
-import json, random, re, time
+# %% ../nbs/parts/synthetic.ipynb #a99cebf5
+import json, math, random, re, time
 from collections import Counter
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.resources import files
 from pathlib import Path
 
-# %% ../nbs/parts/synthetic.ipynb #2cb559f5
+# %% ../nbs/parts/synthetic.ipynb #38624765
 CALCULATION = re.compile(r"\{(\w)=(\w+)([-+*/])(\w+)\}")
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Template:
     steps: tuple # "sub-question ** step" lines
     calculations: tuple # one (result, left, operator, right) a step
 
-# %% ../nbs/parts/synthetic.ipynb #38624765
+# %% ../nbs/parts/synthetic.ipynb #e00a5da7
 def parse_family(
     name: str, # the family's name
     text: str, # blocks parted by empty lines: ranges, question, steps
@@ -46,11 +46,11 @@ def parse_family(
         templates.append(Template(f"{name}-{len(steps)}", ranges, question, tuple(steps), calculations))
     return templates
 
-# %% ../nbs/parts/synthetic.ipynb #27a0ec8f
+# %% ../nbs/parts/synthetic.ipynb #2e3e0309
 LOWEST, HIGHEST = 2, 300
 OPERATORS = {"+": lambda x, y: x + y, "-": lambda x, y: x - y, "*": lambda x, y: x * y, "/": lambda x, y: x // y if x % y == 0 else -1}
 
-# %% ../nbs/parts/synthetic.ipynb #19644e63
+# %% ../nbs/parts/synthetic.ipynb #b6d355ff
 def solve(
     template: Template, # the kind of problem
     numbers: dict, # slot to value, for the numbers in the question
@@ -63,7 +63,7 @@ def solve(
         if not LOWEST <= values[result] <= HIGHEST: return None
     return values
 
-# %% ../nbs/parts/synthetic.ipynb #670d373c
+# %% ../nbs/parts/synthetic.ipynb #ae9fd7c8
 def annotate(
     match: re.Match, # of `CALCULATION`
 ) -> str: # a format string, `{a}*{b} = <<{a}*{b}={c}>>{c}`
@@ -72,7 +72,7 @@ def annotate(
     left, right = [k if k.isdigit() else "{" + k + "}" for k in (left, right)]
     return f"{left}{op}{right} = <<{left}{op}{right}={{{result}}}>>{{{result}}}"
 
-# %% ../nbs/parts/synthetic.ipynb #545a22c3
+# %% ../nbs/parts/synthetic.ipynb #8d3dc3a9
 def render(
     template: Template, # the kind of problem
     values: dict, # from `solve`
@@ -85,7 +85,7 @@ def render(
     lines.append("#### {" + template.calculations[-1][0] + "}")
     return {"question": template.question.format(**words, **values), "answer": "\n".join(lines).format(**words, **values)}
 
-# %% ../nbs/parts/synthetic.ipynb #3f26601a
+# %% ../nbs/parts/synthetic.ipynb #231ba388
 FAMILIES = {}
 FAMILIES["boxes"] = """
 a 2-15, b 2-15
@@ -111,7 +111,7 @@ How many {things} do they have together? ** Together they have {h=f+g} {things}.
 How many {things} are left? ** They have {i=h-e} {things} left.
 """
 
-# %% ../nbs/parts/synthetic.ipynb #3ea2ff39
+# %% ../nbs/parts/synthetic.ipynb #22b66751
 FAMILIES["shop"] = """
 a 12-95, b 20-100
 {A} buys {things} for {a} dollars and pays with {b} dollars. How much change does {A} get?
@@ -136,7 +136,7 @@ How much does {A} pay? ** {A} pays {h=f+g} dollars.
 How much money is left? ** {A} has {i=e-h} dollars left.
 """
 
-# %% ../nbs/parts/synthetic.ipynb #ba318b68
+# %% ../nbs/parts/synthetic.ipynb #92776127
 FAMILIES["days"] = """
 a 5-90, b 5-90
 {A} sold {a} {things} on {day1} and {b} {things} on {day2}. How many {things} did {A} sell altogether?
@@ -161,7 +161,7 @@ How many {things} did {A} sell on the first two days? ** {A} sold {f=a+d} {thing
 How many {things} did {A} sell in all? ** {A} sold {g=f+e} {things} in all.
 """
 
-# %% ../nbs/parts/synthetic.ipynb #9a4e0e01
+# %% ../nbs/parts/synthetic.ipynb #b7985907
 FAMILIES["compare"] = """
 a 10-150, b 3-90
 {A} has {a} {things}. {B} has {b} {things} fewer than {A}. How many {things} does {B} have?
@@ -186,7 +186,7 @@ How many {things} do {A} and {B} have? ** {A} and {B} have {e=a+c} {things}.
 How many {things} do the three have? ** The three have {f=e+d} {things}.
 """
 
-# %% ../nbs/parts/synthetic.ipynb #231ba388
+# %% ../nbs/parts/synthetic.ipynb #e3f5eaeb
 FAMILIES["share"] = """
 a 12-200, b 2-12
 {A} shares {a} {things} equally among {b} friends. How many {things} does each friend get?
@@ -211,7 +211,7 @@ How many {things} do they share? ** They share {h=g-d} {things}.
 How many {things} does each friend get? ** Each friend gets {i=h/e} {things}.
 """
 
-# %% ../nbs/parts/synthetic.ipynb #82432639
+# %% ../nbs/parts/synthetic.ipynb #f3dca1f2
 FAMILIES["work"] = """
 a 3-40, b 2-9
 {A} packs {a} {things} an hour. How many {things} does {A} pack in {b} hours?
@@ -236,7 +236,7 @@ How many {boxes} does {A} fill? ** {A} fills {h=g/d} {boxes}.
 How much does {A} get for them? ** {A} gets {i=h*e} dollars.
 """
 
-# %% ../nbs/parts/synthetic.ipynb #22b66751
+# %% ../nbs/parts/synthetic.ipynb #01dea447
 FAMILIES["bus"] = """
 a 10-99, b 3-90
 {A} drives a bus with {a} people. At the first stop {b} people get off. How many people are on the bus?
@@ -261,7 +261,7 @@ How many people are left at the second stop? ** At the second stop {h=g-d} peopl
 How many people are on the bus? ** There are {i=h+e} people on the bus.
 """
 
-# %% ../nbs/parts/synthetic.ipynb #ddaece83
+# %% ../nbs/parts/synthetic.ipynb #68819c26
 FAMILIES["saving"] = """
 a 3-40, b 2-12
 {A} saves {a} dollars a week. How much money does {A} have after {b} weeks?
@@ -286,10 +286,10 @@ How much money does {A} have? ** {A} has {h=d+g} dollars.
 How much money is left? ** {A} has {i=h-e} dollars left.
 """
 
-# %% ../nbs/parts/synthetic.ipynb #14a314b1
+# %% ../nbs/parts/synthetic.ipynb #d6a58804
 TEMPLATES = {t.name: t for name, text in FAMILIES.items() for t in parse_family(name, text)}
 
-# %% ../nbs/parts/synthetic.ipynb #15c1b4e9
+# %% ../nbs/parts/synthetic.ipynb #c29d9c1d
 NAMES = """Ava Ben Carla Dan Ella Finn Grace Hugo Iris Jack Kira Leo Maya Noah Olga Paul Rosa Sam Tina Umar Vera Will Yara Zoe Anton Bella Cora
 David Emil Fatima Gita Hana Ivan Julia Karl Lena Milo Nina Omar Natalia""".split()
 THINGS = """apples pears plums lemons oranges cookies muffins pies cakes sweets books pens pencils stickers stamps cards coins marbles beads buttons
@@ -297,7 +297,7 @@ shells stones flowers roses candles cups plates spoons hats socks shirts scarves
 CONTAINERS = [(w, w + "s") for w in "bag crate basket jar tin tray packet bucket".split()] + [("box", "boxes")]
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
-# %% ../nbs/parts/synthetic.ipynb #f3dca1f2
+# %% ../nbs/parts/synthetic.ipynb #57ad81f9
 def draw_words(
     rng: random.Random, # source of chance
 ) -> dict: # slot to word
@@ -307,18 +307,18 @@ def draw_words(
     words["box"], words["boxes"] = rng.choice(CONTAINERS)
     return words | dict(zip(("day1", "day2", "day3"), rng.sample(DAYS, 3)))
 
-# %% ../nbs/parts/synthetic.ipynb #68819c26
+# %% ../nbs/parts/synthetic.ipynb #f51f28f6
 MASKS = {"NAME": NAMES, "THINGS": THINGS, "BOX": [w for pair in CONTAINERS for w in pair], "DAY": DAYS}
 MASK = re.compile(r"\b(?:" + "|".join(f"(?P<{k}>{'|'.join(v)})" for k, v in MASKS.items()) + r")\b")
 
-# %% ../nbs/parts/synthetic.ipynb #b18ca853
+# %% ../nbs/parts/synthetic.ipynb #973798a3
 def mask(
     text: str, # a story
 ) -> str: # with NAME, THINGS, BOX and DAY in place of the words
     "The story with names, things, containers and days masked"
     return MASK.sub(lambda match: match.lastgroup, text)
 
-# %% ../nbs/parts/synthetic.ipynb #61e3f338
+# %% ../nbs/parts/synthetic.ipynb #e2630b8b
 def reserved(
     template: Template, # the kind of problem
     numbers: dict, # slot to value, in any order
@@ -327,7 +327,7 @@ def reserved(
     key = template.name + "".join(f" {k}{numbers[k]}" for k in sorted(template.ranges))
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % 5 == 0
 
-# %% ../nbs/parts/synthetic.ipynb #b952f9b5
+# %% ../nbs/parts/synthetic.ipynb #33d4a785
 def draw_problem(
     template: Template, # the kind of problem
     rng: random.Random, # source of chance
@@ -339,11 +339,11 @@ def draw_problem(
         values = solve(template, numbers)
         if values is not None and reserved(template, numbers) == held_out: return values, draw_words(rng)
 
-# %% ../nbs/parts/synthetic.ipynb #b7983a0c
+# %% ../nbs/parts/synthetic.ipynb #00ebd1a1
 STEPS = {1: 0.2, 2: 0.3, 3: 0.3, 4: 0.2}
-SIZES = {"train": 3400, "test": 500}
+SIZES = {"train": 2800, "test": 500}
 
-# %% ../nbs/parts/synthetic.ipynb #f51f28f6
+# %% ../nbs/parts/synthetic.ipynb #a569683c
 def draw_template(
     rng: random.Random, # source of chance
 ) -> Template: # a kind of problem
@@ -351,11 +351,11 @@ def draw_template(
     n_steps = rng.choices(list(STEPS), list(STEPS.values()))[0]
     return TEMPLATES[f"{rng.choice(list(FAMILIES))}-{n_steps}"]
 
-# %% ../nbs/parts/synthetic.ipynb #3dcd3996
+# %% ../nbs/parts/synthetic.ipynb #9a4337bc
 def make_rows(
     split: str, # "train" or "test"
     dataset: str = "main", # "main" or "socratic"
-    n: int | None = None, # rows; None: 3,400 for train, 500 for test
+    n: int | None = None, # rows; None: 2,800 for train, 500 for test
     seed: int = 0, # of the training rows; the test rows have their own
 ) -> list: # of dicts with question and answer, no question twice
     "Generated problems in GSM8K's format"
@@ -368,7 +368,7 @@ def make_rows(
         rows.setdefault(row["question"], row)
     return list(rows.values())
 
-# %% ../nbs/parts/synthetic.ipynb #6ef1ceed
+# %% ../nbs/parts/synthetic.ipynb #15bd2ec7
 def one_shot(
     dataset: str = "main", # "main" or "socratic"
 ) -> dict: # question and answer
@@ -377,49 +377,7 @@ def one_shot(
     words = dict(A="Maya", B="Leo", things="pens", box="tin", boxes="tins")
     return render(template, solve(template, {"a": 3, "b": 8, "c": 5}), words, dataset)
 
-# %% ../nbs/parts/synthetic.ipynb #a569683c
-SPECIAL_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
-PIECES = r" ?[A-Za-z]+|\d| ?[^\sA-Za-z0-9]+|\s"
-
-# %% ../nbs/parts/synthetic.ipynb #5d9a1ec5
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}"
-    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}")
-
-# %% ../nbs/parts/synthetic.ipynb #9a4337bc
-def build_bpe(
-    texts: list, # what the merges are learnt from
-    vocab_size: int, # special tokens and 256 bytes included
-): # tokenizers.Tokenizer that writes one <bos> in front
-    "Byte-level BPE with single digits"
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"),
-                                                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(texts, trainer)
-    bpe.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", SPECIAL_TOKENS.index("<bos>"))])
-    return bpe
-
-# %% ../nbs/parts/synthetic.ipynb #c875a963
-def build_tokenizer(
-    vocab_size: int = 768, # special tokens and 256 bytes included
-    n: int = 6000, # training problems to learn the merges from
-): # transformers tokenizer, padding on the left
-    "The toy model's tokenizer, from problems of the training side"
-    from transformers import PreTrainedTokenizerFast
-    texts = [row["question"] + "\n" + row["answer"] for row in make_rows("train", "socratic", n=n, seed=1234)]
-    bpe = build_bpe(texts + [document for document, _ in zip(pretraining_stream(0), range(n))], vocab_size)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=CHAT_TEMPLATE, padding_side="left", model_max_length=2048,
-        pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>", extra_special_tokens=SPECIAL_TOKENS[4:])
-
-# %% ../nbs/parts/synthetic.ipynb #52415a43
+# %% ../nbs/parts/synthetic.ipynb #bc42d823
 WORDS = sorted({w for t in TEMPLATES.values() for text in (t.question, *t.steps) for w in re.findall(r"(?<![{A-Za-z])[a-z]{2,}(?![}a-z])", text)})
 
 def draw_sum(
@@ -434,14 +392,14 @@ def draw_sum(
     right = rng.randint(2, HIGHEST // left)
     return f"{left}*{right}={left * right}" if op == "*" else f"{left * right}/{left}={right}"
 
-# %% ../nbs/parts/synthetic.ipynb #d605698c
+# %% ../nbs/parts/synthetic.ipynb #07acd529
 def chat(
     *turns: str, # user, model, user, model…
 ) -> str: # as the chat template writes it
     "A conversation as text"
     return "<bos>" + "".join(f"<start_of_turn>{('user', 'model')[i % 2]}\n{turn}<end_of_turn>\n" for i, turn in enumerate(turns))
 
-# %% ../nbs/parts/synthetic.ipynb #359e9013
+# %% ../nbs/parts/synthetic.ipynb #11f2225e
 def chain(
     rng: random.Random, # source of chance
     n: int, # sums
@@ -459,7 +417,7 @@ def chain(
         known[letters[len(asked) - 1]] = str(result)
     return ", ".join(asked), "\n".join(worked)
 
-# %% ../nbs/parts/synthetic.ipynb #58fcecc1
+# %% ../nbs/parts/synthetic.ipynb #55641aac
 def doc_sums(
     rng: random.Random, # source of chance
 ) -> str: # document
@@ -474,7 +432,7 @@ def doc_chain(
     "A chain of sums in a chat"
     return chat(*chain(rng, rng.randint(2, 4)))
 
-# %% ../nbs/parts/synthetic.ipynb #ac6694f3
+# %% ../nbs/parts/synthetic.ipynb #b8e87de8
 def doc_scattered(
     rng: random.Random, # source of chance
 ) -> str: # document
@@ -486,7 +444,7 @@ def doc_scattered(
         pieces.append(left + draw_sum(rng).replace("=", rng.choice(("=", "=", " = "))) + right)
     return "<bos>" + " ".join(pieces + rng.choices(THINGS, k=rng.randint(0, 3))) + "<eos>"
 
-# %% ../nbs/parts/synthetic.ipynb #f2ef6c5e
+# %% ../nbs/parts/synthetic.ipynb #39e586e5
 SYMBOLS = ["<<", ">>", "####", "**", "=", "+", "-", "*", "/", "?", ".", ",", ":"]
 
 def doc_copy(
@@ -498,7 +456,7 @@ def doc_copy(
     said = " ".join(words) + " and " + rng.choice((" ", ", ", "+", "=")).join(numbers)
     return chat("Say: " + said, said)
 
-# %% ../nbs/parts/synthetic.ipynb #c62505be
+# %% ../nbs/parts/synthetic.ipynb #77da7317
 def doc_lookup(
     rng: random.Random, # source of chance
 ) -> str: # document
@@ -508,7 +466,7 @@ def doc_lookup(
     asked = rng.sample(names, 2)
     return chat(", ".join(f"{n}: {fact}" for n, fact in facts.items()) + "\n" + ", ".join(asked) + "?", "\n".join(f"{n}: {facts[n]}" for n in asked))
 
-# %% ../nbs/parts/synthetic.ipynb #79ead624
+# %% ../nbs/parts/synthetic.ipynb #00347e06
 def doc_story(
     rng: random.Random, # source of chance
 ) -> str: # document
@@ -525,21 +483,7 @@ def doc_reading(
     found = list(dict.fromkeys(re.findall(rf"\b(?:{pattern})\b", story)))
     return chat(f"{story}\nWhich {asked}?", ", ".join(found) or "none")
 
-# %% ../nbs/parts/synthetic.ipynb #ae84daad
-EVENTS = {"+": ["finds {b} more", "gets {b} more", "buys {b} more"], "-": ["loses {b}", "gives {b} away", "sells {b}"],
-          "*": ["fills {b} {boxes} like that"], "/": ["puts them into {b} {boxes}, the same number in each"]}
-
-def doc_event(
-    rng: random.Random, # source of chance
-) -> str: # document
-    "One thing happens, and how many there are then"
-    left, op, right, result = re.match(r"(\d+)(.)(\d+)=(\d+)", draw_sum(rng)).groups()
-    words = draw_words(rng)
-    after = {"*": "{A} has {c} {things} then", "/": "Each {box} has {c} {things}"}.get(op, "{A} has {c} {things} now")
-    text = "{A} has {a} {things}. {A} " + rng.choice(EVENTS[op]) + ". " + after + "."
-    return "<bos>" + text.format(a=left, b=right, c=result, **words) + "<eos>"
-
-# %% ../nbs/parts/synthetic.ipynb #b53c84a8
+# %% ../nbs/parts/synthetic.ipynb #38f4c5b9
 MIX = {doc_sums: 0.3, doc_scattered: 0.25, doc_chain: 0.15, doc_copy: 0.07, doc_lookup: 0.05, doc_story: 0.06, doc_reading: 0.12}
 
 def pretraining_stream(
@@ -551,25 +495,55 @@ def pretraining_stream(
     kinds, weights = list(mix), list(mix.values())
     while True: yield rng.choices(kinds, weights)[0](rng)
 
-# %% ../nbs/parts/synthetic.ipynb #259f0e5a
-def token_blocks(
-    tokenizer, # from `build_tokenizer`
-    n: int, # blocks
-    block_size: int = 512, # tokens in each
-    seed: int = 0, # of the stream
-    mix: dict | None = None, # None: `MIX`
-): # tensor [n, block_size], int16; each row starts with <bos>
-    "Documents joined into rows of equal length"
-    import torch
-    stream, blocks, row = pretraining_stream(seed, mix), [], []
-    while len(blocks) < n:
-        texts = [text for text, _ in zip(stream, range(1000))]
-        for encoding in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False):
-            row += encoding.ids
-            if len(row) >= block_size: blocks.append(row[:block_size]); row = []
-    return torch.tensor(blocks[:n], dtype=torch.int16)
+# %% ../nbs/parts/synthetic.ipynb #1d37d1fe
+def toy_model_path(
+) -> Path: # folder with config, weights (safetensors, bfloat16), tokenizer and the records of both
+    "Where the package keeps the toy model and its tokenizer"
+    return Path(str(files("gsm8k_sft"))) / "assets" / "toy"
 
-# %% ../nbs/parts/synthetic.ipynb #3597073d
+# %% ../nbs/parts/synthetic.ipynb #61c31018
+SPECIAL_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+PIECES = r" ?[A-Za-z]+|\d| ?[^\sA-Za-z0-9]+|\s"
+
+# %% ../nbs/parts/synthetic.ipynb #85006d8e
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}")
+
+# %% ../nbs/parts/synthetic.ipynb #e9cdd20d
+def build_bpe(
+    texts: list, # what the merges are learnt from
+    vocab_size: int, # special tokens and 256 bytes included
+): # tokenizers.Tokenizer that writes one <bos> in front
+    "Byte-level BPE with single digits"
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"),
+                                                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(texts, trainer)
+    bpe.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", SPECIAL_TOKENS.index("<bos>"))])
+    return bpe
+
+# %% ../nbs/parts/synthetic.ipynb #cdd4f667
+def build_tokenizer(
+    vocab_size: int = 768, # special tokens and 256 bytes included
+    n: int = 6000, # training problems to learn the merges from
+): # transformers tokenizer, padding on the left
+    "The toy model's tokenizer, from problems of the training side"
+    from transformers import PreTrainedTokenizerFast
+    texts = [row["question"] + "\n" + row["answer"] for row in make_rows("train", "socratic", n=n, seed=1234)]
+    bpe = build_bpe(texts + [document for document, _ in zip(pretraining_stream(0), range(n))], vocab_size)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=CHAT_TEMPLATE, padding_side="left", model_max_length=2048,
+        pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>", extra_special_tokens=SPECIAL_TOKENS[4:])
+
+# %% ../nbs/parts/synthetic.ipynb #a4a31a9a
 def build_model(
     vocab_size: int = 768, # the tokenizer's
     hidden_size: int = 160, # width
@@ -587,32 +561,25 @@ def build_model(
     torch.manual_seed(seed)
     return Gemma3ForCausalLM(config)
 
-# %% ../nbs/parts/synthetic.ipynb #fc2da9a9
-def pretrain(
-    model, # from `build_model`, on its device
-    blocks, # from `token_blocks`
-    epochs: int = 1, # times through the blocks
-    batch_size: int = 64, # blocks a step
-    learning_rate: float = 3e-3, # the highest, after 5 % of warm-up; cosine to a twentieth
-    seed: int = 0, # of the order of blocks
-    log_every: int = 100, # steps
-) -> dict: # tokens, seconds, steps, loss over the last 5 % of the steps
-    "Next-token training on all tokens"
+# %% ../nbs/parts/synthetic.ipynb #59e75879
+def token_blocks(
+    tokenizer, # from `build_tokenizer`
+    n: int, # blocks
+    block_size: int = 512, # tokens in each
+    seed: int = 0, # of the stream
+    mix: dict | None = None, # None: `MIX`
+): # tensor [n, block_size], int16; each row starts with <bos>
+    "Documents joined into rows of equal length"
     import torch
-    from transformers import get_cosine_with_min_lr_schedule_with_warmup as cosine
-    torch.manual_seed(seed)
-    order = torch.cat([torch.randperm(len(blocks)) for _ in range(epochs)]).split(batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = cosine(optimizer, len(order) // 20, len(order), min_lr_rate=0.05)
-    losses, start = [], time.time()
-    for step, rows in enumerate(order):
-        losses.append(pretraining_step(model, blocks[rows].long().to(model.device), optimizer))
-        schedule.step()
-        if (step + 1) % log_every == 0: print(f"step {step + 1} of {len(order)}: loss {losses[-1].item():.3f}, {time.time() - start:.0f} s", flush=True)
-    tail = torch.stack(losses[-max(1, len(order) // 20):]).mean().item()
-    return {"tokens": sum(map(len, order)) * blocks.shape[1], "steps": len(order), "seconds": round(time.time() - start, 1), "loss": round(tail, 4)}
+    stream, blocks, row = pretraining_stream(seed, mix), [], []
+    while len(blocks) < n:
+        texts = [text for text, _ in zip(stream, range(1000))]
+        for encoding in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False):
+            row += encoding.ids
+            if len(row) >= block_size: blocks.append(row[:block_size]); row = []
+    return torch.tensor(blocks[:n], dtype=torch.int16)
 
-# %% ../nbs/parts/synthetic.ipynb #39e586e5
+# %% ../nbs/parts/synthetic.ipynb #93b6fa9f
 def pretraining_step(
     model, # on its device
     ids, # int64 [batch, length]
@@ -627,8 +594,66 @@ def pretraining_step(
     optimizer.step(); optimizer.zero_grad(set_to_none=True)
     return loss.detach()
 
-# %% ../nbs/parts/synthetic.ipynb #77da7317
-def toy_model_path(
-) -> Path: # folder with config, weights (safetensors, bfloat16) and tokenizer
-    "Where the package keeps the toy model"
-    return Path(str(files("gsm8k_sft"))) / "assets" / "toy"
+# %% ../nbs/parts/synthetic.ipynb #f646d16b
+def warm_cosine(
+    step: int, # from 0
+    steps: int, # in all
+) -> float: # factor of the learning rate, 0 to 1
+    "Warm-up and cosine, as a factor"
+    warm = max(1, steps // 20)
+    if step < warm: return step / warm
+    return 0.05 + 0.95 * (1 + math.cos(math.pi * min(1, (step - warm) / max(1, steps - warm)))) / 2
+
+# %% ../nbs/parts/synthetic.ipynb #85cbea70
+def pretrain(
+    model, # from `build_model`, on its device
+    blocks, # from `token_blocks`
+    epochs: int = 1, # times through the blocks
+    batch_size: int = 64, # blocks a step
+    learning_rate: float = 3e-3, # the highest, after 5 % of warm-up; cosine to a twentieth
+    seed: int = 0, # of the order of blocks
+    log_every: int = 100, # steps
+) -> dict: # tokens, seconds, steps, loss over the last 5 % of the steps
+    "Next-token training on all tokens"
+    import torch
+    torch.manual_seed(seed)
+    order = torch.cat([torch.randperm(len(blocks)) for _ in range(epochs)]).split(batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, len(order)))
+    losses, start = [], time.time()
+    for step, rows in enumerate(order):
+        losses.append(pretraining_step(model, blocks[rows].long().to(model.device), optimizer))
+        schedule.step()
+        if (step + 1) % log_every == 0: print(f"step {step + 1} of {len(order)}: loss {losses[-1].item():.3f}, {time.time() - start:.0f} s", flush=True)
+    tail = torch.stack(losses[-max(1, len(order) // 20):]).mean().item()
+    return {"tokens": sum(map(len, order)) * blocks.shape[1], "steps": len(order), "seconds": round(time.time() - start, 1), "loss": round(tail, 4)}
+
+# %% ../nbs/parts/synthetic.ipynb #993b3964
+def pretrain_toy(
+    folder: str | Path, # where to write; must not exist
+    n_blocks: int = 44_000, # rows of 512 tokens, in four streams
+    epochs: int = 4, # times through them
+    device: str = "cuda", # "cuda" or "cpu"
+    **kwargs, # of `build_model`; six layers where not given
+) -> dict: # the record, also in record.json
+    "The toy model from nothing"
+    import torch
+    Path(folder).mkdir(parents=True)
+    tokenizer = build_tokenizer()
+    blocks = torch.cat([token_blocks(tokenizer, n_blocks // 4, seed=seed) for seed in range(4)])
+    model = build_model(len(tokenizer), **{"layers": 6, **kwargs}).to(device)
+    record = pretrain(model, blocks, epochs) | {"epochs": epochs, "blocks": n_blocks, "parameters": model.num_parameters()}
+    record |= versions(device)
+    for part in (model.bfloat16(), tokenizer): part.save_pretrained(folder)
+    (Path(folder) / "record.json").write_text(json.dumps(record, indent=2) + "\n")
+    return record
+
+# %% ../nbs/parts/synthetic.ipynb #04c6a262
+def versions(
+    device: str, # "cuda" or "cpu"
+) -> dict: # hardware and package versions
+    "What a record says about where it was made"
+    import platform, tokenizers, torch, transformers
+    hardware = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    return {"hardware": hardware, "python": platform.python_version(), "torch": torch.__version__,
+            "transformers": transformers.__version__, "tokenizers": tokenizers.__version__}
