@@ -51,7 +51,7 @@ def training_arguments(
         load_best_model_at_end=bool(t.early_stopping_patience), metric_for_best_model="eval_loss", greater_is_better=False,
         logging_nan_inf_filter=False, include_num_input_tokens_seen="non_padding", remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(), disable_tqdm=True, report_to=["wandb"] if wandb_mode(cfg) != "off" else [],
-        run_name=cfg.run_name, dataloader_pin_memory=torch.cuda.is_available())
+        run_name=cfg.run_name, ddp_find_unused_parameters=False, dataloader_pin_memory=torch.cuda.is_available())
 
 def _evaluates(cfg): return bool(cfg.train.eval_steps) and cfg.data.validation_fraction > 0
 
@@ -128,6 +128,7 @@ class RunLog(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         "Keep the lines up to the checkpoint that is resumed from, drop what came after it"
+        if not state.is_world_process_zero: return
         self.rows = [r for r in read_log(self.path) if r["step"] <= state.global_step]
         write_text(self.path, "".join(json.dumps(r) + "\n" for r in self.rows))
         self.file = open(self.path, "a", encoding="utf-8")
@@ -269,11 +270,12 @@ class Progress(TrainerCallback):
         self.chart = _in_notebook() if chart is None else chart
 
     def on_log(self, args, state, control, logs, **kwargs):
+        if not state.is_world_process_zero: return
         if "eval_loss" in logs: print(_evaluation_line(state, logs), flush=True)
         if "loss" in logs and time.perf_counter() - self.last > self.every: self.show(state)
 
     def on_train_end(self, args, state, control, **kwargs):
-        if self.log.rows: self.show(state)
+        if state.is_world_process_zero and self.log.rows: self.show(state)
 
     def show(self, state):
         "Print where the run is, and draw the chart"
@@ -420,11 +422,12 @@ def _save_weights(trainer, folder, cfg):
     if name == "adapter" and not any(p.any() for n, p in model.named_parameters() if "lora_B" in n):
         raise TrainingError("the adapter did not change in training: every lora_B is zero; check lora_config.target_modules")
     part, whole = folder / f".{name}.part", folder / name
-    shutil.rmtree(part, ignore_errors=True)
-    trainer.save_model(str(part))
+    if trainer.is_world_process_zero(): shutil.rmtree(part, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(part)) # in every process: a sharded model is gathered first, and the main one writes
+    if not trainer.is_world_process_zero(): return
     shutil.rmtree(whole, ignore_errors=True)
     part.rename(whole)
-    return whole
 
 # %% ../nbs/02_train.ipynb #66ab07f1
 def _fit(trainer, log, signals, checkpoint, folder, record):
@@ -437,10 +440,11 @@ def _fit(trainer, log, signals, checkpoint, folder, record):
         raise
     finally:
         log.close(), signals.restore()
-        record |= _closing_record(trainer, log)
+        if trainer.is_world_process_zero(): record |= _closing_record(trainer, log)
         if trainer.is_world_process_zero(): write_json(folder / "record.json", record)
     if record["status"] == "interrupted":
-        raise TrainingInterrupted(f"{signals.received} at step {record['steps']} of {trainer.state.max_steps}: checkpoint-{record['steps']} "
+        step = trainer.state.global_step
+        raise TrainingInterrupted(f"{signals.received} at step {step} of {trainer.state.max_steps}: checkpoint-{step} "
                                   f"is in {folder}. The same command goes on from there.")
 
 # %% ../nbs/02_train.ipynb #31b94ca8
@@ -482,7 +486,7 @@ def train(
 # %% ../nbs/02_train.ipynb #73673e04
 def _finish(trainer, cfg, folder, record, run, evaluate):
     "Save the weights, evaluate what was saved, complete the record"
-    record["tuned_fingerprint"] = weights_fingerprint(trainer.model)
+    record |= {"tuned_fingerprint": weights_fingerprint(trainer.model), "processes": trainer.args.world_size}
     _save_weights(trainer, folder, cfg)
     if trainer.is_world_process_zero():
         write_json(folder / "record.json", record)
