@@ -290,11 +290,11 @@ def evaluate_base(
     folder: Path | None = None, # where the files go; eval_results by default
 ) -> list[dict]: # a result for each number of examples
     "Evaluate the base model of a configuration"
+    shots = [check_choice("shots", k, (0, 1)) for k in (cfg.evaluation.shots if shots is None else shots)]
     rows, tokenizer = load_gsm8k(cfg, splits=[cfg.evaluation.split])[cfg.evaluation.split], load_tokenizer(cfg)
     model = load_model(cfg, dtype=cfg.evaluation.dtype)
-    shots, known = cfg.evaluation.shots if shots is None else shots, weights_fingerprint(model)
-    return [evaluate(model, tokenizer, rows, cfg, f"base-{check_choice('shots', k, (0, 1))}shot", k, limit, None, again, progress, folder, known)
-            for k in shots]
+    known = weights_fingerprint(model)
+    return [evaluate(model, tokenizer, rows, cfg, f"base-{k}shot", k, limit, None, again, progress, folder, known) for k in shots]
 
 # %% ../nbs/03_evaluate.ipynb #5643c673
 def _run_config(run, split, overrides):
@@ -405,6 +405,6 @@ def main(
         if bool(preset) == bool(run): raise EvaluationError("name either --preset (its base model) or --run (a run's folder)")
         if run: evaluate_run(run, split, limit, overrides, again); return
         cfg = load_config(preset, "full", dataset, 0, config, f"{overrides} evaluation.split={split}" if split else overrides, training=False)
-        evaluate_base(cfg, [int(k) for k in shots.split()] if shots else None, limit, again)
+        evaluate_base(cfg, [int(check_choice("shots", k, ("0", "1"))) for k in shots.split()] or None, limit, again)
     except (ValueError, SettingsError) as e: sys.exit(f"{type(e).__name__}: {e}")
     except KeyboardInterrupt: sys.exit(130)
