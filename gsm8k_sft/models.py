@@ -11,7 +11,7 @@ __all__ = ['OTHERWISE', 'EXTRA', 'GEMMA_PACKAGE', 'BUILT_IN', 'DTYPES', 'SHAPES'
            'load_tuned', 'prepare']
 
 # %% ../nbs/parts/models.ipynb #79d0521d
-import difflib, hashlib, importlib.util, json, os, shutil, sys, time, warnings
+import difflib, hashlib, importlib.util, json, logging, os, shutil, sys, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from fastcore.script import call_parse
@@ -341,6 +341,9 @@ def check_targets(
     return list(targets)
 
 # %% ../nbs/parts/models.ipynb #10d0f5ee
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+# %% ../nbs/parts/models.ipynb #873686a2
 def add_adapter(
     model, # transformers model; its weights are frozen
     cfg, # configuration from `load_config`: lora_config and model.precision
@@ -349,13 +352,15 @@ def add_adapter(
     from peft import LoraConfig, get_peft_model
     lora = LoraConfig(task_type="CAUSAL_LM", r=cfg.lora_config.r, lora_alpha=cfg.lora_config.lora_alpha, lora_dropout=cfg.lora_config.lora_dropout,
                       target_modules=check_targets(model, cfg.lora_config.target_modules), bias="none")
-    model = get_peft_model(model, lora)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning) # peft calls what transformers is about to rename
+        model = get_peft_model(model, lora)
     dtype = torch_dtype("bf16" if cfg.model.precision == "bf16" else "fp32")
     for p in model.parameters():
         if p.requires_grad: p.data = p.data.to(dtype)
     return model
 
-# %% ../nbs/parts/models.ipynb #873686a2
+# %% ../nbs/parts/models.ipynb #7f22fa54
 def prepare_for_training(
     model, # from load_model(cfg, training=True)
     cfg, # the same configuration
@@ -369,12 +374,12 @@ def prepare_for_training(
     if cfg.train.gradient_checkpointing: model.enable_input_require_grads()
     return add_adapter(model, cfg).train()
 
-# %% ../nbs/parts/models.ipynb #29eb071d
+# %% ../nbs/parts/models.ipynb #a6faedb5
 def _numel(p):
     "Numbers in a parameter"
     return p.numel() * 2 * p.element_size() if type(p).__name__ == "Params4bit" else p.numel()
 
-# %% ../nbs/parts/models.ipynb #8002c73b
+# %% ../nbs/parts/models.ipynb #98cbc3f0
 def count_parameters(
     model, # transformers or peft model
 ) -> dict: # total and trainable, numbers
@@ -382,7 +387,7 @@ def count_parameters(
     counts = [(_numel(p), p.requires_grad) for p in model.parameters()]
     return {"total": sum(n for n, _ in counts), "trainable": sum(n for n, t in counts if t)}
 
-# %% ../nbs/parts/models.ipynb #deed0f53
+# %% ../nbs/parts/models.ipynb #9049b6fb
 def precision_of(
     model, # transformers or peft model
 ) -> dict: # type -> {"trainable", "frozen"}: numbers of parameters
@@ -393,14 +398,14 @@ def precision_of(
         found.setdefault(dtype, {"trainable": 0, "frozen": 0})["trainable" if p.requires_grad else "frozen"] += _numel(p)
     return found
 
-# %% ../nbs/parts/models.ipynb #35da96bf
+# %% ../nbs/parts/models.ipynb #29db37e1
 def model_size(
     model, # transformers or peft model
 ) -> int: # bytes
     "Memory of a model's parameters and buffers"
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
-# %% ../nbs/parts/models.ipynb #ccceda90
+# %% ../nbs/parts/models.ipynb #f5c25b43
 SHAPES = {
     "google/gemma-2b-it": dict(model_type="gemma", vocab_size=256000, hidden_size=2048, intermediate_size=16384, num_hidden_layers=18,
                                num_attention_heads=8, num_key_value_heads=1, head_dim=256),
@@ -410,7 +415,7 @@ SHAPES = {
                               num_attention_heads=4, num_key_value_heads=1, head_dim=256),
 }
 
-# %% ../nbs/parts/models.ipynb #9ab4a107
+# %% ../nbs/parts/models.ipynb #610401c7
 def meta_model(
     cfg, # configuration from `load_config`
 ): # transformers model on the meta device, bf16
@@ -422,7 +427,7 @@ def meta_model(
     config = AutoConfig.for_model(**SHAPES[name]) if known else AutoConfig.from_pretrained(resolve_model(cfg.model), local_files_only=True)
     with torch.device("meta"): return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
-# %% ../nbs/parts/models.ipynb #74da5127
+# %% ../nbs/parts/models.ipynb #7243a23d
 def _weight_bytes(cfg, model, tuning, counts):
     "Bytes of the weights of `model` when tuned by `tuning` in cfg.model.precision"
     size = {"fp32": 4, "bf16": 2, "mixed": 4 if tuning == "full" else 2}[cfg.model.precision]
@@ -436,7 +441,7 @@ def _weight_bytes(cfg, model, tuning, counts):
     bits = 4 + (8 / 64 + 32 / (64 * 256) if cfg.qlora_config.double_quant else 32 / 64)
     return int((base - packed) * size + packed * bits / 8 + adapter)
 
-# %% ../nbs/parts/models.ipynb #1075e9ab
+# %% ../nbs/parts/models.ipynb #323bb12f
 def _table_row(cfg, tuning, targets):
     "One method's row; the model is built on the meta device"
     import torch
@@ -451,7 +456,7 @@ def _table_row(cfg, tuning, targets):
             **counts, "trainable %": 100 * counts["trainable"] / counts["total"],
             "weights MiB": _weight_bytes(cfg, model, tuning, counts) / 2**20}
 
-# %% ../nbs/parts/models.ipynb #323bb12f
+# %% ../nbs/parts/models.ipynb #cb147189
 def parameter_table(
     cfg, # configuration from `load_config`: model, precision and lora_config
     targets: tuple = ("all-linear", ["q_proj", "v_proj"]), # choices of target_modules for LoRA; the first also for QLoRA
@@ -462,7 +467,7 @@ def parameter_table(
     table = pd.DataFrame([_table_row(cfg, *m) for m in methods])
     return table.astype({"r": "Int64"})
 
-# %% ../nbs/parts/models.ipynb #32e0d5b3
+# %% ../nbs/parts/models.ipynb #683c0c34
 def _tensors(source):
     "Pairs of name and tensor; of a folder's safetensors, or of a model's state without tied copies"
     if isinstance(source, (str, Path)):
@@ -475,7 +480,7 @@ def _tensors(source):
         if id(tensor) not in seen: yield name, tensor
         seen.add(id(tensor))
 
-# %% ../nbs/parts/models.ipynb #37ca31e1
+# %% ../nbs/parts/models.ipynb #64cd8273
 def _digest(pair):
     "Name, shape and SHA-256 of one tensor's values"
     import torch
@@ -484,7 +489,7 @@ def _digest(pair):
     data = (values.float() if values.is_floating_point() else values).contiguous().reshape(-1).view(torch.uint8).numpy()
     return f"{name} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}"
 
-# %% ../nbs/parts/models.ipynb #683c0c34
+# %% ../nbs/parts/models.ipynb #2675260f
 def weights_fingerprint(
     source, # a model, or a folder of safetensors
 ) -> str: # 64 hexadecimal digits; equal for equal values under equal names
@@ -492,7 +497,7 @@ def weights_fingerprint(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: lines = sorted(pool.map(_digest, _tensors(source)))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-# %% ../nbs/parts/models.ipynb #5eeb4752
+# %% ../nbs/parts/models.ipynb #a3677bb9
 def adapter_folder(
     path: Path | str, # an adapter's folder, or a run folder with adapter/ in it
 ) -> Path: # the folder with adapter_config.json
@@ -503,22 +508,23 @@ def adapter_folder(
     if not (folder / "adapter_model.safetensors").exists(): raise ModelError(f"{folder}: no adapter_model.safetensors; pickled adapters are not loaded")
     return folder
 
-# %% ../nbs/parts/models.ipynb #186b3ce6
+# %% ../nbs/parts/models.ipynb #77beb36b
 def load_adapter(
     model, # transformers model, the adapter's base
     path: Path | str, # an adapter's folder, or a run folder
     trainable: bool = False, # train it further
 ): # PeftModel
     "Put a saved adapter on its base model"
-    from peft import PeftModel
     folder = adapter_folder(path)
+    from peft import PeftModel
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
         try: adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
         except Exception as e: raise ModelError(f"{folder}: this adapter doesn't fit the base model: {str(e).splitlines()[0]}") from e
     return adapted if trainable else adapted.eval()
 
-# %% ../nbs/parts/models.ipynb #2da5f7fb
+# %% ../nbs/parts/models.ipynb #01213124
 def merge_adapter(
     model, # PeftModel on dense weights
 ): # transformers model, its weights changed by the adapter
@@ -527,7 +533,7 @@ def merge_adapter(
         raise ModelError("4-bit weights can't take up an adapter without rounding it away: load_tuned(folder, quantized=False), then merge")
     return model.merge_and_unload(safe_merge=True)
 
-# %% ../nbs/parts/models.ipynb #e7a221f8
+# %% ../nbs/parts/models.ipynb #71a9a06a
 def check_base(
     run: Path | str, # run folder; without a record.json nothing can be checked
     base, # the base model as loaded, dense or in 4 bits
@@ -540,14 +546,14 @@ def check_base(
     raise ModelError(f"{run}: the adapter was trained on other base weights (fingerprint {expected[:12]}…) than those of {source}; "
                      "model.name, model.path or model.revision must lead to the same ones")
 
-# %% ../nbs/parts/models.ipynb #71a9a06a
+# %% ../nbs/parts/models.ipynb #cc5ba923
 def _can_quantize(run):
     "Is there a GPU for 4-bit weights? If not, say what happens instead"
     if device() == "cuda": return True
     print(f"{run}: trained on 4-bit weights; without a CUDA GPU the base is loaded dense", file=sys.stderr, flush=True)
     return False
 
-# %% ../nbs/parts/models.ipynb #bee83938
+# %% ../nbs/parts/models.ipynb #0eff75c6
 def load_tuned(
     folder: Path | str, # a finished run's folder
     dtype: str | None = None, # fp32 or bf16; None: the run's evaluation.dtype
@@ -566,7 +572,7 @@ def load_tuned(
     model = load_adapter(base, adapter)
     return merge_adapter(model) if merge else model, load_tokenizer(cfg)
 
-# %% ../nbs/parts/models.ipynb #65159b73
+# %% ../nbs/parts/models.ipynb #b322f050
 @call_parse
 def prepare(
     preset: str = "gemma-3-270m", # a preset's name, as in configs/preset
