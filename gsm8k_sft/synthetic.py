@@ -543,7 +543,7 @@ def build_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=CHAT_TEMPLATE, padding_side="left", model_max_length=2048,
         pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>", extra_special_tokens=SPECIAL_TOKENS[4:])
 
-# %% ../nbs/parts/synthetic.ipynb #a4a31a9a
+# %% ../nbs/parts/synthetic.ipynb #0f6fd963
 def build_model(
     vocab_size: int = 768, # the tokenizer's
     hidden_size: int = 160, # width
@@ -561,7 +561,7 @@ def build_model(
     torch.manual_seed(seed)
     return Gemma3ForCausalLM(config)
 
-# %% ../nbs/parts/synthetic.ipynb #59e75879
+# %% ../nbs/parts/synthetic.ipynb #9a073838
 def token_blocks(
     tokenizer, # from `build_tokenizer`
     n: int, # blocks
@@ -579,7 +579,7 @@ def token_blocks(
             if len(row) >= block_size: blocks.append(row[:block_size]); row = []
     return torch.tensor(blocks[:n], dtype=torch.int16)
 
-# %% ../nbs/parts/synthetic.ipynb #93b6fa9f
+# %% ../nbs/parts/synthetic.ipynb #f646d16b
 def pretraining_step(
     model, # on its device
     ids, # int64 [batch, length]
@@ -594,7 +594,7 @@ def pretraining_step(
     optimizer.step(); optimizer.zero_grad(set_to_none=True)
     return loss.detach()
 
-# %% ../nbs/parts/synthetic.ipynb #f646d16b
+# %% ../nbs/parts/synthetic.ipynb #b146538e
 def warm_cosine(
     step: int, # from 0
     steps: int, # in all
@@ -604,7 +604,7 @@ def warm_cosine(
     if step < warm: return step / warm
     return 0.05 + 0.95 * (1 + math.cos(math.pi * min(1, (step - warm) / max(1, steps - warm)))) / 2
 
-# %% ../nbs/parts/synthetic.ipynb #85cbea70
+# %% ../nbs/parts/synthetic.ipynb #a928057b
 def pretrain(
     model, # from `build_model`, on its device
     blocks, # from `token_blocks`
@@ -624,11 +624,11 @@ def pretrain(
     for step, rows in enumerate(order):
         losses.append(pretraining_step(model, blocks[rows].long().to(model.device), optimizer))
         schedule.step()
-        if (step + 1) % log_every == 0: print(f"step {step + 1} of {len(order)}: loss {losses[-1].item():.3f}, {time.time() - start:.0f} s", flush=True)
+        if (step + 1) % log_every == 0: print(f"step {step + 1} of {len(order)}: loss {losses[-1].item():.3f}", flush=True)
     tail = torch.stack(losses[-max(1, len(order) // 20):]).mean().item()
     return {"tokens": sum(map(len, order)) * blocks.shape[1], "steps": len(order), "seconds": round(time.time() - start, 1), "loss": round(tail, 4)}
 
-# %% ../nbs/parts/synthetic.ipynb #993b3964
+# %% ../nbs/parts/synthetic.ipynb #882ab5d4
 def pretrain_toy(
     folder: str | Path, # where to write; must not exist
     n_blocks: int = 44_000, # rows of 512 tokens, in four streams
@@ -648,7 +648,7 @@ def pretrain_toy(
     (Path(folder) / "record.json").write_text(json.dumps(record, indent=2) + "\n")
     return record
 
-# %% ../nbs/parts/synthetic.ipynb #04c6a262
+# %% ../nbs/parts/synthetic.ipynb #d710f3b0
 def versions(
     device: str, # "cuda" or "cpu"
 ) -> dict: # hardware and package versions
