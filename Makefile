@@ -16,6 +16,8 @@ RUNS  := $(shell sed -n 's/^runs *= *//p' settings.ini)
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.10 python,$(shell $(p) -c 'import sys; print("$(p)" if sys.version_info >= (3, 10) else "")' 2>/dev/null)))
 
 export TOKENIZERS_PARALLELISM := false
+# Threads that wait asleep: on a machine with other work, threads that wait spinning make training three times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What the cells print is shown as it comes; the executed notebook is written below $(RUNS), never into nbs/.
 # $(call run,preset,tuning,dataset,seed,overrides,name of the executed notebook)
