@@ -9,7 +9,7 @@ __all__ = ['CONFIGS', 'TUNINGS', 'DATASETS', 'SCHEMA_VERSION', 'PACKAGES', 'Sett
            'load_config', 'check_parameters', 'config_table', 'run_folder', 'write_text', 'write_json', 'read_json',
            'save_config', 'read_config', 'git_commit', 'environment', 'peak_memory', 'set_seed', 'device']
 
-# %% ../nbs/00_core.ipynb #87966c70
+# %% ../nbs/00_core.ipynb #c757b63b
 import configparser, difflib, hashlib, importlib.metadata, json, os, platform, shlex, subprocess
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -18,11 +18,11 @@ from typing import Any, Literal
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-# %% ../nbs/00_core.ipynb #644c6821
+# %% ../nbs/00_core.ipynb #3feca34f
 class SettingsError(Exception):
     "The project's settings.ini is missing or lacks a key"
 
-# %% ../nbs/00_core.ipynb #3feca34f
+# %% ../nbs/00_core.ipynb #cf091109
 def project_root(
     start: Path | str | None = None, # where to begin; the working folder by default
 ) -> Path: # the nearest folder upwards that holds settings.ini
@@ -32,7 +32,7 @@ def project_root(
         if (folder / "settings.ini").exists(): return folder
     raise SettingsError(f"no settings.ini in {here} or above: work inside a clone of the project")
 
-# %% ../nbs/00_core.ipynb #f1b8e1f8
+# %% ../nbs/00_core.ipynb #ee2a84a1
 def setting(
     section: str, # paths, wandb or sweep
     key: str, # a key of that section
@@ -46,7 +46,7 @@ def setting(
     if not ini.has_option(section, key): raise SettingsError(f"{path}: no key '{key}' in [{section}]")
     return ini.get(section, key).strip()
 
-# %% ../nbs/00_core.ipynb #0206c12a
+# %% ../nbs/00_core.ipynb #083175b2
 def project_path(
     key: str, # runs, eval_results, results, figures or cache
     *parts: str, # folders and file below it
@@ -55,7 +55,7 @@ def project_path(
     root = project_root()
     return root.joinpath(setting("paths", key, root), *parts)
 
-# %% ../nbs/00_core.ipynb #227babc4
+# %% ../nbs/00_core.ipynb #358c2400
 @dataclass
 class ModelConfig:
     "Which weights, and in which precision"
@@ -65,7 +65,7 @@ class ModelConfig:
     precision: Literal["mixed", "bf16", "fp32"] = MISSING
     attn_implementation: str | None = MISSING
 
-# %% ../nbs/00_core.ipynb #6b140a84
+# %% ../nbs/00_core.ipynb #9329efe8
 @dataclass
 class LoraSettings:
     "The adapter of LoRA and QLoRA"
@@ -80,7 +80,7 @@ class QloraSettings:
     quant_type: Literal["nf4", "fp4"] = MISSING
     double_quant: bool = MISSING
 
-# %% ../nbs/00_core.ipynb #3b64579a
+# %% ../nbs/00_core.ipynb #a428172b
 @dataclass
 class DataConfig:
     "Which problems, and how they become tokens"
@@ -96,7 +96,7 @@ class DataConfig:
     max_length: int = MISSING
     prompt_style: Literal["auto", "chat", "plain"] = MISSING
 
-# %% ../nbs/00_core.ipynb #33458b79
+# %% ../nbs/00_core.ipynb #cccce037
 @dataclass
 class OneShotExample:
     "The worked example of one-shot evaluation"
@@ -113,7 +113,7 @@ class EvaluationConfig:
     dtype: Literal["bf16", "fp32"] = MISSING
     save_every: int = MISSING
 
-# %% ../nbs/00_core.ipynb #c63296c0
+# %% ../nbs/00_core.ipynb #6cbf375e
 @dataclass
 class TrainConfig:
     "How the weights are trained"
@@ -142,7 +142,7 @@ class TrainConfig:
     when_done: Literal["restart", "reuse"] = MISSING
     report_to: Literal["auto", "none", "wandb"] = MISSING
 
-# %% ../nbs/00_core.ipynb #1e7bff33
+# %% ../nbs/00_core.ipynb #1c68b854
 @dataclass
 class Config:
     "A complete configuration of one experiment"
@@ -159,21 +159,21 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
-# %% ../nbs/00_core.ipynb #c1670e32
+# %% ../nbs/00_core.ipynb #e190c585
 class ConfigError(ValueError):
     "A configuration that can't be run; the message names the file and the key"
 
 CONFIGS = files("gsm8k_sft") / "configs"
 TUNINGS, DATASETS = ("full", "lora", "qlora"), ("main", "socratic")
 
-# %% ../nbs/00_core.ipynb #e190c585
+# %% ../nbs/00_core.ipynb #ef34d340
 def choices(
     kind: str, # preset or variant
 ) -> list[str]: # the names, sorted
     "The presets or variants that come with the package"
     return sorted(Path(p.name).stem for p in (CONFIGS / kind).iterdir() if p.name.endswith(".yaml"))
 
-# %% ../nbs/00_core.ipynb #030dd5e3
+# %% ../nbs/00_core.ipynb #ef038ede
 def check_choice(
     name: str, # what is being chosen, for the message
     value: Any, # what was given
@@ -185,7 +185,7 @@ def check_choice(
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"{name}: {value!r} is not one of {', '.join(map(str, allowed))}.{hint}")
 
-# %% ../nbs/00_core.ipynb #e0f4e2c8
+# %% ../nbs/00_core.ipynb #b5369cbd
 def _keys(node, prefix=""):
     "All dotted keys of the schema"
     for key, value in OmegaConf.to_container(node, throw_on_missing=False).items() if isinstance(node, DictConfig) else []:
@@ -201,7 +201,7 @@ def _merge(base, layer, source):
         hint = f" Did you mean '{near[0]}'?" if near and near[0] != key else ""
         raise ConfigError(f"{source}: key '{key}': {text}.{hint}") from None
 
-# %% ../nbs/00_core.ipynb #27cec2de
+# %% ../nbs/00_core.ipynb #5d75e0ab
 def _read_yaml(path):
     "The mapping in a YAML file, or a `ConfigError` that names the file"
     path = Path(str(path))
@@ -218,18 +218,17 @@ def _dotlist(overrides):
         if "=" not in part: raise ConfigError(f"overrides: {part!r} is not of the form key=value")
     return parts
 
-# %% ../nbs/00_core.ipynb #8ffd9f0b
+# %% ../nbs/00_core.ipynb #edce6941
 def _layers(preset, tuning, dataset, seed, config, overrides):
     "Pairs of (where it comes from, the keys it sets), weakest first"
     given = {"preset": preset, "variant": f"{tuning}_{dataset}", "seed": seed}
-    names = [f"preset/{preset}.yaml", f"variant/{tuning}_{dataset}.yaml", f"variant/{preset}_{tuning}.yaml",
-             f"variant/{preset}_{tuning}_{dataset}.yaml"]
+    names = [f"preset/{preset}.yaml", *(f"variant/{v}.yaml" for v in (f"{tuning}_{dataset}", f"{preset}_{tuning}", f"{preset}_{dataset}"))]
     layers = [("base.yaml", _read_yaml(CONFIGS / "base.yaml")), ("parameters", OmegaConf.create(given))]
     layers += [(n, _read_yaml(CONFIGS / n)) for n in names if (CONFIGS / n).is_file()]
     if config: layers.append((str(config), _read_yaml(config)))
     return layers + [(f"overrides ({o})", OmegaConf.from_dotlist([o])) for o in _dotlist(overrides)]
 
-# %% ../nbs/00_core.ipynb #edce6941
+# %% ../nbs/00_core.ipynb #d49ab40f
 def _run_name(cfg, config, overrides):
     "<variant>-s<seed>, with the file's name and a short hash where there is more to tell"
     name = f"{cfg.variant}-s{cfg.seed}"
@@ -238,7 +237,7 @@ def _run_name(cfg, config, overrides):
     stem = f"{Path(config).stem}-" if config else ""
     return f"{name}-{stem}{fingerprint([own, sorted(_dotlist(overrides))], 6)}"
 
-# %% ../nbs/00_core.ipynb #d96d2b05
+# %% ../nbs/00_core.ipynb #aa8ed823
 def fingerprint(
     value: Any, # anything `json.dumps` takes
     length: int = 16, # hexadecimal digits
@@ -246,7 +245,7 @@ def fingerprint(
     "A short SHA-256 of a JSON value"
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:length]
 
-# %% ../nbs/00_core.ipynb #f31469df
+# %% ../nbs/00_core.ipynb #b4252681
 def _check_parameters(cfg, **given):
     "The parameters and the files must not contradict each other"
     found = {"preset": cfg.preset, "tuning": cfg.tuning_method, "dataset": cfg.data.dataset, "seed": cfg.seed}
@@ -255,7 +254,7 @@ def _check_parameters(cfg, **given):
             raise ConfigError(f"{name}: the parameter says {value!r} but a file or an override says {found[name]!r}. "
                               f"Pass {name}={found[name]!r} as the parameter and leave it out elsewhere.")
 
-# %% ../nbs/00_core.ipynb #b4252681
+# %% ../nbs/00_core.ipynb #8e93d169
 def _check_bounds(cfg):
     "Every number within its range"
     t, d, l, e = cfg.train, cfg.data, cfg.lora_config, cfg.evaluation
@@ -273,7 +272,7 @@ def _check_bounds(cfg):
     if t.max_steps == 0: raise ConfigError("train.max_steps: 0 trains nothing; -1 follows num_train_epochs")
     for k in e.shots: check_choice("evaluation.shots", k, (0, 1))
 
-# %% ../nbs/00_core.ipynb #8e93d169
+# %% ../nbs/00_core.ipynb #34cc0656
 def _check_schedule(cfg):
     "The schedule and its `min_lr` belong together"
     t = cfg.train
@@ -287,7 +286,7 @@ def _check_schedule(cfg):
     if not 0 <= min_lr <= t.learning_rate:
         raise ConfigError(f"train.lr_scheduler_kwargs.min_lr: {min_lr} must lie between 0 and train.learning_rate ({t.learning_rate})")
 
-# %% ../nbs/00_core.ipynb #34cc0656
+# %% ../nbs/00_core.ipynb #265328f1
 def _check_together(cfg):
     "Keys that need each other"
     t, targets = cfg.train, cfg.lora_config.target_modules
@@ -301,7 +300,7 @@ def _check_together(cfg):
     tied = {"lm_head", "embed_tokens"} & set(named)
     if tied: raise ConfigError(f"lora_config.target_modules: {', '.join(tied)} is tied in Gemma and can't carry an adapter")
 
-# %% ../nbs/00_core.ipynb #301d88fa
+# %% ../nbs/00_core.ipynb #af125bc7
 def _check_hardware(cfg):
     "QLoRA and the 8-bit optimizers need a CUDA GPU"
     import torch
@@ -311,7 +310,7 @@ def _check_hardware(cfg):
     if cfg.train.optim in ("paged_adamw_8bit", "adamw_bnb_8bit"):
         raise ConfigError(f"train.optim: {cfg.train.optim} needs a CUDA GPU, and none is visible here; use train.optim=adamw_torch_fused")
 
-# %% ../nbs/00_core.ipynb #55cc17a6
+# %% ../nbs/00_core.ipynb #fce56c6d
 def load_config(
     preset: str = "toy", # a file of configs/preset
     tuning: str = "full", # full, lora or qlora
@@ -333,7 +332,7 @@ def load_config(
     cfg.run_name = cfg.run_name or _run_name(cfg, config, overrides)
     return cfg
 
-# %% ../nbs/00_core.ipynb #b6fe10db
+# %% ../nbs/00_core.ipynb #349be299
 def check_parameters(
     given: set[str], # the names that the parameters cell and papermill have set
     allowed: tuple[str, ...] = ("preset", "tuning", "dataset", "seed", "config", "overrides"), # what the notebook takes
@@ -341,7 +340,7 @@ def check_parameters(
     "Raise a `ConfigError` at a parameter that the notebook doesn't have"
     for name in sorted(n for n in given if not n.startswith("_")): check_choice("papermill parameter", name, allowed)
 
-# %% ../nbs/00_core.ipynb #f8bd8d33
+# %% ../nbs/00_core.ipynb #eb7a79e6
 def config_table(
     cfg: DictConfig, # from `load_config`
     changed_only: bool = False, # leave out what base.yaml says too
@@ -353,14 +352,14 @@ def config_table(
     table = pd.DataFrame([(k, str(v), "" if v == b else str(b)) for k, v, b in rows], columns=["key", "value", "default"])
     return table[table.default != ""].reset_index(drop=True) if changed_only else table
 
-# %% ../nbs/00_core.ipynb #7f54a5fd
+# %% ../nbs/00_core.ipynb #1655f3f9
 def run_folder(
     cfg: DictConfig, # from `load_config`
 ) -> Path: # runs/<preset>/<run_name>; not created
     "Where the run of this configuration lives"
     return project_path("runs", cfg.preset, cfg.run_name)
 
-# %% ../nbs/00_core.ipynb #b1d8cedd
+# %% ../nbs/00_core.ipynb #cbb4369f
 def write_text(
     path: Path | str, # the file; its folder is made if need be
     text: str, # what to write, as UTF-8
@@ -376,7 +375,7 @@ def write_text(
     finally: part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/00_core.ipynb #3d908673
+# %% ../nbs/00_core.ipynb #c503c120
 SCHEMA_VERSION = 1
 
 def write_json(
@@ -386,7 +385,7 @@ def write_json(
     "Write a record as JSON, atomically"
     return write_text(path, json.dumps({"schema_version": SCHEMA_VERSION, **record}, indent=1, ensure_ascii=False) + "\n")
 
-# %% ../nbs/00_core.ipynb #c503c120
+# %% ../nbs/00_core.ipynb #397d8ab2
 def read_json(
     path: Path | str, # a file that `write_json` wrote
 ) -> dict: # the record
@@ -397,7 +396,7 @@ def read_json(
     if found != SCHEMA_VERSION: raise ValueError(f"{path}: schema version {found}, but this version of gsm8k_sft reads {SCHEMA_VERSION}")
     return record
 
-# %% ../nbs/00_core.ipynb #61f04229
+# %% ../nbs/00_core.ipynb #83a81fe4
 def save_config(
     cfg: DictConfig, # from `load_config`
     folder: Path | str, # the run's folder
@@ -405,7 +404,7 @@ def save_config(
     "Save the resolved configuration"
     return write_text(Path(folder) / "config.yaml", OmegaConf.to_yaml(cfg))
 
-# %% ../nbs/00_core.ipynb #83a81fe4
+# %% ../nbs/00_core.ipynb #e92dec96
 def read_config(
     path: Path | str, # a config.yaml, or the run folder that holds it
 ) -> DictConfig: # typed by the schema
@@ -413,7 +412,7 @@ def read_config(
     path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
     return _merge(OmegaConf.structured(Config), _read_yaml(path), str(path))
 
-# %% ../nbs/00_core.ipynb #6c23c775
+# %% ../nbs/00_core.ipynb #fecbddd0
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "numpy", "omegaconf")
 
 def _version(name):
@@ -426,7 +425,7 @@ def _cpu_name():
     except OSError: return platform.processor() or platform.machine()
     return next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), platform.machine())
 
-# %% ../nbs/00_core.ipynb #fecbddd0
+# %% ../nbs/00_core.ipynb #8c008f57
 def git_commit() -> str | None: # the commit, with "+changes" if files differ from it; outside git what GSM8K_SFT_COMMIT says, or None
     "The project's commit"
     try:
@@ -434,7 +433,7 @@ def git_commit() -> str | None: # the commit, with "+changes" if files differ fr
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError, SettingsError): return os.environ.get("GSM8K_SFT_COMMIT")
 
-# %% ../nbs/00_core.ipynb #8c008f57
+# %% ../nbs/00_core.ipynb #4894e2be
 def environment() -> dict: # python, package versions, hardware, commit
     "The machine and the versions this process runs on"
     import torch
@@ -443,7 +442,7 @@ def environment() -> dict: # python, package versions, hardware, commit
             "packages": {"gsm8k_sft": _version("gsm8k_sft"), **{p: _version(p) for p in PACKAGES}},
             "cpu": _cpu_name(), "cpu_cores": os.cpu_count(), "torch_threads": torch.get_num_threads(), "gpus": gpus}
 
-# %% ../nbs/00_core.ipynb #0dc5a26e
+# %% ../nbs/00_core.ipynb #04517b19
 def peak_memory() -> int: # bytes
     "Peak memory of this process: on the GPU if there is one, else resident"
     import resource, torch
@@ -451,7 +450,7 @@ def peak_memory() -> int: # bytes
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
-# %% ../nbs/00_core.ipynb #57102ff3
+# %% ../nbs/00_core.ipynb #50bb669e
 def set_seed(
     seed: int, # any non-negative integer
 ) -> None:

@@ -9,21 +9,21 @@ __all__ = ['WAY_OUT', 'NOT_TEXT', 'NUMBER', 'SPLITS', 'TRAINING_SPLITS', 'COLUMN
            'encode', 'LabelError', 'check_labels', 'LabelInspector', 'inspect_labels', 'token_lengths',
            'token_statistics', 'plot_token_lengths', 'tokenize_split', 'Collator']
 
-# %% ../nbs/01_data.ipynb #648cf5ad
+# %% ../nbs/01_data.ipynb #6d1db66e
 import codecs, hashlib, html, json, os, re
 from pathlib import Path
 from fastcore.basics import patch
 from .answers import final_number
 from .core import check_choice, fingerprint, project_path, project_root, setting
 
-# %% ../nbs/01_data.ipynb #2b51ce46
+# %% ../nbs/01_data.ipynb #2adf0b46
 class DataError(ValueError):
     "Data that can't be used; the message names file and line, and the way out"
 
 WAY_OUT = ("Set data.folder or the environment variable GSM8K_DIR to a folder with GSM8K (train.jsonl and test.jsonl, "
            "or main/*.parquet), or use the preset toy, which generates its problems.")
 
-# %% ../nbs/01_data.ipynb #2adf0b46
+# %% ../nbs/01_data.ipynb #a9f88ded
 def data_folder(
     cfg, # from `load_config`
 ) -> Path | None: # an existing folder; None if nothing names one
@@ -37,7 +37,7 @@ def data_folder(
         return folder
     return None
 
-# %% ../nbs/01_data.ipynb #32747952
+# %% ../nbs/01_data.ipynb #26fe7108
 def split_files(
     folder: Path, # as `data_folder` gives it
     dataset: str, # main or socratic
@@ -54,7 +54,7 @@ def split_files(
         raise DataError(f"{folder / dataset}: {len(shards)} of {expected} shards of {split} are there. {WAY_OUT}")
     return shards
 
-# %% ../nbs/01_data.ipynb #edb4a1e8
+# %% ../nbs/01_data.ipynb #73bf986d
 class Problems(list):
     "What is wrong with the data; `stop` raises if there is anything"
     def add(self, where, what): self.append(f"{where}: {what}")
@@ -65,7 +65,7 @@ class Problems(list):
         count = "1 problem" if len(self) == 1 else f"{len(self)} problems"
         raise DataError("\n".join([f"{count} in the data:", *self[:limit], *rest, f"Correct the file, or: {WAY_OUT}"]))
 
-# %% ../nbs/01_data.ipynb #995aa54e
+# %% ../nbs/01_data.ipynb #466a4585
 NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufeff]")
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
@@ -79,7 +79,7 @@ def _check_text(row, key):
     bad = NOT_TEXT.search(value)
     return bad and f"the field '{key}' holds U+{ord(bad.group()):04X} at character {bad.start() + 1}, which is not text"
 
-# %% ../nbs/01_data.ipynb #466a4585
+# %% ../nbs/01_data.ipynb #660c9228
 def check_row(
     row: dict, # as read from the file
 ) -> list[str]: # what is wrong with it; empty if nothing is
@@ -93,7 +93,7 @@ def check_row(
     if not last.startswith("#### "): return [f"the answer's last line is {last[:40]!r}, where '#### ' and a number are needed"]
     return [] if NUMBER.fullmatch(final_number(answer)) else [f"{last[:40]!r} does not end in a number"]
 
-# %% ../nbs/01_data.ipynb #92f6f083
+# %% ../nbs/01_data.ipynb #a97e60d0
 def _parse_line(line):
     "One JSON line as (row, None) or (None, what is wrong)"
     if not line.strip(): return None, "the line is blank"
@@ -102,7 +102,7 @@ def _parse_line(line):
     except json.JSONDecodeError as e: return None, f"not valid JSON: {e.msg} at character {e.colno}"
     except (ValueError, RecursionError) as e: return None, f"not valid JSON: {e}"
 
-# %% ../nbs/01_data.ipynb #a97e60d0
+# %% ../nbs/01_data.ipynb #363a2eb4
 def read_jsonl(
     path: Path, # a JSONL file
     problems: Problems, # what is wrong is added here
@@ -120,7 +120,7 @@ def read_jsonl(
         if wrong: problems.add(where, wrong)
     return [(where, row) for where, row, wrong in parsed if not wrong]
 
-# %% ../nbs/01_data.ipynb #85fd50a4
+# %% ../nbs/01_data.ipynb #efee3853
 def _decode(value):
     "UTF-8 bytes as text; anything else as it is, for `check_row` to report"
     try: return value.decode("utf-8") if isinstance(value, bytes) else value
@@ -132,7 +132,7 @@ def _column(column):
     texts = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     return [_decode(v) for v in (column.cast(pa.large_binary()) if texts else column).to_pylist()]
 
-# %% ../nbs/01_data.ipynb #efee3853
+# %% ../nbs/01_data.ipynb #8c850bfd
 def read_parquet(
     paths: list[Path], # the shards of one split
     problems: Problems, # what is wrong is added here
@@ -148,7 +148,7 @@ def read_parquet(
         rows += [(f"{path} row {i}", {k: v[i] for k, v in columns.items()}) for i in range(len(table))]
     return rows
 
-# %% ../nbs/01_data.ipynb #4d71c289
+# %% ../nbs/01_data.ipynb #3bcf621c
 def check_duplicates(
     published: dict[str, list], # split to (where, row) pairs
     problems: Problems, # what is wrong is added here
@@ -160,7 +160,7 @@ def check_duplicates(
         if question in seen: problems.add(where, f"the same question as {seen[question]}")
         seen.setdefault(question, where)
 
-# %% ../nbs/01_data.ipynb #da1353cc
+# %% ../nbs/01_data.ipynb #38eb45c8
 def _from_hub(cfg, split):
     "(where, row) pairs of one split of the hub's dataset"
     import datasets, huggingface_hub
@@ -175,7 +175,7 @@ def _from_hub(cfg, split):
     finally: constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = was
     return [(f"{name} {config}/{split} row {i}", row) for i, row in enumerate(rows.to_list())]
 
-# %% ../nbs/01_data.ipynb #d1e38bab
+# %% ../nbs/01_data.ipynb #3ca456d8
 def carve(
     rows: list[dict], # the published train split
     fraction: float, # share for validation, 0 to 1
@@ -190,7 +190,7 @@ def carve(
     chosen = {row["id"] for row in sorted(rows, key=rank)[:n]}
     return [r for r in rows if r["id"] not in chosen], [r for r in rows if r["id"] in chosen]
 
-# %% ../nbs/01_data.ipynb #09dafeb3
+# %% ../nbs/01_data.ipynb #a53fee96
 SPLITS, TRAINING_SPLITS = ("train", "validation", "test"), ("train", "validation")
 COLUMNS = ("id", "question", "answer", "final")
 
@@ -206,7 +206,7 @@ def _published(cfg, split, problems):
     files = split_files(folder, dataset, split)
     return read_jsonl(files[0], problems) if files[0].suffix == ".jsonl" else read_parquet(files, problems)
 
-# %% ../nbs/01_data.ipynb #a53fee96
+# %% ../nbs/01_data.ipynb #aae7306e
 def _row(id, row):
     "A checked row as the rest of the project sees it"
     return {"id": id, "question": row["question"], "answer": row["answer"], "final": final_number(row["answer"])}
@@ -225,7 +225,7 @@ def _checked(cfg):
     prefix = ("synthetic-" if cfg.data.source == "synthetic" else "") + cfg.data.dataset
     return {split: [_row(f"{prefix}/{split}/{i}", row) for i, (_, row) in enumerate(rows)] for split, rows in published.items()}
 
-# %% ../nbs/01_data.ipynb #aae7306e
+# %% ../nbs/01_data.ipynb #5b5101f3
 def load_gsm8k(
     cfg, # from `load_config`
     splits: tuple[str, ...] | None = None, # of train, validation, test; all three by default
@@ -242,7 +242,7 @@ def load_gsm8k(
     columns = {s: {c: [r[c] for r in rows[s]] for c in COLUMNS} for s in splits or SPLITS}
     return DatasetDict({s: Dataset.from_dict(c, features=features) for s, c in columns.items()})
 
-# %% ../nbs/01_data.ipynb #60b43831
+# %% ../nbs/01_data.ipynb #500fba48
 def refuse_test(
     rows, # a Dataset or a list of rows, with ids
 ): # `rows`, if no problem of the test split is among them
@@ -252,7 +252,7 @@ def refuse_test(
                              "training and model selection use train and validation only")
     return rows
 
-# %% ../nbs/01_data.ipynb #621c2f9d
+# %% ../nbs/01_data.ipynb #6bac4449
 def data_fingerprint(
     dataset, # a Dataset, a DatasetDict, or a list of rows
 ) -> str: # 16 hexadecimal digits
@@ -260,7 +260,7 @@ def data_fingerprint(
     if hasattr(dataset, "keys"): return fingerprint({split: data_fingerprint(rows) for split, rows in dataset.items()})
     return fingerprint([[row["id"], row["question"], row["answer"]] for row in dataset])
 
-# %% ../nbs/01_data.ipynb #aefe3a87
+# %% ../nbs/01_data.ipynb #83d923ec
 PROBE = "PROBE-7"
 TEXT_ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
 
@@ -274,7 +274,7 @@ def _tokens(tokenizer, texts):
     if not texts: return []
     return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
-# %% ../nbs/01_data.ipynb #83d923ec
+# %% ../nbs/01_data.ipynb #04dfa503
 def _messages(question, shots=()):
     "A conversation that ends in a question; there is no system turn, which Gemma refuses"
     turns = [(role, shot[key].strip()) for shot in shots for role, key in (("user", "question"), ("assistant", "answer"))]
@@ -290,7 +290,7 @@ def _ending(tokenizer, special):
         raise DataError(f"the chat template ends an answer in {tail!r}, which is no special token; use data.prompt_style=plain")
     return tail[:start - length]
 
-# %% ../nbs/01_data.ipynb #04dfa503
+# %% ../nbs/01_data.ipynb #9fdb03db
 class Renderer:
     "Prompts and completions for one tokenizer: its chat template, or `Question: … Answer:`"
     def __init__(
@@ -306,7 +306,7 @@ class Renderer:
         self._find_bos()
         self._find_end()
 
-# %% ../nbs/01_data.ipynb #643fca4c
+# %% ../nbs/01_data.ipynb #a763caf1
 @patch
 def prompt(
     self: Renderer,
@@ -320,7 +320,7 @@ def prompt(
     blocks = [f"Question: {s['question'].strip()}\nAnswer: {s['answer'].strip()}" for s in shots]
     return self.bos_text + "\n\n".join([*blocks, f"Question: {question.strip()}\nAnswer:"])
 
-# %% ../nbs/01_data.ipynb #465d7e48
+# %% ../nbs/01_data.ipynb #7ec649b7
 @patch
 def completion(
     self: Renderer,
@@ -329,7 +329,7 @@ def completion(
     "The text the model is to write"
     return (" " if self.style == "plain" else "") + answer.strip() + self.ending
 
-# %% ../nbs/01_data.ipynb #3e7e7561
+# %% ../nbs/01_data.ipynb #601b4fba
 @patch
 def _find_bos(self: Renderer):
     "Set uses_bos, bos_text, and bos_count: 1, or 0, or one for each turn where the token opens turns and so is no BOS"
@@ -342,7 +342,7 @@ def _find_bos(self: Renderer):
     if adds and not written[1]: self.bos_text = tokenizer.bos_token
     self.bos_count = 1 if self.uses_bos else written[0]
 
-# %% ../nbs/01_data.ipynb #601b4fba
+# %% ../nbs/01_data.ipynb #3f18ee42
 @patch
 def _find_end(self: Renderer):
     "Set ending (text), end_token, end_token_id, stop_ids"
@@ -354,7 +354,7 @@ def _find_end(self: Renderer):
     self.end_token_id = special[self.end_token]
     self.stop_ids = list(dict.fromkeys(special[t] for t in (self.end_token, tokenizer.eos_token, *TEXT_ENDS) if t in special))
 
-# %% ../nbs/01_data.ipynb #124cb7e4
+# %% ../nbs/01_data.ipynb #61277758
 @patch
 def describe(
     self: Renderer,
@@ -366,14 +366,14 @@ def describe(
             "end_token": self.end_token, "end_token_id": self.end_token_id,
             "stop_ids": self.stop_ids, "stop_tokens": self.tokenizer.convert_ids_to_tokens(self.stop_ids)}
 
-# %% ../nbs/01_data.ipynb #66eac5c0
+# %% ../nbs/01_data.ipynb #a1c0f4ee
 def _encode_rows(rows, tokenizer, renderer):
     "All rows at once, which the fast tokenizer does in parallel"
     prompts = _tokens(tokenizer, [renderer.prompt(row["question"]) for row in rows])
     completions = _tokens(tokenizer, [renderer.completion(row["answer"]) for row in rows])
     return [{"input_ids": p + c, "labels": [-100] * len(p) + c, "prompt_length": len(p)} for p, c in zip(prompts, completions)]
 
-# %% ../nbs/01_data.ipynb #a1c0f4ee
+# %% ../nbs/01_data.ipynb #c3420f68
 def encode(
     row: dict, # with question and answer
     tokenizer, # the model's
@@ -382,7 +382,7 @@ def encode(
     "Tokens and labels of one problem"
     return _encode_rows([row], tokenizer, renderer)[0]
 
-# %% ../nbs/01_data.ipynb #b9b27fc1
+# %% ../nbs/01_data.ipynb #a84a8d16
 class LabelError(ValueError):
     "An example whose tokens or labels are wrong"
 
@@ -395,7 +395,7 @@ def _bos_problem(ids, renderer):
     if n and not needed: return f"{n} BOS tokens; this model uses none"
     if n != needed: return f"{n} of the tokens that open a turn, where its template writes {needed}"
 
-# %% ../nbs/01_data.ipynb #a84a8d16
+# %% ../nbs/01_data.ipynb #ce488cc0
 def _mask_problem(ids, labels, start, end):
     "Labels on the completion, all of it, and nowhere else"
     if all(l == -100 for l in labels): return "nothing is supervised: the loss would be empty"
@@ -406,7 +406,7 @@ def _mask_problem(ids, labels, start, end):
     if masked: return f"{masked} answer tokens are unsupervised"
     if any(l not in (-100, i) for i, l in zip(ids, labels)): return "a label differs from its own token: labels must not be shifted"
 
-# %% ../nbs/01_data.ipynb #ce488cc0
+# %% ../nbs/01_data.ipynb #7f6d9039
 def check_labels(
     encoded: dict, # as `encode` gives it
     tokenizer, # the model's
@@ -425,7 +425,7 @@ def check_labels(
     if wrong: raise LabelError(f"{name}: {wrong}")
     return encoded
 
-# %% ../nbs/01_data.ipynb #27a4136b
+# %% ../nbs/01_data.ipynb #0fc78a21
 def _pieces(ids, labels, tokenizer):
     "(text, supervised, special) for each token, or group of tokens that only together make a character"
     special, done, pieces, begun = set(_special_tokens(tokenizer).values()), "", [], 0
@@ -436,7 +436,7 @@ def _pieces(ids, labels, tokenizer):
         done, begun = text, i + 1
     return pieces
 
-# %% ../nbs/01_data.ipynb #e5415944
+# %% ../nbs/01_data.ipynb #96500edf
 STYLE = """<style>
 .gsm8k-labels {font-family: monospace; line-height: 1.9; margin-bottom: 1em; overflow-wrap: anywhere}
 .gsm8k-labels span.t {border-left: 1px solid rgba(128,128,128,.45); padding: 1px 0}
@@ -452,7 +452,7 @@ def _show_space(text):
     marked = html.escape(text).replace(" ", "<i>·</i>").replace("\t", "<i>→</i>")
     return marked.replace("\n", "<i>⏎</i><br>")
 
-# %% ../nbs/01_data.ipynb #96500edf
+# %% ../nbs/01_data.ipynb #619a9cac
 class LabelInspector:
     "Examples with their supervised tokens coloured; `print` shows them between brackets"
     def __init__(self, examples, tokenizer):
@@ -474,7 +474,7 @@ class LabelInspector:
     def _token(self, text, supervised, special):
         return f"<span class='t{' s' * supervised}{' x' * special}'>{_show_space(text)}</span>"
 
-# %% ../nbs/01_data.ipynb #619a9cac
+# %% ../nbs/01_data.ipynb #075e6fc7
 def inspect_labels(
     examples, # a Dataset or list: rows with question and answer, or examples with input_ids and labels
     tokenizer, # the model's
@@ -489,7 +489,7 @@ def inspect_labels(
     for e in shown if check else (): check_labels(e, tokenizer, renderer, max_length)
     return LabelInspector(shown, tokenizer)
 
-# %% ../nbs/01_data.ipynb #27be4b62
+# %% ../nbs/01_data.ipynb #5d440add
 def token_lengths(
     rows, # a Dataset or list of rows
     tokenizer, # the model's
@@ -503,7 +503,7 @@ def token_lengths(
     return pd.DataFrame({"id": [row["id"] for row in rows], "question": [len(q) for q in questions],
                          "answer": [n - e["prompt_length"] for n, e in zip(example, encoded)], "example": example})
 
-# %% ../nbs/01_data.ipynb #5d440add
+# %% ../nbs/01_data.ipynb #97b846e5
 def token_statistics(
     lengths: dict, # name to a DataFrame of `token_lengths`
 ): # pandas DataFrame: mean to total in tokens; share of all tokens of the examples
@@ -518,7 +518,7 @@ def token_statistics(
     table = pd.DataFrame.from_dict(lines, orient="index")
     return table.round({c: 3 if c == "share" else 1 for c in table}).astype({c: int for c in ("n", "max", "total")})
 
-# %% ../nbs/01_data.ipynb #97b846e5
+# %% ../nbs/01_data.ipynb #fb9e7de0
 def plot_token_lengths(
     lengths: dict, # name to a DataFrame of `token_lengths`
     max_length: int | None = None, # tokens; drawn as a line if it lies in the picture
@@ -534,7 +534,7 @@ def plot_token_lengths(
     sns.despine(ax=ax)
     return ax
 
-# %% ../nbs/01_data.ipynb #01a83c83
+# %% ../nbs/01_data.ipynb #ee583626
 TOKENS_VERSION = 1 # to be raised when the way of encoding changes
 
 def _tokenizer_fingerprint(tokenizer):
@@ -544,7 +544,7 @@ def _tokenizer_fingerprint(tokenizer):
     backend.no_padding(); backend.no_truncation() # left over from the last call; each call sets them anew
     return fingerprint([backend.to_str(), tokenizer.special_tokens_map])
 
-# %% ../nbs/01_data.ipynb #ee583626
+# %% ../nbs/01_data.ipynb #4f044757
 def _tokenize(rows, tokenizer, renderer, max_length):
     "(examples, report), every example checked"
     examples = [{"id": row["id"], **e, "n": len(e["input_ids"])} for row, e in zip(rows, _encode_rows(rows, tokenizer, renderer))]
@@ -555,7 +555,7 @@ def _tokenize(rows, tokenizer, renderer, max_length):
               "supervised": sum(e["n"] - e["prompt_length"] for e in kept)}
     return kept, report
 
-# %% ../nbs/01_data.ipynb #9580aa9c
+# %% ../nbs/01_data.ipynb #c1dfda41
 def _write_tokens(path, examples, report):
     "Write examples and report to the cache, whole or not at all"
     import pyarrow as pa, pyarrow.parquet as pq
@@ -569,7 +569,7 @@ def _write_tokens(path, examples, report):
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/01_data.ipynb #c1dfda41
+# %% ../nbs/01_data.ipynb #03ea9725
 def _read_tokens(path):
     "(pyarrow table, report) from the cache; None if there is nothing usable"
     import pyarrow as pa, pyarrow.parquet as pq
@@ -580,7 +580,7 @@ def _read_tokens(path):
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError): return None
     return table.replace_schema_metadata(None), report
 
-# %% ../nbs/01_data.ipynb #03ea9725
+# %% ../nbs/01_data.ipynb #52058bfb
 def tokenize_split(
     rows, # a Dataset or list of rows; none of the test split
     tokenizer, # the model's
@@ -598,7 +598,7 @@ def tokenize_split(
     table, report = found or _read_tokens(path)
     return Dataset(table), {**report, "fingerprint": key, "cached": bool(found)}
 
-# %% ../nbs/01_data.ipynb #1c75a6a0
+# %% ../nbs/01_data.ipynb #2dd3227f
 class Collator:
     "Pads examples to a batch; labels are −100 on the padding"
     def __init__(

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['left_pad', 'first_stop', 'answering', 'Generation', 'answer_batch', 'GenerationError', 'generate_batches', 'generate']
 
-# %% ../nbs/parts/generate.ipynb #c4ed34db
+# %% ../nbs/parts/generate.ipynb #890c68cf
 import gc, os, sys, time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-# %% ../nbs/parts/generate.ipynb #56374dff
+# %% ../nbs/parts/generate.ipynb #f85bfab8
 def left_pad(
     token_ids: Sequence[list[int]], # one list of token ids a row
     pad_id: int, # any id; the mask hides it
@@ -23,7 +23,7 @@ def left_pad(
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in token_ids]
     return torch.tensor(ids), torch.tensor(mask)
 
-# %% ../nbs/parts/generate.ipynb #eafdd6d3
+# %% ../nbs/parts/generate.ipynb #fb2c231b
 def first_stop(
     new: list[int], # token ids that `generate` appended
     stop_ids: Sequence[int], # end of turn and end of text
@@ -33,7 +33,7 @@ def first_stop(
         if token in stop_ids: return i + 1, "stop"
     return len(new), "length"
 
-# %% ../nbs/parts/generate.ipynb #8ad9f915
+# %% ../nbs/parts/generate.ipynb #8f81aa81
 def _greedy_config(tokenizer, max_new_tokens, stop_ids):
     "Greedy decoding, and nothing left over from the model's own settings"
     from transformers import GenerationConfig
@@ -41,7 +41,7 @@ def _greedy_config(tokenizer, max_new_tokens, stop_ids):
     return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
                             eos_token_id=list(stop_ids), pad_token_id=pad)
 
-# %% ../nbs/parts/generate.ipynb #8f81aa81
+# %% ../nbs/parts/generate.ipynb #adf351a9
 @contextmanager
 def answering(
     model, # a causal language model, with or without adapters
@@ -58,7 +58,7 @@ def answering(
         inner.generation_config = before
         for m in training: m.training = True
 
-# %% ../nbs/parts/generate.ipynb #4a06d871
+# %% ../nbs/parts/generate.ipynb #9d10355b
 @dataclass
 class Generation:
     "One finished answer"
@@ -69,7 +69,7 @@ class Generation:
     seconds: float # its share of the batch's time, so that the sum is the total
     batch_size: int # rows answered together
 
-# %% ../nbs/parts/generate.ipynb #e8f61292
+# %% ../nbs/parts/generate.ipynb #d28015ca
 def answer_batch(
     model, # on its device
     tokenizer, # the model's
@@ -84,7 +84,7 @@ def answer_batch(
     rows = out[:, input_ids.shape[1]:].tolist()
     return [(row[:n], reason) for row in rows for n, reason in [first_stop(row, stop_ids)]]
 
-# %% ../nbs/parts/generate.ipynb #87aa4204
+# %% ../nbs/parts/generate.ipynb #0d9091ed
 def _fitting(run, *args):
     "`run(*args)`, or None if the GPU's memory did not suffice; then all that can be freed is"
     import torch
@@ -93,11 +93,11 @@ def _fitting(run, *args):
     gc.collect()
     torch.cuda.empty_cache()
 
-# %% ../nbs/parts/generate.ipynb #731e683b
+# %% ../nbs/parts/generate.ipynb #b4f8afe3
 class GenerationError(ValueError):
     "A prompt that can't be answered; the message names it"
 
-# %% ../nbs/parts/generate.ipynb #b4f8afe3
+# %% ../nbs/parts/generate.ipynb #2155773b
 def _check_prompts(model, token_ids, max_new_tokens, names):
     "Every prompt has tokens, and room for its answer"
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -107,7 +107,7 @@ def _check_prompts(model, token_ids, max_new_tokens, names):
             raise GenerationError(f"{name}: {len(ids)} prompt tokens and up to {max_new_tokens} new ones exceed the model's {room} positions; "
                 + (f"set max_new_tokens to at most {room - len(ids)}" if len(ids) < room else "leave it out"))
 
-# %% ../nbs/parts/generate.ipynb #70a9e997
+# %% ../nbs/parts/generate.ipynb #f7fe9c91
 def _watched():
     "Can a progress bar be redrawn here?"
     return sys.stderr.isatty() or "google.colab" in sys.modules or any(k in os.environ for k in ("JPY_SESSION_NAME", "VSCODE_PID"))
@@ -127,7 +127,7 @@ class _Progress:
             self.said = now
         if self.bar is not None and self.done == self.total: self.bar.close()
 
-# %% ../nbs/parts/generate.ipynb #cb978e45
+# %% ../nbs/parts/generate.ipynb #b3782f07
 def _batches(model, tokenizer, token_ids, max_new_tokens, batch_size, stop_ids, progress):
     "Batches of `Generation`, longest prompts first, halved when they don't fit"
     waiting = sorted(range(len(token_ids)), key=lambda i: -len(token_ids[i]))
@@ -146,7 +146,7 @@ def _batches(model, tokenizer, token_ids, max_new_tokens, batch_size, stop_ids, 
         waiting = waiting[len(now):]
         if report: report(answers)
 
-# %% ../nbs/parts/generate.ipynb #b3782f07
+# %% ../nbs/parts/generate.ipynb #4e070a9b
 def generate_batches(
     model, # on its device, in any mode
     tokenizer, # the model's
@@ -164,7 +164,7 @@ def generate_batches(
     _check_prompts(model, token_ids, max_new_tokens, names)
     return _batches(model, tokenizer, token_ids, max_new_tokens, batch_size, list(stop_ids), progress)
 
-# %% ../nbs/parts/generate.ipynb #4e070a9b
+# %% ../nbs/parts/generate.ipynb #ca642d50
 def generate(
     model, # on its device, in any mode
     tokenizer, # the model's

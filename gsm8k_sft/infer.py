@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['InferError', 'open_model', 'answer_all', 'answer', 'read_questions', 'infer_file', 'main']
 
-# %% ../nbs/parts/infer.ipynb #25f61300
+# %% ../nbs/parts/infer.ipynb #b0de3c57
 import json, re, sys
 from pathlib import Path
 from fastcore.script import call_parse
-from .core import ConfigError, check_choice, choices, device, load_config, read_config, write_text
+from .core import check_choice, choices, device, load_config, read_config, write_text
 
-# %% ../nbs/parts/infer.ipynb #bea346dc
+# %% ../nbs/parts/infer.ipynb #a03cd8c2
 class InferError(ValueError):
     "A request that can't be answered; the message says why and what to do"
 
-# %% ../nbs/parts/infer.ipynb #22faa4f1
+# %% ../nbs/parts/infer.ipynb #b3434745
 def _settings(model_path, adapter_path):
     "The configuration that goes with the paths: of a run or of a preset; None if there is none"
     if str(model_path) in choices("preset"): return load_config(str(model_path), training=False)
@@ -24,7 +24,7 @@ def _settings(model_path, adapter_path):
             if (folder / "config.yaml").exists(): return read_config(folder)
     return None
 
-# %% ../nbs/parts/infer.ipynb #54ec3be6
+# %% ../nbs/parts/infer.ipynb #b5cafef2
 def open_model(
     model_path: str | Path, # run folder, model folder, .gguf file, hub id or preset
     adapter_path: str | Path | None = None, # LoRA adapter, or the run folder that holds it
@@ -45,7 +45,7 @@ def open_model(
         model = load_adapter(model, adapter)
     return model, load_tokenizer(folder), cfg
 
-# %% ../nbs/parts/infer.ipynb #e893318b
+# %% ../nbs/parts/infer.ipynb #74ca2af8
 def _number(strict, flexible):
     "A plain number out of what was extracted, or None: the harness's patterns also take lone dots"
     from gsm8k_sft.answers import normalise
@@ -59,7 +59,7 @@ def _row(question, generation):
     return {"question": question, "answer": generation.text, "final": _number(strict, flexible), "final_strict": strict,
             "final_flexible": flexible, "n_tokens": generation.n_tokens, "finish_reason": generation.finish_reason}
 
-# %% ../nbs/parts/infer.ipynb #cb8ee9af
+# %% ../nbs/parts/infer.ipynb #2e38c661
 def answer_all(
     questions: list[str], # problems in words
     model, # from `open_model`
@@ -77,7 +77,7 @@ def answer_all(
     found = generate(model, tokenizer, prompts, max_new_tokens, batch_size, renderer.stop_ids, progress=progress)
     return [_row(questions[g.index], g) for g in sorted(found, key=lambda g: g.index)]
 
-# %% ../nbs/parts/infer.ipynb #55b27e64
+# %% ../nbs/parts/infer.ipynb #1365c109
 def answer(
     question: str, # a problem in words
     model, # from `open_model`
@@ -89,7 +89,7 @@ def answer(
     if not question.strip(): raise InferError("the question is empty")
     return answer_all([question], model, tokenizer, prompt_style, max_new_tokens, 1, progress=False)[0]
 
-# %% ../nbs/parts/infer.ipynb #3d76bb1c
+# %% ../nbs/parts/infer.ipynb #b685410a
 def _parse(line, number):
     "One line's id and question; ValueError says what is wrong with it"
     try: row = json.loads(line.decode("utf-8-sig"))
@@ -102,7 +102,7 @@ def _parse(line, number):
     if not isinstance(name, (str, int)): raise ValueError(f"the id must be a text or a whole number, not {name!r}")
     return {"id": name, "question": question}
 
-# %% ../nbs/parts/infer.ipynb #1af0546d
+# %% ../nbs/parts/infer.ipynb #df126d34
 def read_questions(
     path: Path | str, # JSONL file
 ) -> tuple[list[dict], list[str]]: # rows with line, id and question; problems, each with its line number
@@ -116,7 +116,7 @@ def read_questions(
         except ValueError as e: problems.append(f"{path}, line {number}: {e}")
     return rows, problems
 
-# %% ../nbs/parts/infer.ipynb #a9d88d9d
+# %% ../nbs/parts/infer.ipynb #6de26d2b
 def _fitting(rows, model, tokenizer, prompt_style, max_new_tokens):
     "The rows that fit the model's positions, and a problem for each other"
     from gsm8k_sft.data import Renderer
@@ -127,7 +127,7 @@ def _fitting(rows, model, tokenizer, prompt_style, max_new_tokens):
                 for r, n in zip(rows, lengths) if n + max_new_tokens > room]
     return [r for r, n in zip(rows, lengths) if n + max_new_tokens <= room], problems
 
-# %% ../nbs/parts/infer.ipynb #9d2122b1
+# %% ../nbs/parts/infer.ipynb #934bec18
 def _check_paths(input, output, overwrite):
     "The input can be read and the output may be written; said before a model is loaded"
     input, output = Path(input).expanduser(), Path(output).expanduser()
@@ -137,7 +137,7 @@ def _check_paths(input, output, overwrite):
     if output.exists() and not overwrite: raise InferError(f"{output} exists: choose another name, or --overwrite")
     return input, output
 
-# %% ../nbs/parts/infer.ipynb #7c92cf5b
+# %% ../nbs/parts/infer.ipynb #936e9de7
 def infer_file(
     input: Path | str, # JSONL with a question a line
     output: Path | str, # JSONL to write: id, question, answer, final, final_strict, final_flexible, n_tokens, finish_reason
@@ -159,7 +159,7 @@ def infer_file(
     write_text(output, "".join(json.dumps({"id": r["id"], **a}, ensure_ascii=False) + "\n" for r, a in zip(rows, answers)))
     return {"answered": len(rows), "skipped": len(problems), "problems": problems}
 
-# %% ../nbs/parts/infer.ipynb #28d5f933
+# %% ../nbs/parts/infer.ipynb #5d87d721
 def _request(model_path, input, output, question, dtype, prompt_style, numbers):
     "What was asked for is one of the two things there are; said before anything is loaded"
     if not model_path: raise InferError("--model_path is missing: a run folder, a model folder, a hub id, or a preset such as toy")
@@ -171,7 +171,7 @@ def _request(model_path, input, output, question, dtype, prompt_style, numbers):
     for key, value in numbers.items():
         if value is not None and value < 1: raise InferError(f"--{key}: {value} must be at least 1")
 
-# %% ../nbs/parts/infer.ipynb #3c0cb654
+# %% ../nbs/parts/infer.ipynb #fafa79e4
 def _run(model_path, adapter_path, input, output, question, max_new_tokens, batch_size, dtype, prompt_style, overwrite):
     "Answer a question to stdout or a file to a file"
     _request(model_path, input, output, question, dtype, prompt_style, {"max_new_tokens": max_new_tokens, "batch_size": batch_size})
@@ -188,14 +188,14 @@ def _run(model_path, adapter_path, input, output, question, max_new_tokens, batc
     for problem in report["problems"]: print(f"skipped: {problem}", file=sys.stderr)
     print(f"{report['answered']} answered, {report['skipped']} skipped: {output}")
 
-# %% ../nbs/parts/infer.ipynb #dabe6bcb
+# %% ../nbs/parts/infer.ipynb #1873b114
 def _dashes(arguments):
     "Command-line arguments with the underscores of option names as dashes"
     return [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), a) for a in arguments]
 
 if __name__ == "__main__" and "__file__" in globals(): sys.argv[1:] = _dashes(sys.argv[1:]) # run by python -m, not in a notebook
 
-# %% ../nbs/parts/infer.ipynb #050d64bd
+# %% ../nbs/parts/infer.ipynb #249cf43b
 @call_parse
 def main(
     model_path: str = None, # finished run, model folder, .gguf file, hub id, or a preset such as toy

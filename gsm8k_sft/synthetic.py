@@ -11,7 +11,7 @@ __all__ = ['CALCULATION', 'LOWEST', 'HIGHEST', 'OPERATORS', 'FAMILIES', 'TEMPLAT
            'toy_model_path', 'build_bpe', 'build_tokenizer', 'build_model', 'token_blocks', 'pretraining_step',
            'warm_cosine', 'pretrain', 'pretrain_toy', 'versions']
 
-# %% ../nbs/parts/synthetic.ipynb #a99cebf5
+# %% ../nbs/parts/synthetic.ipynb #e0c741de
 import json, math, random, re, time
 from collections import Counter
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from hashlib import blake2b
 from importlib.resources import files
 from pathlib import Path
 
-# %% ../nbs/parts/synthetic.ipynb #38624765
+# %% ../nbs/parts/synthetic.ipynb #e00a5da7
 CALCULATION = re.compile(r"\{(\w)=(\w+)([-+*/])(\w+)\}")
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Template:
     steps: tuple # "sub-question ** step" lines
     calculations: tuple # one (result, left, operator, right) a step
 
-# %% ../nbs/parts/synthetic.ipynb #e00a5da7
+# %% ../nbs/parts/synthetic.ipynb #7f3ae231
 def parse_family(
     name: str, # the family's name
     text: str, # blocks parted by empty lines: ranges, question, steps
@@ -46,11 +46,11 @@ def parse_family(
         templates.append(Template(f"{name}-{len(steps)}", ranges, question, tuple(steps), calculations))
     return templates
 
-# %% ../nbs/parts/synthetic.ipynb #2e3e0309
+# %% ../nbs/parts/synthetic.ipynb #b6d355ff
 LOWEST, HIGHEST = 2, 300
 OPERATORS = {"+": lambda x, y: x + y, "-": lambda x, y: x - y, "*": lambda x, y: x * y, "/": lambda x, y: x // y if x % y == 0 else -1}
 
-# %% ../nbs/parts/synthetic.ipynb #b6d355ff
+# %% ../nbs/parts/synthetic.ipynb #089f6181
 def solve(
     template: Template, # the kind of problem
     numbers: dict, # slot to value, for the numbers in the question
@@ -63,7 +63,7 @@ def solve(
         if not LOWEST <= values[result] <= HIGHEST: return None
     return values
 
-# %% ../nbs/parts/synthetic.ipynb #ae9fd7c8
+# %% ../nbs/parts/synthetic.ipynb #8d3dc3a9
 def annotate(
     match: re.Match, # of `CALCULATION`
 ) -> str: # a format string, `{a}*{b} = <<{a}*{b}={c}>>{c}`
@@ -72,7 +72,7 @@ def annotate(
     left, right = [k if k.isdigit() else "{" + k + "}" for k in (left, right)]
     return f"{left}{op}{right} = <<{left}{op}{right}={{{result}}}>>{{{result}}}"
 
-# %% ../nbs/parts/synthetic.ipynb #8d3dc3a9
+# %% ../nbs/parts/synthetic.ipynb #3f26601a
 def render(
     template: Template, # the kind of problem
     values: dict, # from `solve`
@@ -85,7 +85,7 @@ def render(
     lines.append("#### {" + template.calculations[-1][0] + "}")
     return {"question": template.question.format(**words, **values), "answer": "\n".join(lines).format(**words, **values)}
 
-# %% ../nbs/parts/synthetic.ipynb #231ba388
+# %% ../nbs/parts/synthetic.ipynb #82432639
 FAMILIES = {}
 FAMILIES["boxes"] = """
 a 2-15, b 2-15
@@ -111,7 +111,7 @@ How many {things} do they have together? ** Together they have {h=f+g} {things}.
 How many {things} are left? ** They have {i=h-e} {things} left.
 """
 
-# %% ../nbs/parts/synthetic.ipynb #22b66751
+# %% ../nbs/parts/synthetic.ipynb #ddaece83
 FAMILIES["shop"] = """
 a 12-95, b 20-100
 {A} buys {things} for {a} dollars and pays with {b} dollars. How much change does {A} get?
@@ -136,7 +136,7 @@ How much does {A} pay? ** {A} pays {h=f+g} dollars.
 How much money is left? ** {A} has {i=e-h} dollars left.
 """
 
-# %% ../nbs/parts/synthetic.ipynb #92776127
+# %% ../nbs/parts/synthetic.ipynb #14a314b1
 FAMILIES["days"] = """
 a 5-90, b 5-90
 {A} sold {a} {things} on {day1} and {b} {things} on {day2}. How many {things} did {A} sell altogether?
@@ -161,7 +161,7 @@ How many {things} did {A} sell on the first two days? ** {A} sold {f=a+d} {thing
 How many {things} did {A} sell in all? ** {A} sold {g=f+e} {things} in all.
 """
 
-# %% ../nbs/parts/synthetic.ipynb #b7985907
+# %% ../nbs/parts/synthetic.ipynb #6fa7a76d
 FAMILIES["compare"] = """
 a 10-150, b 3-90
 {A} has {a} {things}. {B} has {b} {things} fewer than {A}. How many {things} does {B} have?
@@ -186,7 +186,7 @@ How many {things} do {A} and {B} have? ** {A} and {B} have {e=a+c} {things}.
 How many {things} do the three have? ** The three have {f=e+d} {things}.
 """
 
-# %% ../nbs/parts/synthetic.ipynb #e3f5eaeb
+# %% ../nbs/parts/synthetic.ipynb #15c1b4e9
 FAMILIES["share"] = """
 a 12-200, b 2-12
 {A} shares {a} {things} equally among {b} friends. How many {things} does each friend get?
@@ -211,7 +211,7 @@ How many {things} do they share? ** They share {h=g-d} {things}.
 How many {things} does each friend get? ** Each friend gets {i=h/e} {things}.
 """
 
-# %% ../nbs/parts/synthetic.ipynb #f3dca1f2
+# %% ../nbs/parts/synthetic.ipynb #aa6b9d3d
 FAMILIES["work"] = """
 a 3-40, b 2-9
 {A} packs {a} {things} an hour. How many {things} does {A} pack in {b} hours?
@@ -236,7 +236,7 @@ How many {boxes} does {A} fill? ** {A} fills {h=g/d} {boxes}.
 How much does {A} get for them? ** {A} gets {i=h*e} dollars.
 """
 
-# %% ../nbs/parts/synthetic.ipynb #01dea447
+# %% ../nbs/parts/synthetic.ipynb #799aad85
 FAMILIES["bus"] = """
 a 10-99, b 3-90
 {A} drives a bus with {a} people. At the first stop {b} people get off. How many people are on the bus?
@@ -261,7 +261,7 @@ How many people are left at the second stop? ** At the second stop {h=g-d} peopl
 How many people are on the bus? ** There are {i=h+e} people on the bus.
 """
 
-# %% ../nbs/parts/synthetic.ipynb #68819c26
+# %% ../nbs/parts/synthetic.ipynb #b18ca853
 FAMILIES["saving"] = """
 a 3-40, b 2-12
 {A} saves {a} dollars a week. How much money does {A} have after {b} weeks?
@@ -286,10 +286,10 @@ How much money does {A} have? ** {A} has {h=d+g} dollars.
 How much money is left? ** {A} has {i=h-e} dollars left.
 """
 
-# %% ../nbs/parts/synthetic.ipynb #d6a58804
+# %% ../nbs/parts/synthetic.ipynb #5f82f42c
 TEMPLATES = {t.name: t for name, text in FAMILIES.items() for t in parse_family(name, text)}
 
-# %% ../nbs/parts/synthetic.ipynb #c29d9c1d
+# %% ../nbs/parts/synthetic.ipynb #b952f9b5
 NAMES = """Ava Ben Carla Dan Ella Finn Grace Hugo Iris Jack Kira Leo Maya Noah Olga Paul Rosa Sam Tina Umar Vera Will Yara Zoe Anton Bella Cora
 David Emil Fatima Gita Hana Ivan Julia Karl Lena Milo Nina Omar Natalia""".split()
 THINGS = """apples pears plums lemons oranges cookies muffins pies cakes sweets books pens pencils stickers stamps cards coins marbles beads buttons
@@ -297,7 +297,7 @@ shells stones flowers roses candles cups plates spoons hats socks shirts scarves
 CONTAINERS = [(w, w + "s") for w in "bag crate basket jar tin tray packet bucket".split()] + [("box", "boxes")]
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
-# %% ../nbs/parts/synthetic.ipynb #57ad81f9
+# %% ../nbs/parts/synthetic.ipynb #75797d21
 def draw_words(
     rng: random.Random, # source of chance
 ) -> dict: # slot to word
@@ -307,18 +307,18 @@ def draw_words(
     words["box"], words["boxes"] = rng.choice(CONTAINERS)
     return words | dict(zip(("day1", "day2", "day3"), rng.sample(DAYS, 3)))
 
-# %% ../nbs/parts/synthetic.ipynb #f51f28f6
+# %% ../nbs/parts/synthetic.ipynb #973798a3
 MASKS = {"NAME": NAMES, "THINGS": THINGS, "BOX": [w for pair in CONTAINERS for w in pair], "DAY": DAYS}
 MASK = re.compile(r"\b(?:" + "|".join(f"(?P<{k}>{'|'.join(v)})" for k, v in MASKS.items()) + r")\b")
 
-# %% ../nbs/parts/synthetic.ipynb #973798a3
+# %% ../nbs/parts/synthetic.ipynb #3dcd3996
 def mask(
     text: str, # a story
 ) -> str: # with NAME, THINGS, BOX and DAY in place of the words
     "The story with names, things, containers and days masked"
     return MASK.sub(lambda match: match.lastgroup, text)
 
-# %% ../nbs/parts/synthetic.ipynb #e2630b8b
+# %% ../nbs/parts/synthetic.ipynb #8251e941
 def reserved(
     template: Template, # the kind of problem
     numbers: dict, # slot to value, in any order
@@ -327,7 +327,7 @@ def reserved(
     key = template.name + "".join(f" {k}{numbers[k]}" for k in sorted(template.ranges))
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % 5 == 0
 
-# %% ../nbs/parts/synthetic.ipynb #33d4a785
+# %% ../nbs/parts/synthetic.ipynb #6ef1ceed
 def draw_problem(
     template: Template, # the kind of problem
     rng: random.Random, # source of chance
@@ -339,11 +339,11 @@ def draw_problem(
         values = solve(template, numbers)
         if values is not None and reserved(template, numbers) == held_out: return values, draw_words(rng)
 
-# %% ../nbs/parts/synthetic.ipynb #00ebd1a1
+# %% ../nbs/parts/synthetic.ipynb #a569683c
 STEPS = {1: 0.2, 2: 0.3, 3: 0.3, 4: 0.2}
 SIZES = {"train": 2800, "test": 500}
 
-# %% ../nbs/parts/synthetic.ipynb #a569683c
+# %% ../nbs/parts/synthetic.ipynb #9ed31030
 def draw_template(
     rng: random.Random, # source of chance
 ) -> Template: # a kind of problem
@@ -351,7 +351,7 @@ def draw_template(
     n_steps = rng.choices(list(STEPS), list(STEPS.values()))[0]
     return TEMPLATES[f"{rng.choice(list(FAMILIES))}-{n_steps}"]
 
-# %% ../nbs/parts/synthetic.ipynb #9a4337bc
+# %% ../nbs/parts/synthetic.ipynb #c875a963
 def make_rows(
     split: str, # "train" or "test"
     dataset: str = "main", # "main" or "socratic"
@@ -368,7 +368,7 @@ def make_rows(
         rows.setdefault(row["question"], row)
     return list(rows.values())
 
-# %% ../nbs/parts/synthetic.ipynb #15bd2ec7
+# %% ../nbs/parts/synthetic.ipynb #4a22de70
 def one_shot(
     dataset: str = "main", # "main" or "socratic"
 ) -> dict: # question and answer
@@ -377,7 +377,7 @@ def one_shot(
     words = dict(A="Maya", B="Leo", things="pens", box="tin", boxes="tins")
     return render(template, solve(template, {"a": 3, "b": 8, "c": 5}), words, dataset)
 
-# %% ../nbs/parts/synthetic.ipynb #bc42d823
+# %% ../nbs/parts/synthetic.ipynb #f2ef6c5e
 WORDS = sorted({w for t in TEMPLATES.values() for text in (t.question, *t.steps) for w in re.findall(r"(?<![{A-Za-z])[a-z]{2,}(?![}a-z])", text)})
 
 def draw_sum(
@@ -392,14 +392,14 @@ def draw_sum(
     right = rng.randint(2, HIGHEST // left)
     return f"{left}*{right}={left * right}" if op == "*" else f"{left * right}/{left}={right}"
 
-# %% ../nbs/parts/synthetic.ipynb #07acd529
+# %% ../nbs/parts/synthetic.ipynb #79ead624
 def chat(
     *turns: str, # user, model, user, model…
 ) -> str: # as the chat template writes it
     "A conversation as text"
     return "<bos>" + "".join(f"<start_of_turn>{('user', 'model')[i % 2]}\n{turn}<end_of_turn>\n" for i, turn in enumerate(turns))
 
-# %% ../nbs/parts/synthetic.ipynb #11f2225e
+# %% ../nbs/parts/synthetic.ipynb #ae84daad
 def chain(
     rng: random.Random, # source of chance
     n: int, # sums
@@ -417,7 +417,7 @@ def chain(
         known[letters[len(asked) - 1]] = str(result)
     return ", ".join(asked), "\n".join(worked)
 
-# %% ../nbs/parts/synthetic.ipynb #55641aac
+# %% ../nbs/parts/synthetic.ipynb #b53c84a8
 def doc_sums(
     rng: random.Random, # source of chance
 ) -> str: # document
@@ -432,7 +432,7 @@ def doc_chain(
     "A chain of sums in a chat"
     return chat(*chain(rng, rng.randint(2, 4)))
 
-# %% ../nbs/parts/synthetic.ipynb #b8e87de8
+# %% ../nbs/parts/synthetic.ipynb #3597073d
 def doc_scattered(
     rng: random.Random, # source of chance
 ) -> str: # document
@@ -444,7 +444,7 @@ def doc_scattered(
         pieces.append(left + draw_sum(rng).replace("=", rng.choice(("=", "=", " = "))) + right)
     return "<bos>" + " ".join(pieces + rng.choices(THINGS, k=rng.randint(0, 3))) + "<eos>"
 
-# %% ../nbs/parts/synthetic.ipynb #39e586e5
+# %% ../nbs/parts/synthetic.ipynb #f773f2fe
 SYMBOLS = ["<<", ">>", "####", "**", "=", "+", "-", "*", "/", "?", ".", ",", ":"]
 
 def doc_copy(
@@ -456,7 +456,7 @@ def doc_copy(
     said = " ".join(words) + " and " + rng.choice((" ", ", ", "+", "=")).join(numbers)
     return chat("Say: " + said, said)
 
-# %% ../nbs/parts/synthetic.ipynb #77da7317
+# %% ../nbs/parts/synthetic.ipynb #3c249df9
 def doc_lookup(
     rng: random.Random, # source of chance
 ) -> str: # document
@@ -466,7 +466,7 @@ def doc_lookup(
     asked = rng.sample(names, 2)
     return chat(", ".join(f"{n}: {fact}" for n, fact in facts.items()) + "\n" + ", ".join(asked) + "?", "\n".join(f"{n}: {facts[n]}" for n in asked))
 
-# %% ../nbs/parts/synthetic.ipynb #00347e06
+# %% ../nbs/parts/synthetic.ipynb #9a262ab4
 def doc_story(
     rng: random.Random, # source of chance
 ) -> str: # document
@@ -483,7 +483,7 @@ def doc_reading(
     found = list(dict.fromkeys(re.findall(rf"\b(?:{pattern})\b", story)))
     return chat(f"{story}\nWhich {asked}?", ", ".join(found) or "none")
 
-# %% ../nbs/parts/synthetic.ipynb #38f4c5b9
+# %% ../nbs/parts/synthetic.ipynb #e1a1a5e0
 MIX = {doc_sums: 0.3, doc_scattered: 0.25, doc_chain: 0.15, doc_copy: 0.07, doc_lookup: 0.05, doc_story: 0.06, doc_reading: 0.12}
 
 def pretraining_stream(
@@ -495,17 +495,17 @@ def pretraining_stream(
     kinds, weights = list(mix), list(mix.values())
     while True: yield rng.choices(kinds, weights)[0](rng)
 
-# %% ../nbs/parts/synthetic.ipynb #1d37d1fe
+# %% ../nbs/parts/synthetic.ipynb #9153cc23
 def toy_model_path(
 ) -> Path: # folder with config, weights (safetensors, bfloat16), tokenizer and the records of both
     "Where the package keeps the toy model and its tokenizer"
     return Path(str(files("gsm8k_sft"))) / "assets" / "toy"
 
-# %% ../nbs/parts/synthetic.ipynb #61c31018
+# %% ../nbs/parts/synthetic.ipynb #83826a24
 SPECIAL_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 PIECES = r" ?[A-Za-z]+|\d| ?[^\sA-Za-z0-9]+|\s"
 
-# %% ../nbs/parts/synthetic.ipynb #85006d8e
+# %% ../nbs/parts/synthetic.ipynb #6a8f1246
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -514,7 +514,7 @@ CHAT_TEMPLATE = (
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}")
 
-# %% ../nbs/parts/synthetic.ipynb #e9cdd20d
+# %% ../nbs/parts/synthetic.ipynb #cf60f747
 def build_bpe(
     texts: list, # what the merges are learnt from
     vocab_size: int, # special tokens and 256 bytes included
@@ -531,7 +531,7 @@ def build_bpe(
     bpe.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", SPECIAL_TOKENS.index("<bos>"))])
     return bpe
 
-# %% ../nbs/parts/synthetic.ipynb #cdd4f667
+# %% ../nbs/parts/synthetic.ipynb #138b3898
 def build_tokenizer(
     vocab_size: int = 768, # special tokens and 256 bytes included
     n: int = 6000, # training problems to learn the merges from
@@ -543,7 +543,7 @@ def build_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=CHAT_TEMPLATE, padding_side="left", model_max_length=2048,
         pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>", extra_special_tokens=SPECIAL_TOKENS[4:])
 
-# %% ../nbs/parts/synthetic.ipynb #0f6fd963
+# %% ../nbs/parts/synthetic.ipynb #bb73e2df
 def build_model(
     vocab_size: int = 768, # the tokenizer's
     hidden_size: int = 160, # width
@@ -561,7 +561,7 @@ def build_model(
     torch.manual_seed(seed)
     return Gemma3ForCausalLM(config)
 
-# %% ../nbs/parts/synthetic.ipynb #9a073838
+# %% ../nbs/parts/synthetic.ipynb #93b6fa9f
 def token_blocks(
     tokenizer, # from `build_tokenizer`
     n: int, # blocks
@@ -579,7 +579,7 @@ def token_blocks(
             if len(row) >= block_size: blocks.append(row[:block_size]); row = []
     return torch.tensor(blocks[:n], dtype=torch.int16)
 
-# %% ../nbs/parts/synthetic.ipynb #f646d16b
+# %% ../nbs/parts/synthetic.ipynb #55d6dda5
 def pretraining_step(
     model, # on its device
     ids, # int64 [batch, length]
@@ -594,7 +594,7 @@ def pretraining_step(
     optimizer.step(); optimizer.zero_grad(set_to_none=True)
     return loss.detach()
 
-# %% ../nbs/parts/synthetic.ipynb #b146538e
+# %% ../nbs/parts/synthetic.ipynb #87f9b13b
 def warm_cosine(
     step: int, # from 0
     steps: int, # in all
@@ -604,7 +604,7 @@ def warm_cosine(
     if step < warm: return step / warm
     return 0.05 + 0.95 * (1 + math.cos(math.pi * min(1, (step - warm) / max(1, steps - warm)))) / 2
 
-# %% ../nbs/parts/synthetic.ipynb #a928057b
+# %% ../nbs/parts/synthetic.ipynb #4a3ef0f9
 def pretrain(
     model, # from `build_model`, on its device
     blocks, # from `token_blocks`
@@ -628,7 +628,7 @@ def pretrain(
     tail = torch.stack(losses[-max(1, len(order) // 20):]).mean().item()
     return {"tokens": sum(map(len, order)) * blocks.shape[1], "steps": len(order), "seconds": round(time.time() - start, 1), "loss": round(tail, 4)}
 
-# %% ../nbs/parts/synthetic.ipynb #882ab5d4
+# %% ../nbs/parts/synthetic.ipynb #d710f3b0
 def pretrain_toy(
     folder: str | Path, # where to write; must not exist
     n_blocks: int = 44_000, # rows of 512 tokens, in four streams
@@ -648,7 +648,7 @@ def pretrain_toy(
     (Path(folder) / "record.json").write_text(json.dumps(record, indent=2) + "\n")
     return record
 
-# %% ../nbs/parts/synthetic.ipynb #d710f3b0
+# %% ../nbs/parts/synthetic.ipynb #88d83aa4
 def versions(
     device: str, # "cuda" or "cpu"
 ) -> dict: # hardware and package versions

@@ -7,11 +7,12 @@ __all__ = ['TrainingError', 'TrainingInterrupted', 'training_arguments', 'wandb_
            'read_log', 'StopOnSignal', 'last_checkpoint', 'open_run', 'Progress', 'plot_log', 'enable_checkpointing',
            'load_for_training', 'build_trainer', 'wandb_run', 'train', 'main']
 
-# %% ../nbs/02_train.ipynb #92857466
-import json, math, os, shutil, signal, sys, time
+# %% ../nbs/02_train.ipynb #e87f153a
+import io, json, math, os, shutil, signal, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from .models import count_parameters, load_model, load_tokenizer, precision_of, prepare_for_training, resolve_model, weights_fingerprint
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -21,18 +22,17 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from .core import (check_choice, environment, load_config, peak_memory, read_config, read_json, run_folder, save_config, set_seed, setting, write_json, write_text)
-from .data import Collator, Renderer, data_fingerprint, load_gsm8k, tokenize_split
+from .data import TRAINING_SPLITS, Collator, Renderer, data_fingerprint, load_gsm8k, tokenize_split
 from .evaluate import evaluate_run, quick_accuracy
-from .models import count_parameters, load_model, load_tokenizer, prepare_for_training, weights_fingerprint
 
-# %% ../nbs/02_train.ipynb #aae0ccd4
+# %% ../nbs/02_train.ipynb #4ca456fb
 class TrainingError(RuntimeError):
     "Training can't go on; the message says at which step and what to do"
 
 class TrainingInterrupted(TrainingError):
     "Training was stopped by a signal and has left a checkpoint"
 
-# %% ../nbs/02_train.ipynb #9f8aa5d1
+# %% ../nbs/02_train.ipynb #1b56a794
 def training_arguments(
     cfg: DictConfig, # from `load_config`
     folder: Path | str, # checkpoints go here
@@ -55,7 +55,7 @@ def training_arguments(
 
 def _evaluates(cfg): return bool(cfg.train.eval_steps) and cfg.data.validation_fraction > 0
 
-# %% ../nbs/02_train.ipynb #9d3d32b4
+# %% ../nbs/02_train.ipynb #096c6033
 def wandb_mode(
     cfg: DictConfig, # from `load_config`
 ) -> str: # off, offline or online
@@ -66,7 +66,7 @@ def wandb_mode(
     check_choice("settings.ini [wandb] mode", mode, ("off", "offline", "online"))
     return "offline" if mode == "off" and cfg.train.report_to == "wandb" else mode
 
-# %% ../nbs/02_train.ipynb #3d8d8283
+# %% ../nbs/02_train.ipynb #59b6e2b7
 class EpochSampler(Sampler):
     "A permutation for each epoch, from `seed` and the epoch alone; with `lengths`, neighbours are of similar length"
     def __init__(
@@ -92,7 +92,7 @@ class EpochSampler(Sampler):
         shuffled = torch.randperm(len(whole), generator=generator).tolist()
         return iter([j for i in shuffled for j in whole[i]] + [j for b in rest for j in b])
 
-# %% ../nbs/02_train.ipynb #6f4caf17
+# %% ../nbs/02_train.ipynb #f7cad8fe
 class GSM8KTrainer(Trainer):
     "`transformers.Trainer` with our order of examples, and generation accuracy in each evaluation"
     def __init__(
@@ -117,7 +117,7 @@ class GSM8KTrainer(Trainer):
         out.metrics.update({f"eval_accuracy_{k}": accuracy[k] for k in ("strict", "flexible")}, eval_finished=accuracy["finished"])
         return out
 
-# %% ../nbs/02_train.ipynb #eab8cd3f
+# %% ../nbs/02_train.ipynb #beda3a40
 class RunLog(TrainerCallback):
     "Write log.jsonl, and stop at a loss or gradient norm that is not finite"
     def __init__(
@@ -157,7 +157,7 @@ class RunLog(TrainerCallback):
         if self.file: self.file.close()
         self.file = None
 
-# %% ../nbs/02_train.ipynb #beda3a40
+# %% ../nbs/02_train.ipynb #f7d2de36
 def _write(self, row):
     self.rows.append(row)
     self.file.write(json.dumps(row) + "\n")
@@ -174,7 +174,7 @@ def _check(self, row, args):
 
 RunLog._write, RunLog._check = _write, _check
 
-# %% ../nbs/02_train.ipynb #f7d2de36
+# %% ../nbs/02_train.ipynb #b3033f92
 def read_log(
     path: Path | str, # a log.jsonl; it may be missing
 ) -> list[dict]: # its rows; a torn last line, left by a killed run, is dropped
@@ -187,7 +187,7 @@ def read_log(
             if number < len(lines): raise TrainingError(f"{path}, line {number}: not valid JSON; move the file away to start anew") from None
     return rows
 
-# %% ../nbs/02_train.ipynb #2225af18
+# %% ../nbs/02_train.ipynb #f5890ff7
 class StopOnSignal(TrainerCallback):
     "At SIGTERM or SIGINT: finish the step, save, stop"
     def __init__(self): self.received, self.before = None, {}
@@ -210,7 +210,7 @@ class StopOnSignal(TrainerCallback):
         for s, handler in self.before.items(): signal.signal(s, handler)
         self.before = {}
 
-# %% ../nbs/02_train.ipynb #571a4896
+# %% ../nbs/02_train.ipynb #caa9a462
 def last_checkpoint(
     folder: Path | str, # the run's folder
 ) -> Path | None: # the newest whole checkpoint; None if there is none
@@ -224,7 +224,7 @@ def _whole(checkpoint):
     except (OSError, ValueError): return False
     return all(any(checkpoint.glob(name)) for name in ("*.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth"))
 
-# %% ../nbs/02_train.ipynb #4120a4fe
+# %% ../nbs/02_train.ipynb #b09854d6
 def open_run(
     cfg: DictConfig, # from `load_config`
 ) -> tuple[Path, Path | None, dict | None]: # run folder; checkpoint to resume from or None; record if complete and reused
@@ -242,7 +242,7 @@ def open_run(
     save_config(cfg, folder)
     return folder, checkpoint, None
 
-# %% ../nbs/02_train.ipynb #b09854d6
+# %% ../nbs/02_train.ipynb #2f54ccff
 def _trains_alike(a, b):
     "Whether two configurations describe the same training: reporting, reuse and evaluation don't matter"
     def essence(cfg):
@@ -257,7 +257,7 @@ def _set_aside(folder):
     if previous.exists(): shutil.rmtree(previous)
     folder.rename(previous)
 
-# %% ../nbs/02_train.ipynb #b6241ce5
+# %% ../nbs/02_train.ipynb #437da77f
 class Progress(TrainerCallback):
     "A line of text, and in a notebook a live chart, every few seconds"
     def __init__(
@@ -266,7 +266,7 @@ class Progress(TrainerCallback):
         every: float = 4.0, # seconds between updates
         chart: bool | None = None, # draw the chart; by default only in a notebook
     ):
-        self.log, self.every, self.last, self.handle = log, every, 0.0, None
+        self.log, self.every, self.last, self.shown, self.handle = log, every, 0.0, None, None
         self.chart = _in_notebook() if chart is None else chart
 
     def on_log(self, args, state, control, logs, **kwargs):
@@ -275,15 +275,15 @@ class Progress(TrainerCallback):
         if "loss" in logs and time.perf_counter() - self.last > self.every: self.show(state)
 
     def on_train_end(self, args, state, control, **kwargs):
-        if state.is_world_process_zero and self.log.rows: self.show(state)
+        if state.is_world_process_zero and self.log.rows and self.shown != state.global_step: self.show(state)
 
     def show(self, state):
         "Print where the run is, and draw the chart"
-        self.last = time.perf_counter()
+        self.last, self.shown = time.perf_counter(), state.global_step
         print(_progress_line(self.log.rows, state), flush=True)
         if self.chart: self.handle = _draw(self.log.rows, self.handle)
 
-# %% ../nbs/02_train.ipynb #437da77f
+# %% ../nbs/02_train.ipynb #0258d1eb
 def _in_notebook():
     "Whether an IPython kernel shows our output"
     try: return get_ipython().__class__.__name__ == "ZMQInteractiveShell"
@@ -292,8 +292,8 @@ def _in_notebook():
 def _progress_line(rows, state):
     "step 120/400 · loss 0.41 · lr 1.8e-03 · 3,400 tokens/s · 18 s, 42 s left"
     steps = [r for r in rows if "loss" in r]
-    r, recent = steps[-1], steps[-20:]
-    speed = sum(x["tokens_per_second"] for x in recent) / len(recent)
+    r, before = steps[-1], steps[-21] if len(steps) > 20 else {"tokens": 0, "seconds": 0.0}
+    speed = (r["tokens"] - before["tokens"]) / (r["seconds"] - before["seconds"])
     left = r["seconds"] / r["step"] * (state.max_steps - r["step"])
     return (f"step {r['step']}/{state.max_steps} · loss {r['loss']:.3f} · lr {r['learning_rate']:.1e} · "
             f"{speed:,.0f} tokens/s · {r['seconds']:.0f} s, {left:.0f} s left")
@@ -303,7 +303,7 @@ def _evaluation_line(state, logs):
     accuracy = f", accuracy {logs['eval_accuracy_strict']:.1%} strict, {logs['eval_finished']:.0%} ended" if "eval_accuracy_strict" in logs else ""
     return f"validation at step {state.global_step}: loss {logs['eval_loss']:.3f}{accuracy}"
 
-# %% ../nbs/02_train.ipynb #200e80d2
+# %% ../nbs/02_train.ipynb #374507f1
 def plot_log(
     rows: list[dict], # of a log.jsonl
     figure: Any = None, # a matplotlib Figure to draw on; a new one by default
@@ -318,6 +318,7 @@ def plot_log(
         ax.plot([r["step"] for r in steps], [r[key] for r in steps], color="#0072B2", lw=1)
         ax.set_ylabel(label)
         ax.grid(alpha=0.3)
+        if key == "loss": ax.set_yscale("log")
         if key == "loss" and evals:
             ax.plot([r["step"] for r in evals], [r["eval_loss"] for r in evals], "o-", color="#D55E00", ms=4, label="validation")
             ax.legend(frameon=False)
@@ -326,13 +327,15 @@ def plot_log(
 
 def _draw(rows, handle):
     "Show `plot_log`, or update what is shown"
-    from IPython.display import display
-    figure = plot_log(rows)
-    if handle is None: return display(figure, display_id=True)
-    handle.update(figure)
+    from IPython.display import Image, display
+    picture = io.BytesIO()
+    plot_log(rows).savefig(picture, format="png", dpi=100)
+    picture = Image(picture.getvalue(), alt="Loss, learning rate, gradient norm and tokens per second by step")
+    if handle is None: return display(picture, display_id=True)
+    handle.update(picture)
     return handle
 
-# %% ../nbs/02_train.ipynb #d9226702
+# %% ../nbs/02_train.ipynb #163b034e
 def enable_checkpointing(
     model, # transformers or peft model
 ) -> None:
@@ -341,12 +344,12 @@ def enable_checkpointing(
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else: model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-# %% ../nbs/02_train.ipynb #c27dd6a5
+# %% ../nbs/02_train.ipynb #800aa199
 def load_for_training(cfg):
     "Tokenizer, problems, tokenised splits with their report, and the model, ready to train"
     tokenizer = load_tokenizer(cfg)
     renderer = Renderer(tokenizer, cfg.data.prompt_style)
-    rows = load_gsm8k(cfg, splits=("train", "validation"))
+    rows = load_gsm8k(cfg, splits=TRAINING_SPLITS)
     tokens, reports = {}, {}
     for split in rows: tokens[split], reports[split] = tokenize_split(rows[split], tokenizer, renderer, cfg.data.max_length)
     for split, report in reports.items():
@@ -354,12 +357,12 @@ def load_for_training(cfg):
     if not len(tokens["train"]): raise TrainingError("no training example is left; check data.max_length and data.train_samples")
     set_seed(cfg.seed)
     model = load_model(cfg, training=True)
-    base_fingerprint = weights_fingerprint(model)
+    base_fingerprint = weights_fingerprint(resolve_model(cfg.model)) # of the files, so that 4-bit copies count as the same base
     model = prepare_for_training(model, cfg)
     if cfg.train.gradient_checkpointing: enable_checkpointing(model)
     return tokenizer, rows, tokens, reports, model, base_fingerprint
 
-# %% ../nbs/02_train.ipynb #800aa199
+# %% ../nbs/02_train.ipynb #f78ba3a8
 def build_trainer(cfg, folder, tokenizer, rows, tokens, model):
     "A `GSM8KTrainer` with its callbacks: (trainer, log, signals)"
     log, signals = RunLog(folder), StopOnSignal()
@@ -373,7 +376,7 @@ def build_trainer(cfg, folder, tokenizer, rows, tokens, model):
     trainer.remove_callback(PrinterCallback) # `Progress` says it in fewer lines
     return trainer, log, signals
 
-# %% ../nbs/02_train.ipynb #da8a741d
+# %% ../nbs/02_train.ipynb #8063d6a8
 @contextmanager
 def wandb_run(
     cfg: DictConfig, # from `load_config`
@@ -394,7 +397,7 @@ def wandb_run(
         raise
     run.finish()
 
-# %% ../nbs/02_train.ipynb #51641c91
+# %% ../nbs/02_train.ipynb #1a4657a0
 def _opening_record(cfg, rows, reports, model, base_fingerprint):
     "What is known before the first step"
     train = reports["train"]
@@ -402,7 +405,7 @@ def _opening_record(cfg, rows, reports, model, base_fingerprint):
             "supervised_tokens": train["supervised"], "n_validation": reports.get("validation", {}).get("n", 0)}
     return {"status": "running", "preset": cfg.preset, "variant": cfg.variant, "run_name": cfg.run_name, "seed": cfg.seed,
             "tuning_method": cfg.tuning_method, "dataset": cfg.data.dataset, "base_model": cfg.model.path or cfg.model.name,
-            "precision": cfg.model.precision, "model_fingerprint": base_fingerprint, "data": data,
+            "precision": cfg.model.precision, "dtypes": precision_of(model), "model_fingerprint": base_fingerprint, "data": data,
             "parameters": count_parameters(model), "environment": environment()}
 
 def _closing_record(trainer, log):
@@ -415,7 +418,7 @@ def _closing_record(trainer, log):
             "tokens_per_second": round(last["tokens"] / seconds, 1), "peak_memory": peak_memory(),
             "final_loss": sum(r["loss"] for r in final) / len(final), "validation": evals[-1] if evals else None}
 
-# %% ../nbs/02_train.ipynb #b0a13fe4
+# %% ../nbs/02_train.ipynb #66ab07f1
 def _save_weights(trainer, folder, cfg):
     "The tuned weights and the tokenizer, in model/ or adapter/"
     model, name = trainer.model, "model" if cfg.tuning_method == "full" else "adapter"
@@ -429,7 +432,7 @@ def _save_weights(trainer, folder, cfg):
     shutil.rmtree(whole, ignore_errors=True)
     part.rename(whole)
 
-# %% ../nbs/02_train.ipynb #66ab07f1
+# %% ../nbs/02_train.ipynb #c5d2f764
 def _fit(trainer, log, signals, checkpoint, folder, record):
     "Run the Trainer; whatever ends it, the record says so"
     try:
@@ -447,14 +450,14 @@ def _fit(trainer, log, signals, checkpoint, folder, record):
         raise TrainingInterrupted(f"{signals.received} at step {step} of {trainer.state.max_steps}: checkpoint-{step} "
                                   f"is in {folder}. The same command goes on from there.")
 
-# %% ../nbs/02_train.ipynb #31b94ca8
+# %% ../nbs/02_train.ipynb #7b499a5f
 def _open_on_main(cfg):
     "`open_run` in the main process, its answer in all of them"
     state = PartialState(cpu=not torch.cuda.is_available())
     opened = [open_run(cfg) if state.is_main_process else None]
     return broadcast_object_list(opened)[0] if state.num_processes > 1 else opened[0]
 
-# %% ../nbs/02_train.ipynb #3202d8e7
+# %% ../nbs/02_train.ipynb #1965d77f
 def _check_base(folder, checkpoint, base_fingerprint):
     "Stop before a checkpoint is loaded onto other base weights"
     began = read_json(folder / "record.json").get("model_fingerprint") if checkpoint else base_fingerprint
@@ -462,7 +465,7 @@ def _check_base(folder, checkpoint, base_fingerprint):
         raise TrainingError(f"{folder}: the run began over base weights {began[:12]}, and they are now {base_fingerprint[:12]}. "
                             "Give the run another name (run_name=...) or delete its folder to start anew.")
 
-# %% ../nbs/02_train.ipynb #1965d77f
+# %% ../nbs/02_train.ipynb #73673e04
 def train(
     cfg: DictConfig, # from `load_config`
     evaluate: bool = True, # ask the tuned model the problems of `cfg.evaluation.split`
@@ -483,7 +486,7 @@ def train(
         _fit(trainer, log, signals, checkpoint, folder, record)
         return _finish(trainer, cfg, folder, record, run, evaluate)
 
-# %% ../nbs/02_train.ipynb #73673e04
+# %% ../nbs/02_train.ipynb #1281c9ed
 def _finish(trainer, cfg, folder, record, run, evaluate):
     "Save the weights, evaluate what was saved, complete the record"
     record |= {"tuned_fingerprint": weights_fingerprint(trainer.model), "processes": trainer.args.world_size}
@@ -504,7 +507,7 @@ def _summarise(run, record, results):
     run.summary.update({f"parameters/{k}": v for k, v in record["parameters"].items()})
     for r in results: run.summary.update({f"{r['split']}/accuracy_{k}": v["value"] for k, v in r["accuracy"].items()})
 
-# %% ../nbs/02_train.ipynb #70bfd9c1
+# %% ../nbs/02_train.ipynb #29d2121b
 @call_parse
 def main(
     preset: str = "toy", # toy, gemma-3-270m, gemma-2b-it, gemma-2-9b-it
