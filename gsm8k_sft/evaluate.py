@@ -341,7 +341,7 @@ def quick_accuracy(
     return {"n": n, **shares, "finished": sum(a.finish_reason == "stop" for a in answers) / max(n, 1),
             "new_tokens": sum(a.n_tokens for a in answers), "seconds": round(time.perf_counter() - start, 3)}
 
-# %% ../nbs/03_evaluate.ipynb #fb4cb881
+# %% ../nbs/03_evaluate.ipynb #706806f6
 def read_predictions(
     name: str | dict, # a result's name, or the result
     folder: Path | None = None, # eval_results by default
@@ -352,7 +352,7 @@ def read_predictions(
     if not path.exists(): raise EvaluationError(f"{path}: no such predictions; is the evaluation finished?")
     return whole_lines(path)[0]
 
-# %% ../nbs/03_evaluate.ipynb #d514d450
+# %% ../nbs/03_evaluate.ipynb #56a12a7e
 def _pick(answers, n, right, wrong, grader):
     "So many right and wrong ones, spread over the file; what is lacking of one kind is filled up with the other"
     kinds = {True: [a for a in answers if a[grader]], False: [a for a in answers if not a[grader]]}
@@ -361,7 +361,7 @@ def _pick(answers, n, right, wrong, grader):
     n_wrong = min(len(kinds[False]), right + wrong - n_right)
     return [kinds[k][i * len(kinds[k]) // m] for k, m in ((True, n_right), (False, n_wrong)) for i in range(m)]
 
-# %% ../nbs/03_evaluate.ipynb #706806f6
+# %% ../nbs/03_evaluate.ipynb #a77ee1be
 def show_answers(
     answers: list[dict] | dict | str, # predictions, or a result or its name
     n: int = 5, # how many
@@ -379,7 +379,7 @@ def show_answers(
     head = "".join(f'<th style="text-align:left">{h}</th>' for h in (f"{grader}", "question", "answer", "right is"))
     return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
-# %% ../nbs/03_evaluate.ipynb #ab72b2c3
+# %% ../nbs/03_evaluate.ipynb #74e6947a
 def accuracy_table(
     results: list[dict], # from `evaluate`
 ): # pandas DataFrame, a row a result
@@ -389,7 +389,7 @@ def accuracy_table(
     return pd.DataFrame([{"model": r["model_type"], "problems": r["n"], **{f"{g} %": percent(v) for g, v in r["accuracy"].items()},
         "finished": f"{r['finish_reasons'].get('stop', 0) / r['n']:.0%}", "seconds": round(r["seconds"], 1), "tokens/s": round(r["tokens_per_second"])} for r in results])
 
-# %% ../nbs/03_evaluate.ipynb #1da9d432
+# %% ../nbs/03_evaluate.ipynb #c480ae9a
 @call_parse
 def main(
     preset: str = "", # the base model of toy, gemma-3-270m, gemma-2b-it or gemma-2-9b-it

@@ -176,8 +176,8 @@ def test_wilson_against_its_formula():
 
 
 def test_quick_accuracy_changes_nothing(toy):
-    model, tokenizer, rows, cfg = toy
-    state = torch.get_rng_state()
+    model, tokenizer, _, cfg = toy
+    rows, state = load_gsm8k(cfg, splits=["validation"])["validation"], torch.get_rng_state()
     quick = quick_accuracy(model.train(), tokenizer, rows.select(range(3)), cfg)
     assert model.training and torch.equal(torch.get_rng_state(), state) and not list(project_root().glob("*.partial.jsonl"))
     assert set(quick) == {"n", "strict", "flexible", "finished", "new_tokens", "seconds"} and quick["n"] == 3
