@@ -33,7 +33,7 @@ def start(tuning, overrides):
     return subprocess.Popen(command, cwd=project_root(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for_step(folder, step, process, seconds=120):
+def wait_for_step(folder, step, process, seconds=300):
     "Until the log of the run has reached `step`"
     until = time.time() + seconds
     while time.time() < until and process.poll() is None:
