@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LABELS', 'KEYS', 'SCORE_COLUMNS', 'COST_COLUMNS', 'COLOURS', 'PANELS', 'SCORES', 'COSTS', 'record_files', 'read_runs',
            'read_evaluations', 'read_log', 'comparison_table', 'format_table', 'markdown_table', 'mean_label',
-           'average_seeds', 'headline', 'figure_style', 'save_figure', 'plot_comparison', 'plot_training',
+           'average_seeds', 'headline', 'ran_on', 'figure_style', 'save_figure', 'plot_comparison', 'plot_training',
            'draw_figures', 'report_preset', 'main']
 
 # %% ../nbs/04_analysis.ipynb #b540783b
@@ -195,6 +195,19 @@ def headline(
     return "\n\n".join(blocks)
 
 # %% ../nbs/04_analysis.ipynb #23ca8914
+def ran_on(
+    records: list[dict], # from `read_runs`
+) -> str: # markdown: a line for each preset, machine and set of versions
+    "What the runs ran on"
+    lines = {}
+    for r in records:
+        e = r["environment"]
+        machine = f"{len(e['gpus'])} x {e['gpus'][0]}" if e["gpus"] else f"{e['cpu']}, {e['cpu_cores']} cores, no GPU"
+        versions = ", ".join(f"{k} {e['packages'][k]}" for k in ("torch", "transformers", "peft") if e["packages"].get(k))
+        lines[f"- {r['preset']}: {machine}; Python {e['python']}, {versions}"] = None
+    return "\n".join(lines)
+
+# %% ../nbs/04_analysis.ipynb #60f644d6
 COLOURS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "pink": "#CC79A7", "sky": "#56B4E9", "yellow": "#E69F00", "grey": "#8a8a8a"}
 
 @contextmanager
@@ -208,7 +221,7 @@ def figure_style(): # yields matplotlib.pyplot
             "axes.axisbelow": True, "figure.constrained_layout.use": True, "axes.prop_cycle": cycler(color=list(COLOURS.values())),
             "legend.frameon": False}): yield plt
 
-# %% ../nbs/04_analysis.ipynb #bbd4fde4
+# %% ../nbs/04_analysis.ipynb #08000cdd
 def save_figure(
     axes, # Axes, or an array of them
     path: Path | str, # without suffix
@@ -223,7 +236,7 @@ def save_figure(
         os.replace(part, path.with_name(f"{path.name}.{suffix}"))
     return [path.with_name(f"{path.name}.{s}") for s in ("png", "svg")]
 
-# %% ../nbs/04_analysis.ipynb #1c68a067
+# %% ../nbs/04_analysis.ipynb #c492e991
 def _label(row, many):
     "A model's name, with its run where there are several"
     return f"{LABELS[row.model]}\n{row.run}" if many and isinstance(row.run, str) else LABELS[row.model]
@@ -234,7 +247,7 @@ def _title(table):
     kind = "generated (synthetic)" if row.preset == "toy" else f"GSM8K {row.dataset}"
     return f"{row.preset}: accuracy on {int(row.n):,} {kind} problems, {row.split} split"
 
-# %% ../nbs/04_analysis.ipynb #08000cdd
+# %% ../nbs/04_analysis.ipynb #eef8ffad
 def plot_comparison(
     table: pd.DataFrame, # from `comparison_table`, of one preset and data set
     ax=None, # matplotlib Axes to draw on; a new figure by default
@@ -253,7 +266,7 @@ def plot_comparison(
         ax.invert_yaxis(); ax.grid(axis="y", visible=False); ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=2)
     return ax
 
-# %% ../nbs/04_analysis.ipynb #c492e991
+# %% ../nbs/04_analysis.ipynb #14b07472
 def _intervals(ax, table, grader, name, colour, marker, shift):
     "Points with their intervals, in percent, on their rows"
     value, low, high = (100 * table[c].to_numpy() for c in (grader, f"{grader}_low", f"{grader}_high"))
@@ -262,7 +275,7 @@ def _intervals(ax, table, grader, name, colour, marker, shift):
                 markerfacecolor=colour if marker == "o" else "white")
     for x, end, at in zip(value, high, y): ax.annotate(f"{x:.1f}", (end, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
 
-# %% ../nbs/04_analysis.ipynb #e587eb1d
+# %% ../nbs/04_analysis.ipynb #b0c78640
 PANELS = [("loss", "loss, nats per supervised token"), ("grad_norm", "gradient norm"), ("learning_rate", "learning rate"),
           ("tokens_per_second", "tokens per second")]
 
@@ -276,7 +289,7 @@ def _draw_run(axes, log, label, colour, halflife):
     if "eval_loss" in log: axes[0].plot(*log.dropna(subset=["eval_loss"])[["step", "eval_loss"]].to_numpy().T, "s", ms=5, color=colour, mec="black")
     axes[0].plot([], [], color=colour, label=label)
 
-# %% ../nbs/04_analysis.ipynb #1bf51ee9
+# %% ../nbs/04_analysis.ipynb #c7ae91b3
 def plot_training(
     logs: dict[str, pd.DataFrame], # name of each run and its log, from `read_log`
     halflife: float | None = None, # of the smoothing, in logged steps; a fortieth of the run by default
@@ -292,13 +305,13 @@ def plot_training(
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return axes
 
-# %% ../nbs/04_analysis.ipynb #2c44adca
+# %% ../nbs/04_analysis.ipynb #9ae41be9
 def _stems(table):
     "A name for each group of comparable rows, no longer than it takes to tell them apart"
     for (preset, dataset), rows in table.dropna(subset=["strict"]).groupby(["preset", "dataset"]):
         for n, group in rows.groupby("n"): yield f"{preset}-{dataset}-comparison" + (f"-{int(n)}" if rows.n.nunique() > 1 else ""), group
 
-# %% ../nbs/04_analysis.ipynb #10eced1d
+# %% ../nbs/04_analysis.ipynb #ce3e33ba
 def draw_figures(
     out: Path | str, # folder
     preset: str | None = None, # only this preset
@@ -313,7 +326,7 @@ def draw_figures(
         if logs := {run: log for run, log in logs.items() if len(log)}: files += save_figure(plot_training(logs), Path(out) / f"{name}-training")
     return files
 
-# %% ../nbs/04_analysis.ipynb #1e7bacb3
+# %% ../nbs/04_analysis.ipynb #2cb1a463
 def _where(preset):
     "Where the files of a preset's runs are, relative to the working folder"
     def short(p): return os.path.relpath(p)
@@ -322,7 +335,7 @@ def _where(preset):
     yield "answers", short(project_path("eval_results")) + os.sep + "*.predictions.jsonl, a line a problem; *.json, the protocols"
     if notebooks: yield "executed notebooks", ", ".join(map(short, notebooks))
 
-# %% ../nbs/04_analysis.ipynb #90d53008
+# %% ../nbs/04_analysis.ipynb #2080f880
 SCORES, COSTS = ["n", "exact [95 %]", "last number [95 %]"], ["trainable", "training", "tokens/s", "peak memory", "evaluation"]
 
 def report_preset(
@@ -343,7 +356,7 @@ def report_preset(
     for what, where in [("figures", ", ".join(map(os.path.relpath, files))), *_where(preset)]: print(f"{what}: {where}")
     return True
 
-# %% ../nbs/04_analysis.ipynb #2080f880
+# %% ../nbs/04_analysis.ipynb #29c8cac4
 @call_parse
 def main(
     preset: str = "toy", # print the comparison of your own runs of this preset

@@ -1,5 +1,5 @@
 "Training as it is used: killed and resumed, stopped, diverging, reported, and run by papermill"
-import json, os, signal, subprocess, sys, time
+import json, signal, struct, subprocess, sys, time
 from pathlib import Path
 import pytest
 import torch
@@ -56,7 +56,8 @@ def test_killed_and_resumed_equals_unbroken(tuning, order, tmp_path, monkeypatch
     assert "going on from" in out and "checkpoint-8" in out, out
     resumed, losses = weights(run_folder(cfg)), [r["loss"] for r in read_log(run_folder(cfg) / "log.jsonl")]
     monkeypatch.setenv("GSM8K_SFT_PATHS_RUNS", str(tmp_path / "unbroken"))
-    train(cfg, evaluate=False)
+    whole = start(tuning, overrides)
+    assert "going on" not in whole.communicate(timeout=300)[0] and whole.returncode == 0
     assert same(resumed, weights(run_folder(cfg)))
     assert losses == [r["loss"] for r in read_log(run_folder(cfg) / "log.jsonl")] and len(losses) == 18
 
@@ -131,26 +132,33 @@ def test_early_stopping_returns_to_the_best():
     assert "eval_accuracy_strict" in record["validation"]
 
 
+def offline_records(path):
+    "The protobuf messages of an offline run: LevelDB's log format, 32 KiB blocks of (crc, length, kind, bytes) behind a header of 7 bytes"
+    from wandb.proto.wandb_internal_pb2 import Record
+    data, at, message = Path(path).read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7: at += 32768 - at % 32768
+        length, kind = struct.unpack("<HB", data[at + 4:at + 7])
+        message, at = message + data[at + 7:at + 7 + length], at + 7 + length
+        if kind in (1, 4): # a message is whole in one piece (1) or ends here (4)
+            yield Record.FromString(message)
+            message = b""
+
+
 def test_wandb_offline_holds_metrics_configuration_and_summary(monkeypatch):
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
     cfg = load_config("toy", "lora", overrides=f"{SMALL} train.max_steps=3 train.report_to=wandb")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     train(cfg, evaluate=True)
-    store, seen = DataStore(), {"history": [], "config": {}, "summary": {}}
-    store.open_for_scan(str(next(run_folder(cfg).glob("wandb/offline-run-*/*.wandb"))))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        for item in record.history.item: seen["history"].append((item.key or "/".join(item.nested_key), item.value_json))
-        for part in (record.config, record.run.config):
-            for item in part.update: seen["config"][item.key or "/".join(item.nested_key)] = item.value_json
-        for item in record.summary.update: seen["summary"][item.key or "/".join(item.nested_key)] = item.value_json
-    assert sum(key == "train/loss" for key, _ in seen["history"]) == 3
-    assert json.loads(seen["config"]["tuning_method"]) == "lora" and json.loads(seen["config"]["lora_config"])["r"] == cfg.lora_config.r
+    losses, config, summary = [], {}, {}
+    for record in offline_records(next(run_folder(cfg).glob("wandb/offline-run-*/*.wandb"))):
+        names = [(i.key or "/".join(i.nested_key), i.value_json) for i in record.history.item]
+        losses += [json.loads(value) for name, value in names if name == "train/loss"]
+        config |= {i.key or "/".join(i.nested_key): json.loads(i.value_json) for part in (record.config, record.run.config) for i in part.update}
+        summary |= {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.summary.update}
     record = read_json(run_folder(cfg) / "record.json")
-    assert json.loads(seen["summary"]["final_loss"]) == pytest.approx(record["final_loss"])
-    assert "test/accuracy_strict" in seen["summary"]
+    assert losses == [r["loss"] for r in read_log(run_folder(cfg) / "log.jsonl") if "loss" in r] and len(losses) == 3
+    assert config["tuning_method"] == "lora" and config["lora_config"]["r"] == cfg.lora_config.r
+    assert summary["final_loss"] == pytest.approx(record["final_loss"]) and "test/accuracy_strict" in summary
 
 
 def papermill(*parameters, output=None):
