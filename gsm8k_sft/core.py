@@ -196,7 +196,7 @@ def _merge(base, layer, source):
     "`base` with `layer` over it; a bad key or type is reported as standing in `source`"
     try: return OmegaConf.merge(base, layer)
     except OmegaConfBaseException as e:
-        key, text = getattr(e, "full_key", None) or "", str(e).splitlines()[0]
+        key, text = getattr(e, "full_key", None) or "", str(e).splitlines()[0].split(". Did you mean")[0]
         near = difflib.get_close_matches(key, list(_keys(OmegaConf.structured(Config))), 1, cutoff=0.7)
         hint = f" Did you mean '{near[0]}'?" if near and near[0] != key else ""
         raise ConfigError(f"{source}: key '{key}': {text}.{hint}") from None
