@@ -359,9 +359,6 @@ def check_targets(
     return list(targets)
 
 # %% ../nbs/parts/models.ipynb #0c98a1fa
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
-# %% ../nbs/parts/models.ipynb #f0c5ab9d
 def add_adapter(
     model, # transformers model; its weights are frozen
     cfg, # configuration from `load_config`: lora_config and model.precision
@@ -378,7 +375,7 @@ def add_adapter(
         if p.requires_grad: p.data = p.data.to(dtype)
     return model
 
-# %% ../nbs/parts/models.ipynb #29eb071d
+# %% ../nbs/parts/models.ipynb #f0c5ab9d
 def prepare_for_training(
     model, # from load_model(cfg, training=True)
     cfg, # the same configuration
@@ -392,12 +389,12 @@ def prepare_for_training(
     if cfg.train.gradient_checkpointing: model.enable_input_require_grads()
     return add_adapter(model, cfg).train()
 
-# %% ../nbs/parts/models.ipynb #29db37e1
+# %% ../nbs/parts/models.ipynb #35da96bf
 def _numel(p):
     "Numbers in a parameter"
     return p.numel() * 2 * p.element_size() if type(p).__name__ == "Params4bit" else p.numel()
 
-# %% ../nbs/parts/models.ipynb #dab64a64
+# %% ../nbs/parts/models.ipynb #9049b6fb
 def count_parameters(
     model, # transformers or peft model
 ) -> dict: # total and trainable, numbers
@@ -405,7 +402,7 @@ def count_parameters(
     counts = [(_numel(p), p.requires_grad) for p in model.parameters()]
     return {"total": sum(n for n, _ in counts), "trainable": sum(n for n, t in counts if t)}
 
-# %% ../nbs/parts/models.ipynb #3118093c
+# %% ../nbs/parts/models.ipynb #25fecdd4
 def precision_of(
     model, # transformers or peft model
 ) -> dict: # type -> {"trainable", "frozen"}: numbers of parameters
@@ -416,14 +413,14 @@ def precision_of(
         found.setdefault(dtype, {"trainable": 0, "frozen": 0})["trainable" if p.requires_grad else "frozen"] += _numel(p)
     return found
 
-# %% ../nbs/parts/models.ipynb #ccceda90
+# %% ../nbs/parts/models.ipynb #3284bfc5
 def model_size(
     model, # transformers or peft model
 ) -> int: # bytes
     "Memory of a model's parameters and buffers"
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
-# %% ../nbs/parts/models.ipynb #323bb12f
+# %% ../nbs/parts/models.ipynb #1075e9ab
 SHAPES = {
     "google/gemma-2b-it": dict(model_type="gemma", vocab_size=256000, hidden_size=2048, intermediate_size=16384, num_hidden_layers=18,
                                num_attention_heads=8, num_key_value_heads=1, head_dim=256),
@@ -433,7 +430,7 @@ SHAPES = {
                               num_attention_heads=4, num_key_value_heads=1, head_dim=256),
 }
 
-# %% ../nbs/parts/models.ipynb #4629248f
+# %% ../nbs/parts/models.ipynb #7243a23d
 def meta_model(
     cfg, # configuration from `load_config`
 ): # transformers model on the meta device, bf16
@@ -445,7 +442,7 @@ def meta_model(
     config = AutoConfig.for_model(**SHAPES[name]) if known else AutoConfig.from_pretrained(resolve_model(cfg.model), local_files_only=True)
     with torch.device("meta"): return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
-# %% ../nbs/parts/models.ipynb #843b7e03
+# %% ../nbs/parts/models.ipynb #cb147189
 def _weight_bytes(cfg, model, tuning, counts):
     "Bytes of the weights of `model` when tuned by `tuning` in cfg.model.precision"
     size = {"fp32": 4, "bf16": 2, "mixed": 4 if tuning == "full" else 2}[cfg.model.precision]
@@ -459,7 +456,7 @@ def _weight_bytes(cfg, model, tuning, counts):
     bits = 4 + (8 / 64 + 32 / (64 * 256) if cfg.qlora_config.double_quant else 32 / 64)
     return int((base - packed) * size + packed * bits / 8 + adapter)
 
-# %% ../nbs/parts/models.ipynb #7e7ef40a
+# %% ../nbs/parts/models.ipynb #6c7b780e
 def _table_row(cfg, tuning, targets):
     "One method's row; the model is built on the meta device"
     import torch
@@ -474,7 +471,7 @@ def _table_row(cfg, tuning, targets):
             **counts, "trainable %": 100 * counts["trainable"] / counts["total"],
             "weights MiB": _weight_bytes(cfg, model, tuning, counts) / 2**20}
 
-# %% ../nbs/parts/models.ipynb #32e0d5b3
+# %% ../nbs/parts/models.ipynb #7e7ef40a
 def parameter_table(
     cfg, # configuration from `load_config`: model, precision and lora_config
     targets: tuple = ("all-linear", ["q_proj", "v_proj"]), # choices of target_modules for LoRA; the first also for QLoRA
@@ -485,7 +482,7 @@ def parameter_table(
     table = pd.DataFrame([_table_row(cfg, *m) for m in methods])
     return table.astype({"r": "Int64"})
 
-# %% ../nbs/parts/models.ipynb #0aeb1a2a
+# %% ../nbs/parts/models.ipynb #6ed9845c
 def _tensors(source):
     "Pairs of name and tensor; of a folder's safetensors, or of a model's state without tied copies"
     if isinstance(source, (str, Path)):
@@ -498,7 +495,7 @@ def _tensors(source):
         if id(tensor) not in seen: yield name, tensor
         seen.add(id(tensor))
 
-# %% ../nbs/parts/models.ipynb #5eeb4752
+# %% ../nbs/parts/models.ipynb #5c4576f4
 def _digest(pair):
     "Name, shape and SHA-256 of one tensor's values"
     import torch
@@ -507,7 +504,7 @@ def _digest(pair):
     data = (values.float() if values.is_floating_point() else values).contiguous().reshape(-1).view(torch.uint8).numpy()
     return f"{name} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}"
 
-# %% ../nbs/parts/models.ipynb #186b3ce6
+# %% ../nbs/parts/models.ipynb #0aeb1a2a
 def weights_fingerprint(
     source, # a model, or a folder of safetensors
 ) -> str: # 64 hexadecimal digits; equal for equal values under equal names
@@ -515,7 +512,7 @@ def weights_fingerprint(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: lines = sorted(pool.map(_digest, _tensors(source)))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-# %% ../nbs/parts/models.ipynb #821ddce8
+# %% ../nbs/parts/models.ipynb #7b973214
 def adapter_folder(
     path: Path | str, # an adapter's folder, or a run folder with adapter/ in it
 ) -> Path: # the folder with adapter_config.json
@@ -526,7 +523,7 @@ def adapter_folder(
     if not (folder / "adapter_model.safetensors").exists(): raise ModelError(f"{folder}: no adapter_model.safetensors; pickled adapters are not loaded")
     return folder
 
-# %% ../nbs/parts/models.ipynb #2da5f7fb
+# %% ../nbs/parts/models.ipynb #3b2f10b8
 def load_adapter(
     model, # transformers model, the adapter's base
     path: Path | str, # an adapter's folder, or a run folder
@@ -542,7 +539,7 @@ def load_adapter(
         except Exception as e: raise ModelError(f"{folder}: this adapter doesn't fit the base model: {str(e).splitlines()[0]}") from e
     return adapted if trainable else adapted.eval()
 
-# %% ../nbs/parts/models.ipynb #251eb9d0
+# %% ../nbs/parts/models.ipynb #488e10ad
 def merge_adapter(
     model, # PeftModel on dense weights
 ): # transformers model, its weights changed by the adapter
@@ -551,7 +548,7 @@ def merge_adapter(
         raise ModelError("4-bit weights can't take up an adapter without rounding it away: load_tuned(folder, quantized=False), then merge")
     return model.merge_and_unload(safe_merge=True)
 
-# %% ../nbs/parts/models.ipynb #998725c7
+# %% ../nbs/parts/models.ipynb #0eff75c6
 def check_base(
     run: Path | str, # run folder; without a record.json nothing can be checked
     base, # the base model as loaded, dense or in 4 bits
@@ -564,14 +561,14 @@ def check_base(
     raise ModelError(f"{run}: the adapter was trained on other base weights (fingerprint {expected[:12]}…) than those of {source}; "
                      "model.name, model.path or model.revision must lead to the same ones")
 
-# %% ../nbs/parts/models.ipynb #12710a09
+# %% ../nbs/parts/models.ipynb #998725c7
 def _can_quantize(run):
     "Is there a GPU for 4-bit weights? If not, say what happens instead"
     if device() == "cuda": return True
     print(f"{run}: trained on 4-bit weights; without a CUDA GPU the base is loaded dense", file=sys.stderr, flush=True)
     return False
 
-# %% ../nbs/parts/models.ipynb #aedfdb83
+# %% ../nbs/parts/models.ipynb #bbb37549
 def load_tuned(
     folder: Path | str, # a finished run's folder
     dtype: str | None = None, # fp32 or bf16; None: the run's evaluation.dtype
@@ -590,7 +587,7 @@ def load_tuned(
     model = load_adapter(base, adapter)
     return merge_adapter(model) if merge else model, load_tokenizer(cfg)
 
-# %% ../nbs/parts/models.ipynb #6ecde6e6
+# %% ../nbs/parts/models.ipynb #445a1177
 @call_parse
 def prepare(
     preset: str = "gemma-3-270m", # a preset's name, as in configs/preset
