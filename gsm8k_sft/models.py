@@ -11,7 +11,7 @@ __all__ = ['OTHERWISE', 'EXTRA', 'GEMMA_PACKAGE', 'BUILT_IN', 'DTYPES', 'SHAPES'
            'check_base', 'load_tuned', 'prepare']
 
 # %% ../nbs/parts/models.ipynb #c2e42f47
-import difflib, hashlib, importlib.util, json, logging, os, shutil, sys, time, warnings
+import difflib, hashlib, importlib.util, json, os, shutil, sys, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from fastcore.script import call_parse

@@ -13,7 +13,6 @@ __all__ = ['CALCULATION', 'LOWEST', 'HIGHEST', 'OPERATORS', 'FAMILIES', 'TEMPLAT
 
 # %% ../nbs/parts/synthetic.ipynb #e0c741de
 import json, math, random, re, time
-from collections import Counter
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.resources import files
