@@ -9,7 +9,7 @@ __all__ = ['STRICT', 'FLEXIBLE', 'final_number', 'extract_strict', 'extract_flex
 import re
 from collections import deque
 
-# %% ../nbs/parts/answers.ipynb #7276bdec
+# %% ../nbs/parts/answers.ipynb #dac95e6f
 def final_number(
     answer: str, # a published answer, which ends in a line `#### n`
 ) -> str | None: # `n` without its commas; None if there is no `####`
@@ -17,11 +17,11 @@ def final_number(
     _, mark, tail = str(answer).rpartition("####")
     return tail.strip().replace(",", "") if mark else None
 
-# %% ../nbs/parts/answers.ipynb #8fd166a1
+# %% ../nbs/parts/answers.ipynb #765ebb21
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
-# %% ../nbs/parts/answers.ipynb #765ebb21
+# %% ../nbs/parts/answers.ipynb #41376c91
 def extract_strict(
     text: str, # what the model wrote
 ) -> str | None: # as written, commas included; None if nothing matches
@@ -29,7 +29,7 @@ def extract_strict(
     match = STRICT.search(text)
     return match.group(1) if match else None
 
-# %% ../nbs/parts/answers.ipynb #41376c91
+# %% ../nbs/parts/answers.ipynb #75321d58
 def extract_flexible(
     text: str, # what the model wrote
 ) -> str | None: # as written, with `$`, commas and full stops around it
@@ -37,7 +37,7 @@ def extract_flexible(
     last = deque(FLEXIBLE.finditer(text), maxlen=1)
     return last[0].group().strip() if last else None
 
-# %% ../nbs/parts/answers.ipynb #8c1de4b2
+# %% ../nbs/parts/answers.ipynb #201b8d3a
 def normalise(
     text: str, # an extracted number, or a whole gold answer
 ) -> str: # what is compared
@@ -45,7 +45,7 @@ def normalise(
     text = text.replace(",", "").replace("$", "").rpartition("#### ")[2]
     return re.sub(r"\.$", "", text).lower()
 
-# %% ../nbs/parts/answers.ipynb #fd8df291
+# %% ../nbs/parts/answers.ipynb #870c9160
 def grade(
     prediction: str, # what the model wrote after the prompt
     gold: str, # the published answer, or only its final number

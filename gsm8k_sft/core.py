@@ -332,7 +332,7 @@ def load_config(
     cfg.run_name = cfg.run_name or _run_name(cfg, config, overrides)
     return cfg
 
-# %% ../nbs/00_core.ipynb #349be299
+# %% ../nbs/00_core.ipynb #eb7a79e6
 def check_parameters(
     given: set[str], # the names that the parameters cell and papermill have set
     allowed: tuple[str, ...] = ("preset", "tuning", "dataset", "seed", "config", "overrides"), # what the notebook takes
@@ -340,7 +340,7 @@ def check_parameters(
     "Raise a `ConfigError` at a parameter that the notebook doesn't have"
     for name in sorted(n for n in given if not n.startswith("_")): check_choice("papermill parameter", name, allowed)
 
-# %% ../nbs/00_core.ipynb #eb7a79e6
+# %% ../nbs/00_core.ipynb #1655f3f9
 def config_table(
     cfg: DictConfig, # from `load_config`
     changed_only: bool = False, # leave out what base.yaml says too
@@ -352,14 +352,14 @@ def config_table(
     table = pd.DataFrame([(k, str(v), "" if v == b else str(b)) for k, v, b in rows], columns=["key", "value", "default"])
     return table[table.default != ""].reset_index(drop=True) if changed_only else table
 
-# %% ../nbs/00_core.ipynb #1655f3f9
+# %% ../nbs/00_core.ipynb #cbb4369f
 def run_folder(
     cfg: DictConfig, # from `load_config`
 ) -> Path: # runs/<preset>/<run_name>; not created
     "Where the run of this configuration lives"
     return project_path("runs", cfg.preset, cfg.run_name)
 
-# %% ../nbs/00_core.ipynb #cbb4369f
+# %% ../nbs/00_core.ipynb #397d8ab2
 def write_text(
     path: Path | str, # the file; its folder is made if need be
     text: str, # what to write, as UTF-8
@@ -375,7 +375,7 @@ def write_text(
     finally: part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/00_core.ipynb #c503c120
+# %% ../nbs/00_core.ipynb #61f04229
 SCHEMA_VERSION = 1
 
 def write_json(
@@ -385,7 +385,7 @@ def write_json(
     "Write a record as JSON, atomically"
     return write_text(path, json.dumps({"schema_version": SCHEMA_VERSION, **record}, indent=1, ensure_ascii=False) + "\n")
 
-# %% ../nbs/00_core.ipynb #397d8ab2
+# %% ../nbs/00_core.ipynb #83a81fe4
 def read_json(
     path: Path | str, # a file that `write_json` wrote
 ) -> dict: # the record
@@ -396,7 +396,7 @@ def read_json(
     if found != SCHEMA_VERSION: raise ValueError(f"{path}: schema version {found}, but this version of gsm8k_sft reads {SCHEMA_VERSION}")
     return record
 
-# %% ../nbs/00_core.ipynb #83a81fe4
+# %% ../nbs/00_core.ipynb #fecbddd0
 def save_config(
     cfg: DictConfig, # from `load_config`
     folder: Path | str, # the run's folder
@@ -404,7 +404,7 @@ def save_config(
     "Save the resolved configuration"
     return write_text(Path(folder) / "config.yaml", OmegaConf.to_yaml(cfg))
 
-# %% ../nbs/00_core.ipynb #e92dec96
+# %% ../nbs/00_core.ipynb #8c008f57
 def read_config(
     path: Path | str, # a config.yaml, or the run folder that holds it
 ) -> DictConfig: # typed by the schema
@@ -412,7 +412,7 @@ def read_config(
     path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
     return _merge(OmegaConf.structured(Config), _read_yaml(path), str(path))
 
-# %% ../nbs/00_core.ipynb #fecbddd0
+# %% ../nbs/00_core.ipynb #0dc5a26e
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "numpy", "omegaconf")
 
 def _version(name):
@@ -425,7 +425,7 @@ def _cpu_name():
     except OSError: return platform.processor() or platform.machine()
     return next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), platform.machine())
 
-# %% ../nbs/00_core.ipynb #8c008f57
+# %% ../nbs/00_core.ipynb #04517b19
 def git_commit() -> str | None: # the commit, with "+changes" if files differ from it; outside git what GSM8K_SFT_COMMIT says, or None
     "The project's commit"
     try:
@@ -433,7 +433,7 @@ def git_commit() -> str | None: # the commit, with "+changes" if files differ fr
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError, SettingsError): return os.environ.get("GSM8K_SFT_COMMIT")
 
-# %% ../nbs/00_core.ipynb #4894e2be
+# %% ../nbs/00_core.ipynb #42cc480d
 def environment() -> dict: # python, package versions, hardware, commit
     "The machine and the versions this process runs on"
     import torch
@@ -442,7 +442,7 @@ def environment() -> dict: # python, package versions, hardware, commit
             "packages": {"gsm8k_sft": _version("gsm8k_sft"), **{p: _version(p) for p in PACKAGES}},
             "cpu": _cpu_name(), "cpu_cores": os.cpu_count(), "torch_threads": torch.get_num_threads(), "gpus": gpus}
 
-# %% ../nbs/00_core.ipynb #04517b19
+# %% ../nbs/00_core.ipynb #f71abd0d
 def peak_memory() -> int: # bytes
     "Peak memory of this process: on the GPU if there is one, else resident"
     import resource, torch
@@ -450,7 +450,7 @@ def peak_memory() -> int: # bytes
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
-# %% ../nbs/00_core.ipynb #50bb669e
+# %% ../nbs/00_core.ipynb #13fc1e9a
 def set_seed(
     seed: int, # any non-negative integer
 ) -> None:

@@ -48,14 +48,14 @@ def shot_examples(
         raise EvaluationError("one_shot_example.question: is one of the problems to be asked; take one from the training part")
     return [example] * shots
 
-# %% ../nbs/03_evaluate.ipynb #fdfbe5b2
+# %% ../nbs/03_evaluate.ipynb #fe6bd07e
 GRADER = "strict/flexible (lm-evaluation-harness v3)"
 
 def _weights_dtype(model):
     "The precision the weights are in; more than one where an adapter is kept in fp32"
     return "+".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}))
 
-# %% ../nbs/03_evaluate.ipynb #fe6bd07e
+# %% ../nbs/03_evaluate.ipynb #00686f3c
 def evaluation_protocol(
     model, # as it will be asked
     tokenizer, # its tokenizer
@@ -74,10 +74,10 @@ def evaluation_protocol(
     seeds = {"seed": cfg.seed, "validation_seed": cfg.data.validation_seed}
     return {**protocol, "fingerprint": fingerprint(protocol), "seeds": seeds, "prompt": prompts[0]}, prompts
 
-# %% ../nbs/03_evaluate.ipynb #1b9134b3
+# %% ../nbs/03_evaluate.ipynb #82ba0d97
 MODEL_TYPES = ("base-0shot", "base-1shot", "full", "lora", "qlora")
 
-# %% ../nbs/03_evaluate.ipynb #82ba0d97
+# %% ../nbs/03_evaluate.ipynb #9f089d12
 def result_name(
     cfg: DictConfig, # from `load_config` or `read_config`
     model_type: str, # base-0shot, base-1shot, full, lora or qlora
@@ -91,7 +91,7 @@ def result_name(
     name = "__".join(re.sub(r"[^\w.-]+|_{2,}", "-", part, flags=re.ASCII) for part in (configuration, split, model_type, base, cfg.data.dataset))
     return name if len(name) < 200 else f"{name[:180]}-{fingerprint(name)}"
 
-# %% ../nbs/03_evaluate.ipynb #1bfb2fc3
+# %% ../nbs/03_evaluate.ipynb #d8a8cbed
 def wilson_interval(
     k: int, # right answers
     n: int, # answers
@@ -102,14 +102,14 @@ def wilson_interval(
     interval = binomtest(k, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
-# %% ../nbs/03_evaluate.ipynb #dacc0132
+# %% ../nbs/03_evaluate.ipynb #1b4be742
 def _accuracy(answers):
     "Right answers by each grader, with their 95 % intervals"
     n, k = len(answers), {g: sum(a[g] for a in answers) for g in ("strict", "flexible")}
     bounds = {g: wilson_interval(v, n) for g, v in k.items()}
     return {g: {"k": v, "n": n, "value": v / n, "low": bounds[g][0], "high": bounds[g][1]} for g, v in k.items()}
 
-# %% ../nbs/03_evaluate.ipynb #d70774b2
+# %% ../nbs/03_evaluate.ipynb #c871f20c
 def whole_lines(
     path: Path | str, # a JSONL file
 ) -> tuple[list[dict], int]: # the lines that were written whole, and the bytes they take
@@ -122,7 +122,7 @@ def whole_lines(
         except ValueError: raise EvaluationError(f"{path}, line {number}: not valid JSON; delete the file to ask these problems again") from None
     return lines, end
 
-# %% ../nbs/03_evaluate.ipynb #013833b8
+# %% ../nbs/03_evaluate.ipynb #bf8a0a8a
 def _set_aside(folder, name, endings, mark):
     "Move files of `name` to the folder `previous`, marked with what made them"
     for ending in endings:
@@ -131,7 +131,7 @@ def _set_aside(folder, name, endings, mark):
         path.replace(folder / "previous" / f"{name}.{mark}{ending}")
         print(f"{path.name} is kept in {folder.name}/previous/ (protocol {mark})", flush=True)
 
-# %% ../nbs/03_evaluate.ipynb #bf8a0a8a
+# %% ../nbs/03_evaluate.ipynb #b532f934
 def _locked(path):
     "The file, open for reading and appending by this process alone"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,14 +141,14 @@ def _locked(path):
     if file.closed: raise EvaluationError(f"{path}: another process is writing this evaluation; wait for it, or stop it")
     return file
 
-# %% ../nbs/03_evaluate.ipynb #b532f934
+# %% ../nbs/03_evaluate.ipynb #38aa6b25
 def _append(file, lines):
     "Add JSON lines and see them onto the disk"
     file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
     file.flush()
     os.fsync(file.fileno())
 
-# %% ../nbs/03_evaluate.ipynb #38aa6b25
+# %% ../nbs/03_evaluate.ipynb #80247834
 @contextmanager
 def open_partial(
     folder: Path, # eval_results
@@ -170,7 +170,7 @@ def open_partial(
         yield file, lines[1:]
     finally: file.close()
 
-# %% ../nbs/03_evaluate.ipynb #c104af28
+# %% ../nbs/03_evaluate.ipynb #f4105efd
 def _finish(folder, name, record, answers):
     "Write predictions, then the result, then drop the partial file"
     text = "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in answers)
@@ -179,7 +179,7 @@ def _finish(folder, name, record, answers):
     (folder / f"{name}.partial.jsonl").unlink()
     return read_json(folder / f"{name}.json")
 
-# %% ../nbs/03_evaluate.ipynb #f4105efd
+# %% ../nbs/03_evaluate.ipynb #312be50e
 def complete_result(
     folder: Path, # eval_results
     name: str, # from `result_name`
@@ -192,14 +192,14 @@ def complete_result(
     same = protocol in (None, record["protocol"]["fingerprint"])
     return record if same and record["predictions_sha256"] == sha256(predictions.read_bytes()).hexdigest() else None
 
-# %% ../nbs/03_evaluate.ipynb #a5275f9c
+# %% ../nbs/03_evaluate.ipynb #e4d3b9cc
 def _prediction(row, prompt, answer):
     "One line of the predictions"
     return {"id": row["id"], "question": row["question"], "gold": row["final"], "prompt_fingerprint": fingerprint(prompt), "text": answer.text,
             "n_tokens": answer.n_tokens, "finish_reason": answer.finish_reason, **grade(answer.text, row["answer"]),
             "seconds": round(answer.seconds, 5), "batch_size": answer.batch_size}
 
-# %% ../nbs/03_evaluate.ipynb #f6f8e1b4
+# %% ../nbs/03_evaluate.ipynb #192ff18d
 def _ask(model, tokenizer, rows, prompts, cfg, file, found, progress):
     "All predictions: those found, and those of the problems left, appended to `file` as they come"
     done = {a["id"] for a in found}
@@ -217,7 +217,7 @@ def _ask(model, tokenizer, rows, prompts, cfg, file, found, progress):
     finally: _append(file, new)
     return whole_lines(file.name)[0][1:]
 
-# %% ../nbs/03_evaluate.ipynb #673b0be0
+# %% ../nbs/03_evaluate.ipynb #44c12093
 def _result(name, cfg, model_type, first, run, protocol, answers, n_found):
     "The record of a finished evaluation"
     tuned, seconds, tokens = not model_type.startswith("base"), sum(a["seconds"] for a in answers), sum(a["n_tokens"] for a in answers)
@@ -229,7 +229,7 @@ def _result(name, cfg, model_type, first, run, protocol, answers, n_found):
         "finish_reasons": dict(Counter(a["finish_reason"] for a in answers)),
         "batch_sizes": {str(k): v for k, v in sorted(Counter(a["batch_size"] for a in answers).items())}, "environment": environment()}
 
-# %% ../nbs/03_evaluate.ipynb #44c12093
+# %% ../nbs/03_evaluate.ipynb #5ef3b900
 def _first(rows, limit, cfg):
     "The problems to ask, and their number where they are only part of the split"
     if (limit or 0) < 0: raise EvaluationError(f"limit: {limit} must not be negative; 0 asks all problems")
@@ -239,7 +239,7 @@ def _first(rows, limit, cfg):
     rows = rows.select(range(limit)) if cut else rows
     return rows, len(rows) if sample else None
 
-# %% ../nbs/03_evaluate.ipynb #021e925a
+# %% ../nbs/03_evaluate.ipynb #320e0095
 def _make_way(folder, name):
     "Set an older result under this name aside, and count the GPU's memory from here"
     import torch
@@ -253,7 +253,7 @@ def _said(record, progress, note=""):
     if progress: print(f"{record['name']}{note}: {', '.join(shares)}, {record['seconds']:.1f} s", flush=True)
     return record
 
-# %% ../nbs/03_evaluate.ipynb #ed0b4202
+# %% ../nbs/03_evaluate.ipynb #22c60bd2
 def evaluate(
     model, # on its device
     tokenizer, # its tokenizer
@@ -281,7 +281,7 @@ def evaluate(
         record = _result(name, cfg, model_type, first, run, protocol, answers, len(found))
         return _said(_finish(folder, name, record, answers), progress)
 
-# %% ../nbs/03_evaluate.ipynb #77db3043
+# %% ../nbs/03_evaluate.ipynb #5643c673
 def evaluate_base(
     cfg: DictConfig, # from `load_config`
     shots: list[int] | None = None, # evaluation.shots by default
@@ -297,7 +297,7 @@ def evaluate_base(
     known = weights_fingerprint(model)
     return [evaluate(model, tokenizer, rows, cfg, f"base-{k}shot", k, limit, None, again, progress, folder, known) for k in shots]
 
-# %% ../nbs/03_evaluate.ipynb #7dadf9ce
+# %% ../nbs/03_evaluate.ipynb #ef9eabc6
 def _run_config(run, split, overrides):
     "The configuration of a run, with another split or other evaluation settings"
     cfg = read_config(run)
@@ -307,7 +307,7 @@ def _run_config(run, split, overrides):
         cfg = _merge(cfg, OmegaConf.from_dotlist([part]), f"overrides ({part})")
     return cfg
 
-# %% ../nbs/03_evaluate.ipynb #ef9eabc6
+# %% ../nbs/03_evaluate.ipynb #28d31f37
 def evaluate_run(
     run: Path | str, # the run's folder, with model/ or adapter/ in it
     split: str | None = None, # test or validation; as the run's configuration says by default
@@ -324,7 +324,7 @@ def evaluate_run(
     model, tokenizer = load_tuned(run, dtype=cfg.evaluation.dtype)
     return evaluate(model, tokenizer, rows, cfg, cfg.tuning_method, 0, limit, run, again, progress, folder)
 
-# %% ../nbs/03_evaluate.ipynb #06c7f586
+# %% ../nbs/03_evaluate.ipynb #b8c8392e
 def quick_accuracy(
     model, # in training or not
     tokenizer, # its tokenizer
@@ -341,7 +341,7 @@ def quick_accuracy(
     return {"n": n, **shares, "finished": sum(a.finish_reason == "stop" for a in answers) / max(n, 1),
             "new_tokens": sum(a.n_tokens for a in answers), "seconds": round(time.perf_counter() - start, 3)}
 
-# %% ../nbs/03_evaluate.ipynb #706806f6
+# %% ../nbs/03_evaluate.ipynb #56a12a7e
 def read_predictions(
     name: str | dict, # a result's name, or the result
     folder: Path | None = None, # eval_results by default
@@ -352,7 +352,7 @@ def read_predictions(
     if not path.exists(): raise EvaluationError(f"{path}: no such predictions; is the evaluation finished?")
     return whole_lines(path)[0]
 
-# %% ../nbs/03_evaluate.ipynb #56a12a7e
+# %% ../nbs/03_evaluate.ipynb #a77ee1be
 def _pick(answers, n, right, wrong, grader):
     "So many right and wrong ones, spread over the file; what is lacking of one kind is filled up with the other"
     kinds = {True: [a for a in answers if a[grader]], False: [a for a in answers if not a[grader]]}
@@ -361,7 +361,7 @@ def _pick(answers, n, right, wrong, grader):
     n_wrong = min(len(kinds[False]), right + wrong - n_right)
     return [kinds[k][i * len(kinds[k]) // m] for k, m in ((True, n_right), (False, n_wrong)) for i in range(m)]
 
-# %% ../nbs/03_evaluate.ipynb #a77ee1be
+# %% ../nbs/03_evaluate.ipynb #ab72b2c3
 def show_answers(
     answers: list[dict] | dict | str, # predictions, or a result or its name
     n: int = 5, # how many
@@ -379,7 +379,7 @@ def show_answers(
     head = "".join(f'<th style="text-align:left">{h}</th>' for h in (f"{grader}", "question", "answer", "right is"))
     return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
-# %% ../nbs/03_evaluate.ipynb #74e6947a
+# %% ../nbs/03_evaluate.ipynb #61b4d1bf
 def accuracy_table(
     results: list[dict], # from `evaluate`
 ): # pandas DataFrame, a row a result
@@ -389,7 +389,7 @@ def accuracy_table(
     return pd.DataFrame([{"model": r["model_type"], "problems": r["n"], **{f"{g} %": percent(v) for g, v in r["accuracy"].items()},
         "finished": f"{r['finish_reasons'].get('stop', 0) / r['n']:.0%}", "seconds": round(r["seconds"], 1), "tokens/s": round(r["tokens_per_second"])} for r in results])
 
-# %% ../nbs/03_evaluate.ipynb #c480ae9a
+# %% ../nbs/03_evaluate.ipynb #2a26a65b
 @call_parse
 def main(
     preset: str = "", # the base model of toy, gemma-3-270m, gemma-2b-it or gemma-2-9b-it

@@ -96,7 +96,7 @@ def _group(order, lengths, group, generator):
     shuffled = torch.randperm(len(whole), generator=generator).tolist()
     return [j for i in shuffled for j in whole[i]] + [j for b in rest for j in b]
 
-# %% ../nbs/02_train.ipynb #b3033f92
+# %% ../nbs/02_train.ipynb #bfaa339a
 class GSM8KTrainer(Trainer):
     "`transformers.Trainer` with our order of examples, and generation accuracy in each evaluation"
     def __init__(
@@ -108,14 +108,14 @@ class GSM8KTrainer(Trainer):
         super().__init__(**kwargs)
         self.cfg, self.sample = cfg, sample
 
-# %% ../nbs/02_train.ipynb #bfaa339a
+# %% ../nbs/02_train.ipynb #2225af18
 @patch
 def _get_train_sampler(self: GSM8KTrainer, train_dataset=None):
     data, grouped = train_dataset or self.train_dataset, self.args.train_sampling_strategy == "group_by_length"
     group = self.args.train_batch_size * self.args.gradient_accumulation_steps
     return EpochSampler(len(data), self.args.seed, [len(x) for x in data["input_ids"]] if grouped else None, group)
 
-# %% ../nbs/02_train.ipynb #2225af18
+# %% ../nbs/02_train.ipynb #f5890ff7
 @patch
 def evaluation_loop(self: GSM8KTrainer, *args, **kwargs):
     out = Trainer.evaluation_loop(self, *args, **kwargs)
@@ -125,7 +125,7 @@ def evaluation_loop(self: GSM8KTrainer, *args, **kwargs):
     out.metrics.update({f"eval_accuracy_{k}": accuracy[k] for k in ("strict", "flexible")}, eval_finished=accuracy["finished"])
     return out
 
-# %% ../nbs/02_train.ipynb #571a4896
+# %% ../nbs/02_train.ipynb #caa9a462
 class RunLog(TrainerCallback):
     "Write log.jsonl, and stop at a loss or gradient norm that is not finite"
     def __init__(
@@ -142,7 +142,7 @@ class RunLog(TrainerCallback):
         if self.file: self.file.close()
         self.file = None
 
-# %% ../nbs/02_train.ipynb #83e70bd7
+# %% ../nbs/02_train.ipynb #4120a4fe
 @patch
 def on_train_begin(self: RunLog, args, state, control, **kwargs):
     if not state.is_world_process_zero: return
@@ -152,7 +152,7 @@ def on_train_begin(self: RunLog, args, state, control, **kwargs):
     self.seconds = max((r["seconds"] for r in self.rows), default=0.0)
     self.tokens, self.mark = state.num_input_tokens_seen, time.perf_counter()
 
-# %% ../nbs/02_train.ipynb #b09854d6
+# %% ../nbs/02_train.ipynb #2f54ccff
 @patch
 def _step(self: RunLog, state, logs, now):
     "The line of a training step"
@@ -161,7 +161,7 @@ def _step(self: RunLog, state, logs, now):
     return {"loss": logs["loss"], "grad_norm": logs.get("grad_norm"), "learning_rate": logs["learning_rate"], "tokens": self.tokens,
             "tokens_per_second": new / spent, "memory": peak_memory()}
 
-# %% ../nbs/02_train.ipynb #2f54ccff
+# %% ../nbs/02_train.ipynb #84fb95bb
 @patch
 def on_log(self: RunLog, args, state, control, logs, **kwargs):
     if self.file is None or not ("loss" in logs or "eval_loss" in logs): return
@@ -174,7 +174,7 @@ def on_log(self: RunLog, args, state, control, logs, **kwargs):
     self.mark = now
     _check_finite(row, args)
 
-# %% ../nbs/02_train.ipynb #d7d10759
+# %% ../nbs/02_train.ipynb #b6241ce5
 def _check_finite(row, args):
     "Raise a `TrainingError` at a loss or gradient norm that is not finite, naming the step"
     bad = [k for k in ("loss", "grad_norm", "eval_loss") if row.get(k) is not None and not math.isfinite(row[k])]
@@ -184,7 +184,7 @@ def _check_finite(row, args):
     raise TrainingError(f"{bad[0]} is {row[bad[0]]} at step {row['step']}{since}. Training stopped; {last.name if last else 'no checkpoint'} is kept. "
                         "Try a smaller train.learning_rate, longer warm-up, or model.precision=mixed.")
 
-# %% ../nbs/02_train.ipynb #b6241ce5
+# %% ../nbs/02_train.ipynb #437da77f
 def read_log(
     path: Path | str, # a log.jsonl; it may be missing
 ) -> list[dict]: # its rows; a torn last line, left by a killed run, is dropped
@@ -197,7 +197,7 @@ def read_log(
             if number < len(lines): raise TrainingError(f"{path}, line {number}: not valid JSON; move the file away to start anew") from None
     return rows
 
-# %% ../nbs/02_train.ipynb #200e80d2
+# %% ../nbs/02_train.ipynb #163b034e
 class StopOnSignal(TrainerCallback):
     "At SIGTERM or SIGINT: finish the step, save, stop"
     def __init__(self): self.received, self.before = None, {}
@@ -212,7 +212,7 @@ class StopOnSignal(TrainerCallback):
         for s, handler in self.before.items(): signal.signal(s, handler)
         self.before = {}
 
-# %% ../nbs/02_train.ipynb #374507f1
+# %% ../nbs/02_train.ipynb #c27dd6a5
 @patch
 def on_train_begin(self: StopOnSignal, args, state, control, **kwargs):
     try: self.before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -224,7 +224,7 @@ def on_step_end(self: StopOnSignal, args, state, control, **kwargs):
     control.should_save = control.should_training_stop = True
     control.should_evaluate = False
 
-# %% ../nbs/02_train.ipynb #800aa199
+# %% ../nbs/02_train.ipynb #8063d6a8
 def last_checkpoint(
     folder: Path | str, # the run's folder
 ) -> Path | None: # the newest whole checkpoint; None if there is none
@@ -238,7 +238,7 @@ def _whole(checkpoint):
     except (OSError, ValueError): return False
     return all(any(checkpoint.glob(name)) for name in ("*.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth"))
 
-# %% ../nbs/02_train.ipynb #1a4657a0
+# %% ../nbs/02_train.ipynb #c5d2f764
 def open_run(
     cfg: DictConfig, # from `load_config`
 ) -> tuple[Path, Path | None, dict | None]: # run folder; checkpoint to resume from or None; record if complete and reused
@@ -256,7 +256,7 @@ def open_run(
     save_config(cfg, folder)
     return folder, checkpoint, None
 
-# %% ../nbs/02_train.ipynb #c5d2f764
+# %% ../nbs/02_train.ipynb #3202d8e7
 def _trains_alike(a, b):
     "Whether two configurations describe the same training: reporting, reuse and evaluation don't matter"
     def essence(cfg):
@@ -271,7 +271,7 @@ def _set_aside(folder):
     if previous.exists(): shutil.rmtree(previous)
     folder.rename(previous)
 
-# %% ../nbs/02_train.ipynb #1965d77f
+# %% ../nbs/02_train.ipynb #18d5c209
 class Progress(TrainerCallback):
     "A line of text, and in a notebook a live chart, every few seconds"
     def __init__(
@@ -290,7 +290,7 @@ class Progress(TrainerCallback):
         if self.chart: self.handle = _draw(self.log.rows, self.handle)
         self.log.mark = time.perf_counter() # drawing isn't training
 
-# %% ../nbs/02_train.ipynb #73673e04
+# %% ../nbs/02_train.ipynb #809601d3
 @patch
 def on_log(self: Progress, args, state, control, logs, **kwargs):
     if not state.is_world_process_zero: return
@@ -301,7 +301,7 @@ def on_log(self: Progress, args, state, control, logs, **kwargs):
 def on_train_end(self: Progress, args, state, control, **kwargs):
     if state.is_world_process_zero and self.log.rows and self.shown != state.global_step: self.show(state)
 
-# %% ../nbs/02_train.ipynb #1281c9ed
+# %% ../nbs/02_train.ipynb #298ae112
 def _in_notebook():
     "Whether an IPython kernel shows our output"
     try: return get_ipython().__class__.__name__ == "ZMQInteractiveShell"
@@ -316,16 +316,16 @@ def _progress_line(rows, state):
     return (f"step {r['step']}/{state.max_steps} · loss {r['loss']:.3f} · lr {r['learning_rate']:.1e} · "
             f"{speed:,.0f} tokens/s · {r['seconds']:.0f} s, {left:.0f} s left")
 
-# %% ../nbs/02_train.ipynb #87e82192
+# %% ../nbs/02_train.ipynb #8671b802
 def _evaluation_line(state, logs):
     "validation at step 100: loss 0.51, accuracy 12.5 %"
     accuracy = f", accuracy {logs['eval_accuracy_strict']:.1%} strict, {logs['eval_finished']:.0%} ended" if "eval_accuracy_strict" in logs else ""
     return f"validation at step {state.global_step}: loss {logs['eval_loss']:.3f}{accuracy}"
 
-# %% ../nbs/02_train.ipynb #8671b802
+# %% ../nbs/02_train.ipynb #355e9b6a
 PANELS = {"loss": "loss (nats a token)", "learning_rate": "learning rate", "grad_norm": "gradient norm", "tokens_per_second": "tokens/s"}
 
-# %% ../nbs/02_train.ipynb #52de2630
+# %% ../nbs/02_train.ipynb #7617b135
 def plot_log(
     rows: list[dict], # of a log.jsonl
     figure: Any = None, # a matplotlib Figure to draw on; a new one by default
@@ -344,7 +344,7 @@ def plot_log(
         figure.axes[0].legend(frameon=False)
     return figure
 
-# %% ../nbs/02_train.ipynb #5511b92c
+# %% ../nbs/02_train.ipynb #70bfd9c1
 def _draw(rows, handle):
     "Show `plot_log`, or update what is shown"
     from IPython.display import Image, display
@@ -355,7 +355,7 @@ def _draw(rows, handle):
     handle.update(picture)
     return handle
 
-# %% ../nbs/02_train.ipynb #7617b135
+# %% ../nbs/02_train.ipynb #29d2121b
 def enable_checkpointing(
     model, # transformers or peft model
 ) -> None:
@@ -364,7 +364,7 @@ def enable_checkpointing(
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else: model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-# %% ../nbs/02_train.ipynb #10ac5153
+# %% ../nbs/02_train.ipynb #618fe5bb
 def load_for_training(cfg):
     "Tokenizer, problems, tokenised splits with their report, and the model, ready to train"
     tokenizer = load_tokenizer(cfg)
@@ -382,7 +382,7 @@ def load_for_training(cfg):
     if cfg.train.gradient_checkpointing: enable_checkpointing(model)
     return tokenizer, rows, tokens, reports, model, base_fingerprint
 
-# %% ../nbs/02_train.ipynb #bd969ef6
+# %% ../nbs/02_train.ipynb #1d53f0da
 def build_trainer(cfg, folder, tokenizer, rows, tokens, model):
     "A `GSM8KTrainer` with its callbacks: (trainer, log, signals)"
     log, signals = RunLog(folder), StopOnSignal()
@@ -396,7 +396,7 @@ def build_trainer(cfg, folder, tokenizer, rows, tokens, model):
     trainer.remove_callback(PrinterCallback) # `Progress` says it in fewer lines
     return trainer, log, signals
 
-# %% ../nbs/02_train.ipynb #261baa44
+# %% ../nbs/02_train.ipynb #6000daca
 @contextmanager
 def wandb_run(
     cfg: DictConfig, # from `load_config`
@@ -417,7 +417,7 @@ def wandb_run(
         raise
     run.finish()
 
-# %% ../nbs/02_train.ipynb #0ce13290
+# %% ../nbs/02_train.ipynb #8a454d63
 def _opening_record(cfg, rows, reports, model, base_fingerprint):
     "What is known before the first step"
     train = reports["train"]
@@ -438,7 +438,7 @@ def _closing_record(trainer, log):
             "tokens_per_second": round(last["tokens"] / seconds, 1), "peak_memory": peak_memory(),
             "final_loss": sum(r["loss"] for r in final) / len(final), "validation": evals[-1] if evals else None}
 
-# %% ../nbs/02_train.ipynb #0140094e
+# %% ../nbs/02_train.ipynb #61b52d63
 def _save_weights(trainer, folder, cfg):
     "The tuned weights and the tokenizer, in model/ or adapter/"
     model, name = trainer.model, "model" if cfg.tuning_method == "full" else "adapter"
@@ -452,7 +452,7 @@ def _save_weights(trainer, folder, cfg):
     shutil.rmtree(whole, ignore_errors=True)
     part.rename(whole)
 
-# %% ../nbs/02_train.ipynb #757a18f9
+# %% ../nbs/02_train.ipynb #a4a169ac
 def _fit(trainer, log, signals, checkpoint, folder, record):
     "Run the Trainer; whatever ends it, the record says so"
     try:
@@ -470,14 +470,14 @@ def _fit(trainer, log, signals, checkpoint, folder, record):
         raise TrainingInterrupted(f"{signals.received} at step {step} of {trainer.state.max_steps}: checkpoint-{step} "
                                   f"is in {folder}. The same command goes on from there.")
 
-# %% ../nbs/02_train.ipynb #5167236e
+# %% ../nbs/02_train.ipynb #9b3f9492
 def _open_on_main(cfg):
     "`open_run` in the main process, its answer in all of them"
     state = PartialState(cpu=not torch.cuda.is_available())
     opened = [open_run(cfg) if state.is_main_process else None]
     return broadcast_object_list(opened)[0] if state.num_processes > 1 else opened[0]
 
-# %% ../nbs/02_train.ipynb #a4a169ac
+# %% ../nbs/02_train.ipynb #4e44363b
 def _check_base(folder, checkpoint, base_fingerprint):
     "Stop before a checkpoint is loaded onto other base weights"
     began = read_json(folder / "record.json").get("model_fingerprint") if checkpoint else base_fingerprint
@@ -485,7 +485,7 @@ def _check_base(folder, checkpoint, base_fingerprint):
         raise TrainingError(f"{folder}: the run began over base weights {began[:12]}, and they are now {base_fingerprint[:12]}. "
                             "Give the run another name (run_name=...) or delete its folder to start anew.")
 
-# %% ../nbs/02_train.ipynb #9b3f9492
+# %% ../nbs/02_train.ipynb #7339a402
 def train(
     cfg: DictConfig, # from `load_config`
     evaluate: bool = True, # ask the tuned model the problems of `cfg.evaluation.split`
@@ -506,7 +506,7 @@ def train(
         _fit(trainer, log, signals, checkpoint, folder, record)
         return _finish(trainer, cfg, folder, record, run, evaluate)
 
-# %% ../nbs/02_train.ipynb #24567557
+# %% ../nbs/02_train.ipynb #c22e6226
 def _finish(trainer, cfg, folder, record, run, evaluate):
     "Save the weights, evaluate what was saved, complete the record"
     record |= {"tuned_fingerprint": weights_fingerprint(trainer.model), "processes": trainer.args.world_size}
@@ -527,7 +527,7 @@ def _summarise(run, record, results):
     run.summary.update({f"parameters/{k}": v for k, v in record["parameters"].items()})
     for r in results: run.summary.update({f"{r['split']}/accuracy_{k}": v["value"] for k, v in r["accuracy"].items()})
 
-# %% ../nbs/02_train.ipynb #66cb8a69
+# %% ../nbs/02_train.ipynb #837c0f45
 @call_parse
 def main(
     preset: str = "toy", # toy, gemma-3-270m, gemma-2b-it, gemma-2-9b-it
