@@ -1,5 +1,5 @@
 "Training as it is used: killed and resumed, stopped, diverging, reported, and run by papermill"
-import json, signal, struct, subprocess, sys, time
+import json, re, signal, struct, subprocess, sys, time
 from pathlib import Path
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_killed_and_resumed_equals_unbroken(tuning, order, tmp_path, monkeypatch
     first.kill(), first.wait()
     assert read_json(run_folder(cfg) / "record.json")["status"] == "running"
     out, _ = start(tuning, overrides).communicate(timeout=300)
-    assert "going on from" in out and "checkpoint-8" in out, out
+    assert re.search(r"going on from .*checkpoint-(8|12|16)", out), out # whichever was whole when the kill came
     resumed, losses = weights(run_folder(cfg)), [r["loss"] for r in read_log(run_folder(cfg) / "log.jsonl")]
     monkeypatch.setenv("GSM8K_SFT_PATHS_RUNS", str(tmp_path / "unbroken"))
     whole = start(tuning, overrides)
