@@ -2,7 +2,7 @@ __version__ = "0.1.0"
 
 import logging, os
 
-# OpenMP threads that wait by spinning take the cores from those that work: with two training processes on two cores, 60 times slower.
+# OpenMP threads that wait by spinning take the cores from those that work: beside three busy processes on two cores, training ran three times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # On a machine without a GPU it warns, at import, of CPU kernels that nobody asked for; peft and transformers import it unasked.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
