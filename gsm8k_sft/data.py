@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['WAY_OUT', 'NOT_TEXT', 'NUMBER', 'SPLITS', 'TRAINING_SPLITS', 'COLUMNS', 'PROBE', 'TEXT_ENDS', 'STYLE', 'LEGEND',
            'TOKENS_VERSION', 'DataError', 'data_folder', 'split_files', 'Problems', 'check_row', 'read_jsonl',
-           'read_parquet', 'check_duplicates', 'carve', 'load_gsm8k', 'refuse_test', 'data_fingerprint', 'Renderer',
-           'encode', 'LabelError', 'check_labels', 'LabelInspector', 'inspect_labels', 'token_lengths',
-           'token_statistics', 'plot_token_lengths', 'tokenize_split', 'Collator']
+           'read_parquet', 'check_duplicates', 'carve', 'load_gsm8k', 'refuse_test', 'data_fingerprint',
+           'leakage_audit', 'Renderer', 'encode', 'LabelError', 'check_labels', 'LabelInspector', 'inspect_labels',
+           'token_lengths', 'token_statistics', 'plot_token_lengths', 'tokenize_split', 'Collator']
 
 # %% ../nbs/01_data.ipynb #6d1db66e
-import codecs, hashlib, html, json, os, re
+import codecs, hashlib, html, json, os, re, unicodedata
+from collections import defaultdict
 from pathlib import Path
 from fastcore.basics import patch
 from .answers import final_number
@@ -260,7 +261,56 @@ def data_fingerprint(
     if hasattr(dataset, "keys"): return fingerprint({split: data_fingerprint(rows) for split, rows in dataset.items()})
     return fingerprint([[row["id"], row["question"], row["answer"]] for row in dataset])
 
-# %% ../nbs/01_data.ipynb #83d923ec
+# %% ../nbs/01_data.ipynb #bbc9430a
+def _words(text, masked=False):
+    "The words of a text, case folded, without punctuation; digits as 0 if `masked`"
+    text = re.sub(r"[^\w\s]", "", unicodedata.normalize("NFKC", text).casefold())
+    return (re.sub(r"\d+", "0", text) if masked else text).split()
+
+def _leakage_levels(n):
+    "Level to (function from a text to what must not occur elsewhere, whether numbers are masked), strictest level first"
+    def whole(masked): return lambda text: ["".join(_words(text, masked))]
+    def runs(masked): return lambda text: [" ".join(w[i:i + n]) for w in [_words(text, masked)] for i in range(len(w) - n + 1)]
+    return {"same text": (lambda text: [text], False), "normalised": (whole(False), False), "numbers masked": (whole(True), True),
+            f"{n} words": (runs(False), False), f"{n} words, numbers masked": (runs(True), True)}
+
+# %% ../nbs/01_data.ipynb #e64cffa6
+def _sharing(train, test, keys):
+    "Places (test, train) of the texts that share a key"
+    where = defaultdict(set)
+    for i, text in enumerate(test):
+        for key in keys(text): where[key].add(i)
+    where.pop("", None) # a text of nothing but punctuation
+    return sorted({(i, j) for j, text in enumerate(train) for key in keys(text) for i in where.get(key, ())})
+
+def _longest_run(a, b, masked):
+    "The longest run of words in both texts"
+    from difflib import SequenceMatcher
+    a, b = _words(a, masked), _words(b, masked)
+    match = SequenceMatcher(None, a, b, autojunk=False).find_longest_match()
+    return a[match.a:match.a + match.size]
+
+# %% ../nbs/01_data.ipynb #6b1c935d
+def leakage_audit(
+    train, # a Dataset or list of rows, with id and question
+    test, # the rows held out: test, or validation
+    n: int = 13, # words in a row; questions of fewer are only compared as a whole
+): # pandas DataFrame, a row a pair of questions: level, test and train (ids), words, shared (the longest run of words)
+    "Questions held out that stand in train, whole or in part"
+    import pandas as pd
+    if n < 1: raise DataError(f"n: {n} words; at least 1 is needed")
+    (train_ids, train), (test_ids, test) = [([r["id"] for r in rows], [r["question"] for r in rows]) for rows in (train, test)]
+    levels, found = _leakage_levels(n), {}
+    for level, (keys, masked) in levels.items():
+        for pair in _sharing(train, test, keys): found.setdefault(pair, (level, masked))
+    lines = []
+    for (i, j), (level, masked) in found.items():
+        run = _longest_run(test[i], train[j], masked)
+        lines.append((level, test_ids[i], train_ids[j], len(run), " ".join(run)))
+    table = pd.DataFrame(lines, columns=["level", "test", "train", "words", "shared"])
+    return table.assign(level=pd.Categorical(table["level"], list(levels), ordered=True))
+
+# %% ../nbs/01_data.ipynb #05d822fe
 PROBE = "PROBE-7"
 TEXT_ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
 
@@ -274,7 +324,7 @@ def _tokens(tokenizer, texts):
     if not texts: return []
     return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
-# %% ../nbs/01_data.ipynb #04dfa503
+# %% ../nbs/01_data.ipynb #c3a1bdb7
 def _messages(question, shots=()):
     "A conversation that ends in a question; there is no system turn, which Gemma refuses"
     turns = [(role, shot[key].strip()) for shot in shots for role, key in (("user", "question"), ("assistant", "answer"))]
@@ -290,7 +340,7 @@ def _ending(tokenizer, special):
         raise DataError(f"the chat template ends an answer in {tail!r}, which is no special token; use data.prompt_style=plain")
     return tail[:start - length]
 
-# %% ../nbs/01_data.ipynb #9fdb03db
+# %% ../nbs/01_data.ipynb #57b183b9
 class Renderer:
     "Prompts and completions for one tokenizer: its chat template, or `Question: … Answer:`"
     def __init__(
@@ -306,7 +356,7 @@ class Renderer:
         self._find_bos()
         self._find_end()
 
-# %% ../nbs/01_data.ipynb #a763caf1
+# %% ../nbs/01_data.ipynb #ad3d133c
 @patch
 def prompt(
     self: Renderer,
@@ -320,7 +370,7 @@ def prompt(
     blocks = [f"Question: {s['question'].strip()}\nAnswer: {s['answer'].strip()}" for s in shots]
     return self.bos_text + "\n\n".join([*blocks, f"Question: {question.strip()}\nAnswer:"])
 
-# %% ../nbs/01_data.ipynb #7ec649b7
+# %% ../nbs/01_data.ipynb #4879a3a7
 @patch
 def completion(
     self: Renderer,
@@ -329,7 +379,7 @@ def completion(
     "The text the model is to write"
     return (" " if self.style == "plain" else "") + answer.strip() + self.ending
 
-# %% ../nbs/01_data.ipynb #601b4fba
+# %% ../nbs/01_data.ipynb #b6fa7d22
 @patch
 def _find_bos(self: Renderer):
     "Set uses_bos, bos_text, and bos_count: 1, or 0, or one for each turn where the token opens turns and so is no BOS"
@@ -342,7 +392,7 @@ def _find_bos(self: Renderer):
     if adds and not written[1]: self.bos_text = tokenizer.bos_token
     self.bos_count = 1 if self.uses_bos else written[0]
 
-# %% ../nbs/01_data.ipynb #3f18ee42
+# %% ../nbs/01_data.ipynb #fa3b9f2b
 @patch
 def _find_end(self: Renderer):
     "Set ending (text), end_token, end_token_id, stop_ids"
@@ -354,7 +404,7 @@ def _find_end(self: Renderer):
     self.end_token_id = special[self.end_token]
     self.stop_ids = list(dict.fromkeys(special[t] for t in (self.end_token, tokenizer.eos_token, *TEXT_ENDS) if t in special))
 
-# %% ../nbs/01_data.ipynb #61277758
+# %% ../nbs/01_data.ipynb #a1c0f4ee
 @patch
 def describe(
     self: Renderer,
@@ -366,14 +416,14 @@ def describe(
             "end_token": self.end_token, "end_token_id": self.end_token_id,
             "stop_ids": self.stop_ids, "stop_tokens": self.tokenizer.convert_ids_to_tokens(self.stop_ids)}
 
-# %% ../nbs/01_data.ipynb #a1c0f4ee
+# %% ../nbs/01_data.ipynb #0db6965a
 def _encode_rows(rows, tokenizer, renderer):
     "All rows at once, which the fast tokenizer does in parallel"
     prompts = _tokens(tokenizer, [renderer.prompt(row["question"]) for row in rows])
     completions = _tokens(tokenizer, [renderer.completion(row["answer"]) for row in rows])
     return [{"input_ids": p + c, "labels": [-100] * len(p) + c, "prompt_length": len(p)} for p, c in zip(prompts, completions)]
 
-# %% ../nbs/01_data.ipynb #c3420f68
+# %% ../nbs/01_data.ipynb #27a4136b
 def encode(
     row: dict, # with question and answer
     tokenizer, # the model's
@@ -382,7 +432,7 @@ def encode(
     "Tokens and labels of one problem"
     return _encode_rows([row], tokenizer, renderer)[0]
 
-# %% ../nbs/01_data.ipynb #a84a8d16
+# %% ../nbs/01_data.ipynb #1514f605
 class LabelError(ValueError):
     "An example whose tokens or labels are wrong"
 
@@ -395,7 +445,7 @@ def _bos_problem(ids, renderer):
     if n and not needed: return f"{n} BOS tokens; this model uses none"
     if n != needed: return f"{n} of the tokens that open a turn, where its template writes {needed}"
 
-# %% ../nbs/01_data.ipynb #ce488cc0
+# %% ../nbs/01_data.ipynb #92a8bd03
 def _mask_problem(ids, labels, start, end):
     "Labels on the completion, all of it, and nowhere else"
     if all(l == -100 for l in labels): return "nothing is supervised: the loss would be empty"
@@ -406,7 +456,7 @@ def _mask_problem(ids, labels, start, end):
     if masked: return f"{masked} answer tokens are unsupervised"
     if any(l not in (-100, i) for i, l in zip(ids, labels)): return "a label differs from its own token: labels must not be shifted"
 
-# %% ../nbs/01_data.ipynb #7f6d9039
+# %% ../nbs/01_data.ipynb #6f678870
 def check_labels(
     encoded: dict, # as `encode` gives it
     tokenizer, # the model's
@@ -425,7 +475,7 @@ def check_labels(
     if wrong: raise LabelError(f"{name}: {wrong}")
     return encoded
 
-# %% ../nbs/01_data.ipynb #0fc78a21
+# %% ../nbs/01_data.ipynb #fb9e7de0
 def _pieces(ids, labels, tokenizer):
     "(text, supervised, special) for each token, or group of tokens that only together make a character"
     special, done, pieces, begun = set(_special_tokens(tokenizer).values()), "", [], 0
@@ -436,7 +486,7 @@ def _pieces(ids, labels, tokenizer):
         done, begun = text, i + 1
     return pieces
 
-# %% ../nbs/01_data.ipynb #96500edf
+# %% ../nbs/01_data.ipynb #e969c647
 STYLE = """<style>
 .gsm8k-labels {font-family: monospace; line-height: 1.9; margin-bottom: 1em; overflow-wrap: anywhere}
 .gsm8k-labels span.t {border-left: 1px solid rgba(128,128,128,.45); padding: 1px 0}
@@ -452,7 +502,7 @@ def _show_space(text):
     marked = html.escape(text).replace(" ", "<i>·</i>").replace("\t", "<i>→</i>")
     return marked.replace("\n", "<i>⏎</i><br>")
 
-# %% ../nbs/01_data.ipynb #619a9cac
+# %% ../nbs/01_data.ipynb #b0a7678f
 class LabelInspector:
     "Examples with their supervised tokens coloured; `print` shows them between brackets"
     def __init__(self, examples, tokenizer):
@@ -474,7 +524,7 @@ class LabelInspector:
     def _token(self, text, supervised, special):
         return f"<span class='t{' s' * supervised}{' x' * special}'>{_show_space(text)}</span>"
 
-# %% ../nbs/01_data.ipynb #075e6fc7
+# %% ../nbs/01_data.ipynb #7d7f5765
 def inspect_labels(
     examples, # a Dataset or list: rows with question and answer, or examples with input_ids and labels
     tokenizer, # the model's
@@ -489,7 +539,7 @@ def inspect_labels(
     for e in shown if check else (): check_labels(e, tokenizer, renderer, max_length)
     return LabelInspector(shown, tokenizer)
 
-# %% ../nbs/01_data.ipynb #5d440add
+# %% ../nbs/01_data.ipynb #03ea9725
 def token_lengths(
     rows, # a Dataset or list of rows
     tokenizer, # the model's
@@ -503,7 +553,7 @@ def token_lengths(
     return pd.DataFrame({"id": [row["id"] for row in rows], "question": [len(q) for q in questions],
                          "answer": [n - e["prompt_length"] for n, e in zip(example, encoded)], "example": example})
 
-# %% ../nbs/01_data.ipynb #97b846e5
+# %% ../nbs/01_data.ipynb #52058bfb
 def token_statistics(
     lengths: dict, # name to a DataFrame of `token_lengths`
 ): # pandas DataFrame: mean to total in tokens; share of all tokens of the examples
@@ -518,7 +568,7 @@ def token_statistics(
     table = pd.DataFrame.from_dict(lines, orient="index")
     return table.round({c: 3 if c == "share" else 1 for c in table}).astype({c: int for c in ("n", "max", "total")})
 
-# %% ../nbs/01_data.ipynb #fb9e7de0
+# %% ../nbs/01_data.ipynb #105884ca
 def plot_token_lengths(
     lengths: dict, # name to a DataFrame of `token_lengths`
     max_length: int | None = None, # tokens; drawn as a line if it lies in the picture
@@ -534,7 +584,7 @@ def plot_token_lengths(
     sns.despine(ax=ax)
     return ax
 
-# %% ../nbs/01_data.ipynb #ee583626
+# %% ../nbs/01_data.ipynb #53346a2f
 TOKENS_VERSION = 1 # to be raised when the way of encoding changes
 
 def _tokenizer_fingerprint(tokenizer):
@@ -544,7 +594,7 @@ def _tokenizer_fingerprint(tokenizer):
     backend.no_padding(); backend.no_truncation() # left over from the last call; each call sets them anew
     return fingerprint([backend.to_str(), tokenizer.special_tokens_map])
 
-# %% ../nbs/01_data.ipynb #4f044757
+# %% ../nbs/01_data.ipynb #4fc32db3
 def _tokenize(rows, tokenizer, renderer, max_length):
     "(examples, report), every example checked"
     examples = [{"id": row["id"], **e, "n": len(e["input_ids"])} for row, e in zip(rows, _encode_rows(rows, tokenizer, renderer))]
@@ -555,7 +605,7 @@ def _tokenize(rows, tokenizer, renderer, max_length):
               "supervised": sum(e["n"] - e["prompt_length"] for e in kept)}
     return kept, report
 
-# %% ../nbs/01_data.ipynb #c1dfda41
+# %% ../nbs/01_data.ipynb #d548d7a9
 def _write_tokens(path, examples, report):
     "Write examples and report to the cache, whole or not at all"
     import pyarrow as pa, pyarrow.parquet as pq
@@ -569,7 +619,7 @@ def _write_tokens(path, examples, report):
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/01_data.ipynb #03ea9725
+# %% ../nbs/01_data.ipynb #c1318cc8
 def _read_tokens(path):
     "(pyarrow table, report) from the cache; None if there is nothing usable"
     import pyarrow as pa, pyarrow.parquet as pq
@@ -580,7 +630,7 @@ def _read_tokens(path):
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError): return None
     return table.replace_schema_metadata(None), report
 
-# %% ../nbs/01_data.ipynb #52058bfb
+# %% ../nbs/01_data.ipynb #d8474133
 def tokenize_split(
     rows, # a Dataset or list of rows; none of the test split
     tokenizer, # the model's
@@ -598,7 +648,7 @@ def tokenize_split(
     table, report = found or _read_tokens(path)
     return Dataset(table), {**report, "fingerprint": key, "cached": bool(found)}
 
-# %% ../nbs/01_data.ipynb #2dd3227f
+# %% ../nbs/01_data.ipynb #0398b60f
 class Collator:
     "Pads examples to a batch; labels are −100 on the padding"
     def __init__(
