@@ -108,9 +108,15 @@ class EvaluationConfig:
     "How answers are generated"
     split: Literal["test", "validation"] = MISSING
     shots: list[int] = MISSING
-    batch_size: int = MISSING
+    batch_size: int | None = MISSING
     max_new_tokens: int = MISSING
     dtype: Literal["bf16", "fp32"] = MISSING
+    samples: int = MISSING
+    temperature: float = MISSING
+    top_p: float = MISSING
+    seed: int = MISSING
+    calculator: bool = MISSING
+    engine: Literal["auto", "slots", "transformers"] = MISSING
     save_every: int = MISSING
 
 # %% ../nbs/00_core.ipynb #6cbf375e
@@ -262,7 +268,8 @@ def _check_bounds(cfg):
              "train.per_device_train_batch_size": t.per_device_train_batch_size, "train.logging_steps": t.logging_steps,
              "train.gradient_accumulation_steps": t.gradient_accumulation_steps, "train.save_steps": t.save_steps,
              "lora_config.r": l.r, "lora_config.lora_alpha": l.lora_alpha, "data.max_length": d.max_length,
-             "evaluation.batch_size": e.batch_size, "evaluation.max_new_tokens": e.max_new_tokens, "evaluation.save_every": e.save_every}
+             "evaluation.batch_size": 1 if e.batch_size is None else e.batch_size, "evaluation.samples": e.samples, "evaluation.top_p": e.top_p,
+             "evaluation.max_new_tokens": e.max_new_tokens, "evaluation.save_every": e.save_every}
     for key, value in above.items():
         if not value > 0: raise ConfigError(f"{key}: {value} must be above 0")
     for key, value in {"data.validation_fraction": d.validation_fraction, "lora_config.lora_dropout": l.lora_dropout}.items():
@@ -270,7 +277,8 @@ def _check_bounds(cfg):
     for key in ("eval_steps", "validation_samples", "early_stopping_patience", "warmup_steps", "weight_decay"):
         if t[key] < 0: raise ConfigError(f"train.{key}: {t[key]} must not be negative")
     if t.max_steps == 0: raise ConfigError("train.max_steps: 0 trains nothing; -1 follows num_train_epochs")
-    for k in e.shots: check_choice("evaluation.shots", k, (0, 1))
+    for k in e.shots:
+        if k < 0: raise ConfigError(f"evaluation.shots: {k} must not be negative")
 
 # %% ../nbs/00_core.ipynb #34cc0656
 def _check_schedule(cfg):
@@ -289,7 +297,10 @@ def _check_schedule(cfg):
 # %% ../nbs/00_core.ipynb #265328f1
 def _check_together(cfg):
     "Keys that need each other"
-    t, targets = cfg.train, cfg.lora_config.target_modules
+    t, e, targets = cfg.train, cfg.evaluation, cfg.lora_config.target_modules
+    if e.temperature < 0 or e.top_p > 1: raise ConfigError(f"evaluation.temperature ({e.temperature}) must not be negative, evaluation.top_p ({e.top_p}) at most 1")
+    if e.samples > 1 and not e.temperature: raise ConfigError("evaluation.samples: several answers to a problem need evaluation.temperature above 0; greedy ones are all the same")
+    if e.engine == "transformers" and (e.temperature or e.calculator): raise ConfigError("evaluation.engine: transformers answers greedily and without a calculator; use auto or slots")
     if t.early_stopping_patience and not (t.eval_steps and cfg.data.validation_fraction):
         raise ConfigError("train.early_stopping_patience: needs train.eval_steps and data.validation_fraction above 0")
     if t.early_stopping_patience and t.save_steps != t.eval_steps:
@@ -410,9 +421,10 @@ def read_config(
 ) -> DictConfig: # typed by the schema
     "The resolved configuration of a run"
     path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
-    return _merge(OmegaConf.structured(Config), _read_yaml(path), str(path))
+    begun = _merge(OmegaConf.structured(Config), OmegaConf.masked_copy(_read_yaml(CONFIGS / "base.yaml"), ["evaluation"]), "base.yaml")
+    return _merge(begun, _read_yaml(path), str(path))
 
-# %% ../nbs/00_core.ipynb #0dc5a26e
+# %% ../nbs/00_core.ipynb #04517b19
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "numpy", "omegaconf")
 
 def _version(name):
@@ -425,7 +437,7 @@ def _cpu_name():
     except OSError: return platform.processor() or platform.machine()
     return next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), platform.machine())
 
-# %% ../nbs/00_core.ipynb #04517b19
+# %% ../nbs/00_core.ipynb #42cc480d
 def git_commit() -> str | None: # the commit, with "+changes" if files differ from it; outside git what GSM8K_SFT_COMMIT says, or None
     "The project's commit"
     try:
@@ -433,7 +445,7 @@ def git_commit() -> str | None: # the commit, with "+changes" if files differ fr
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError, SettingsError): return os.environ.get("GSM8K_SFT_COMMIT")
 
-# %% ../nbs/00_core.ipynb #42cc480d
+# %% ../nbs/00_core.ipynb #57102ff3
 def environment() -> dict: # python, package versions, hardware, commit
     "The machine and the versions this process runs on"
     import torch
@@ -442,7 +454,7 @@ def environment() -> dict: # python, package versions, hardware, commit
             "packages": {"gsm8k_sft": _version("gsm8k_sft"), **{p: _version(p) for p in PACKAGES}},
             "cpu": _cpu_name(), "cpu_cores": os.cpu_count(), "torch_threads": torch.get_num_threads(), "gpus": gpus}
 
-# %% ../nbs/00_core.ipynb #f71abd0d
+# %% ../nbs/00_core.ipynb #d98b6c1f
 def peak_memory() -> int: # bytes
     "Peak memory of this process: on the GPU if there is one, else resident"
     import resource, torch
@@ -450,7 +462,7 @@ def peak_memory() -> int: # bytes
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
-# %% ../nbs/00_core.ipynb #13fc1e9a
+# %% ../nbs/00_core.ipynb #9b3b0136
 def set_seed(
     seed: int, # any non-negative integer
 ) -> None:

@@ -1,9 +1,12 @@
-"""Grading against lm-evaluation-harness's own steps, written out."""
+"""Grading against lm-evaluation-harness's own steps written out, against a table read by hand, and by its properties."""
 import random, re, time
+from fractions import Fraction
 
 import pytest
+from hypothesis import given, settings, strategies as st
 
-from gsm8k_sft.answers import final_number, grade
+from gsm8k_sft.answers import (CLASSES, annotations, breakdown, calculate, class_table, classify, disagreements, equations, extract_flexible, extract_numeric,
+                               final_number, first_slip, format_result, grade, grade_answer, n_steps, to_number, verdict)
 
 FILTERS = {"strict": (r"#### (\-?[0-9\.\,]+)", 0), "flexible": (r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1)}
 
@@ -30,24 +33,324 @@ def test_as_the_harness_on_random_texts():
         for name in FILTERS: assert got[name] == harness(text, gold, name), (text, gold, name)
 
 
-@pytest.mark.parametrize("text", [None, 18, b"#### 18", [], float("nan")])
+def test_the_last_number_of_long_texts_is_the_harness_s():
+    rng, pieces = random.Random(1), ["18", "$", ".", ",", "-", " ", "eggs", "a" * 300, "9" * 500, "1," * 400, "\n"]
+    for _ in range(300):
+        text = "".join(rng.choices(pieces, k=rng.randint(0, 40)))
+        match = re.findall(FILTERS["flexible"][0], text)
+        assert extract_flexible(text) == ([m for m in match[-1] if m][0].strip() if match else None)
+
+
+# what is right: S strict, F flexible, N numeric. S and F are read off the two regular expressions by hand, N is what a reader would say
+CASES = [
+    ("#### 18", "18", "SFN"),
+    ("She makes 9 * 2 = $<<9*2=18>>18 a day.\n#### 18", "18", "SFN"),
+    ("#### 18.", "18", "SFN"),
+    ("#### 18.00", "18", "N"),                      # compared as text
+    ("#### 018", "18", "N"),
+    ("#### $18", "18", "FN"),
+    ("#### €18", "18", "FN"),
+    ("####18", "18", "FN"),
+    ("####  18", "18", "FN"),                       # two spaces
+    ("####\n18", "18", "F"),
+    ("#### +18", "18", "FN"),
+    ("#### **18**", "18", "FN"),
+    ("#### 18 eggs", "18", "SFN"),
+    ("#### 18%", "18", "SFN"),
+    ("#### 18<|im_end|>", "18", "SFN"),
+    ("#### 1,080", "1080", "SFN"),
+    ("#### 1080", "1,080", "SFN"),
+    ("#### 1,080.00", "1080", "N"),
+    ("#### 1.080", "1080", ""),                     # a full stop is no thousands separator
+    ("#### 1 080", "1080", ""),                     # nor is a space
+    ("#### 1,8", "18", "SF"),                       # no thousands: not a number
+    ("#### 10,80", "1080", "SF"),
+    ("#### 18 eggs (in 2 weeks)", "18", "SN"),      # the last number is the 2
+    ("#### 18 in 2 weeks", "18", "SN"),
+    ("#### 18 eggs, 9 of them sold", "18", "S"),
+    ("#### 18 or 19", "18", "S"),
+    ("#### 19 or 18", "18", "F"),
+    ("#### 18 (or 19)", "18", "S"),
+    ("#### 18, 19", "18", "S"),
+    ("#### 18-19", "18", "S"),
+    ("#### 18 and a half", "18", "SF"),
+    ("#### 18.5", "18", ""),
+    ("#### 18²", "18", "SF"),
+    ("#### 18?", "18", "SF"),
+    ("#### 18:00", "18", "S"),
+    ("#### not 18", "18", "F"),
+    ("#### 20 != 18", "18", "F"),
+    ("#### 18 less than twenty", "18", "SF"),
+    ("#### 18M", "18", "SF"),
+    ("#### $ 18", "18", "FN"),
+    ("It is false that the answer is 18.", "18", "F"),
+    ("Answer: She has twice 18.", "18", "F"),
+    ("#### -18", "-18", "SFN"),
+    ("#### −18", "-18", "N"),                       # U+2212
+    ("#### -$18", "-18", "FN"),
+    ("#### - 18", "-18", ""),
+    ("#### -18", "18", ""),
+    ("#### 3/4", "0.75", "N"),
+    ("#### 0.75", "3/4", "N"),
+    (r"#### \frac{3}{4}", "0.75", "N"),
+    ("#### 1 1/2", "1.5", "N"),
+    ("#### 1½", "1.5", "N"),
+    ("#### 1/0", "0", "F"),
+    ("#### 1.8e1", "18", "N"),
+    (r"#### 1.8 \times 10^{1}", "18", "N"),
+    ("#### 25%", "25", "SFN"),
+    ("#### 0.25", "25", ""),
+    ("#### 25%", "0.25", ""),                       # a percent sign is a unit
+    ("#### 10 + 8 = 18", "18", "FN"),
+    ("#### 18\n#### 20", "18", "SN"),               # the first
+    ("#### 20\n#### 18", "18", "F"),
+    ("#### Plan\nAdd.\n#### 18", "18", "SFN"),      # a heading
+    ("#### Answer: 18", "18", "FN"),
+    ("#### 17\n\nQuestion: and now?\nAnswer: 9\n#### 18", "18", "F"),
+    ("#### 17", "18", ""),
+    ("####", "18", ""),
+    ("", "18", ""),
+    ("#### 18", "", ""),
+    ("#### 18", "so it is\n#### 18", "SFN"),
+    (r"\boxed{18}", "18", "FN"),
+    (r"Hence $\boxed{\$18}$.", "18", "N"),          # flexible ends on `$.`
+    (r"$\boxed{18\text{ eggs}}$", "18", "FN"),
+    (r"\boxed{1{,}080}", "1080", "N"),
+    (r"\boxed{17}, no: \boxed{18}", "18", "FN"),    # the last
+    (r"\boxed{18}, no: \boxed{17}", "18", ""),
+    (r"\boxed{18 \text{ or } 19}", "18", ""),
+    (r"\boxed{18", "18", "F"),
+    ("The answer is 18.", "18", "FN"),
+    ("The answer is $18...", "18", "N"),
+    ("The answer is 18 dollars per day.", "18", "FN"),
+    ("The answer is:\n\n$$18$$", "18", "FN"),
+    (r"The answer is \(\frac{36}{2}\).", "18", "N"),
+    ("The answer is 18 because 20 - 2 = 18.", "18", "FN"),
+    ("The answer is 17. Wait. The answer is 18.", "18", "FN"),
+    ("The answer is 18. No, the answer is 17.", "18", ""),
+    ("The answer is not 18.", "18", "F"),
+    ("The answer is between 18 and 20.", "18", ""),
+    ("If the answer is 18, she is rich.", "18", "F"),
+    ("The wrong answer is 18.", "18", "F"),
+    ("Is the answer 18?", "18", "F"),
+    ("The answer is 18 thousand.", "18", "F"),
+    ("The answer is 18 thousand.", "18000", "N"),
+    ("Final answer: 18", "18", "FN"),
+    ("Answer: 18 dollars", "18", "FN"),
+    ("**Answer:** $18", "18", "FN"),
+    ("Answer: Janet makes $18 every day.", "18", "FN"),
+    ("Answer: Janet has 9 eggs and makes 18 dollars.", "18", "F"),
+    ("Answer: She has 18 eggs.\nShe eats some.", "18", "F"),
+    ("Answer: 9 + 9 = 18 eggs\nThen 18 - 3", "18", ""),
+    ("Answer: A) 18", "18", "F"),
+    ("A: 18", "18", "FN"),
+    ("A: 18\nB: 20", "18", ""),
+    ('{"answer": 18}', "18", "FN"),
+    ("18", "18", "FN"),
+    ("$18.00 per day", "18", "N"),
+    (" 18 eggs\nQuestion: what is 20?", "18", "N"),
+    ("18\nAnswer: 20\nAnswer: 22", "18", "N"),
+    ("20\nAnswer: 22\nAnswer: 18", "18", "F"),
+    ("Question: 18", "18", "F"),
+    ("18 plus nothing", "18", "F"),
+    ("So 9 * 2 = 18", "18", "F"),                   # the end of an unfinished calculation
+    ("She sells 9 eggs for $18", "18", "F"),
+    ("There are 20 eggs.\n18 eggs are left", "18", "F"),
+    ("Then 16 - 3 = 13, and 9 * 2 = 18, so", "18", "F"),
+    ("eighteen", "18", ""),
+]
+
+
+def test_the_table_is_large_enough(): assert len(CASES) >= 60 and len({c[:2] for c in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("text,gold,right", CASES)
+def test_by_hand(text, gold, right):
+    got = grade(text, gold)
+    assert "".join(k[0].upper() for k in ("strict", "flexible", "numeric") if got[k]) == right, got
+    for name in FILTERS: assert got[name] == harness(text, gold, name)
+
+
+NOTHING = {**dict.fromkeys(["strict", "flexible", "numeric"], False), **dict.fromkeys(["extracted_strict", "extracted_flexible", "extracted_numeric"])}
+
+
+@pytest.mark.parametrize("text", [None, 18, b"#### 18", [], {}, float("nan")])
 def test_what_is_not_text_is_wrong_and_never_raises(text):
-    assert grade(text, "18") == {"strict": False, "flexible": False, "extracted_strict": None, "extracted_flexible": None}
-    assert not grade("#### 18", text)["strict"]
+    assert grade(text, "18") == NOTHING
+    assert not grade("#### 18", text)["strict"] and not grade("#### 18", text)["numeric"]
+    assert calculate(text) is None and annotations(text) == equations(text) == [] and n_steps(text) == 0 and to_number(text) is None
+    assert classify(text, text) == {"class": "no final answer", "step": None, "steps": 0}
+    assert grade_answer(text, text, None)["gold_length"] == 0
 
 
 def test_odd_characters_never_raise():
-    for text in ("\x00", "\ud800 #### 18", "#### ١٨", "\u2028#### 18"): grade(text, "18")
-    assert grade("\ud800 #### 18", "18")["strict"]
+    for text in ("\x00", "\ud800 #### 18", "#### ١٨", "\u2028#### 18", "#### ½", "#### ١/٢", "#### 1⅐"): grade(text, "18")
+    assert grade("\ud800 #### 18", "18")["strict"] and to_number("1⅐") == Fraction(8, 7)
 
 
-@pytest.mark.parametrize("text", ["9," * 500_000, "#### " + "9," * 500_000, "#### " * 200_000, "$." * 500_000, "-" * 1_000_000])
-def test_a_megabyte_takes_milliseconds(text):
+# dresses of a number that can be told from the number alone
+DRESSES = ["#### {}", "####{}", "#### ${}", "#### **{}**", "so\n#### {}.", "{}", "${}", "{}.", "{} eggs", "{} (in 2 weeks)", "{}%", "A: {}", "Answer: {}", "**Answer:** {} dollars",
+           "The answer is {}", "The answer is {}.", "Hence the final answer is: **{}**", r"\boxed{{{}}}", r"$\boxed{{\${}}}$", r"\[ \boxed{{{}\text{{ eggs}}}} \]",
+           "#### {} eggs per day", "The answer is about {}", "`{}`", "####\t{}", "9 + 9 = 18\nThe answer is {}\n\nQuestion: 1?\nAnswer: 2"]
+INTEGERS = st.integers(0, 10**12)
+
+
+def written(n): return st.sampled_from([str(n), f"{n:,}", f"{n}.00", f"{n:,}.0"])
+
+
+@given(INTEGERS.flatmap(lambda n: st.tuples(st.just(n), written(n))), st.sampled_from(DRESSES))
+def test_a_right_number_in_any_dress_is_right(number, dress):
+    n, text = number
+    assert grade(dress.format(text), str(n))["numeric"] and grade(dress.format(text), f"steps\n#### {n:,}")["numeric"]
+
+
+@given(INTEGERS, st.sampled_from(DRESSES), st.sampled_from("-−"))
+def test_a_sign_counts(n, dress, sign):
+    if n: assert grade(dress.format(f"{sign}{n}"), f"-{n}")["numeric"] and not grade(dress.format(f"{sign}{n}"), str(n))["numeric"]
+
+
+@given(INTEGERS, INTEGERS.flatmap(lambda n: st.tuples(st.just(n), written(n))), st.sampled_from(DRESSES))
+def test_a_wrong_number_is_never_right(gold, number, dress):
+    n, text = number
+    if n != gold: assert not grade(dress.format(text), str(gold))["numeric"]
+
+
+@given(INTEGERS, INTEGERS, st.sampled_from(["#### {} or {}", "#### {}, {}", "#### {} and {}", "The answer is {} or {}.", r"\boxed{{{} \text{{ or }} {}}}", "Answer: {} - {}", "{} {}", "#### {} to {}"]))
+def test_two_numbers_are_no_answer(a, b, dress): assert grade(dress.format(a, b), str(a))["numeric"] is grade(dress.format(a, b), str(b))["numeric"] is False
+
+
+@given(st.fractions(max_denominator=10**6).filter(lambda f: abs(f) < 10**9))
+def test_fractions(f):
+    assert to_number(f"{f.numerator}/{f.denominator}") == f
+    assert f < 0 or to_number(rf"\frac{{{f.numerator}}}{{{f.denominator}}}") == f
+
+
+TEXTS = st.one_of(st.text(), st.text(alphabet="0123456789.,$%-−+*/x×÷=()<>#{}\\ \nAQa:½⅐eE^"), st.lists(st.sampled_from(
+    ["#### ", "18", "1,0", "\\boxed{", "}", "\\frac{1}{", "The answer is ", "Answer: ", "not ", " or ", "\n", "Question:", "<<", ">>", "=", "1/", "e999999999", "9" * 5000, "½", "(", "%", "10^{99"])).map("".join))
+
+
+@settings(max_examples=400, deadline=None)
+@given(TEXTS, TEXTS, st.sampled_from(["stop", "length", None]))
+def test_nothing_raises(text, gold, reason):
+    row = grade_answer(text, gold, reason)
+    assert row["class"] in CLASSES and (row["slip_step"] is not None) == (row["class"] == "arithmetic slip")
+    assert (row["extracted_numeric"] is None) == (extract_numeric(text) is None)
+    for name in FILTERS: assert row[name] == harness(text, gold, name)
+    calculate(text), to_number(text), annotations(text), equations(text), verdict(text, Fraction(1, 3)), final_number(text)
+
+
+REPEATED = ["9,", "9", "9 ", "#", "#### ", "####9\n", "$.", "-", "(", "*", "1/", "1+", "1+1=", "=", "\\boxed{", "\\boxed{1}", "{", "answer is ", "the answer is 9\n", "Answer: ", "Answer:\n",
+            "A:\n", "<<", "<<1+1", "<<1+1=2>>", "1 1/2 ", "Question", "½", "\\frac{", " ", "\n", "\t", "if the ", "a"]
+
+
+@pytest.mark.parametrize("piece", REPEATED)
+def test_a_megabyte_takes_milliseconds(piece):
+    for text in (piece * (1_000_000 // len(piece)), "#### " + piece * (1_000_000 // len(piece))):
+        start = time.perf_counter()
+        grade(text, text), grade_answer(text, "18")
+        assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("piece", REPEATED)
+def test_steps_in_linear_time(piece):
+    "Twice the text, not four times the time"
+    text = piece * (100_000 // len(piece))
     start = time.perf_counter()
-    grade(text, text)
-    assert time.perf_counter() - start < 2
+    annotations(text), equations(text), calculate(text), to_number(text), first_slip(text)
+    assert time.perf_counter() - start < 3
 
 
 def test_final_number():
     assert final_number("a\n#### 1,234") == "1234" and final_number("#### 1\n#### 2 ") == "2"
     assert final_number("") is None and final_number("####") == ""
+
+
+EXPRESSIONS = st.recursive(st.integers(0, 999).map(str), lambda e: st.tuples(e, st.sampled_from("+-*/"), e).map(lambda t: f"({t[0]}{t[1]}{t[2]})"), max_leaves=12)
+
+
+@given(EXPRESSIONS)
+def test_calculator_against_python(expression):
+    try: expected = eval(re.sub(r"(\d+)", r"Fraction(\1)", expression))
+    except ZeroDivisionError: expected = None
+    assert calculate(expression) == (expected if len(expression) <= 200 else None)
+    flat = expression.replace("(", "").replace(")", "")
+    try: expected = eval(re.sub(r"(\d+)", r"Fraction(\1)", flat))
+    except ZeroDivisionError: expected = None
+    assert calculate(flat) == (expected if len(flat) <= 200 else None)
+
+
+@pytest.mark.parametrize("expression", ["9**9**9", "9^9", "9e99", "1" * 201, "(" * 21 + "1" + ")" * 21, "-" * 300 + "1", "1_000", "١+١", "1,00+1", "1 2", "5 % 3", "().__class__", "lambda: 0", "1/(2-2)", "1//0", "\x00"])
+def test_calculator_refuses(expression): assert calculate(expression) is None
+
+
+@given(st.fractions(max_denominator=10**9))
+def test_results_are_near_and_plain(value):
+    text = format_result(value)
+    assert re.fullmatch(r"-?[0-9]+(\.[0-9]*[1-9])?", text) and text != "-0"
+    assert abs(Fraction(text) - value) <= max(Fraction(1, 20_000), 0) and (value == 0) == (Fraction(text) == 0)
+    assert verdict(text, value) in ("exact", "rounded")
+
+
+def test_verdicts():
+    third = Fraction(10, 3)
+    assert [verdict(s, third) for s in ("10/3", "3 1/3", "3.3", "3.33", "3.34", "3", "4", "$3.33", "3.33 dollars", "3,3", "")] == [
+        "exact", "exact", "rounded", "rounded", "wrong", "rounded", "wrong", "rounded", "rounded", "unread", "unread"]
+
+
+def test_annotations_as_written():
+    text = "a <<2*3=6>> b <<1/0=0>> c <<x=3>> <<1+1>> <<= >> <<2=2=2>> <<1<2=3>> <<5*1,000=$5,000>>"
+    assert [(e, s, v) for e, s, v in annotations(text)] == [
+        ("2*3", "6", 6), ("1/0", "0", None), ("x", "3", None), ("", " ", None), ("2", "2=2", 2), ("5*1,000", "$5,000", 5000)]
+
+
+@pytest.mark.parametrize("text,found", [
+    ("9 * 2 = $18", [("9 * 2", "$18")]), ("(2+3) x 4=20", [("(2+3) x 4", "20")]), ("2*9 = 6*3 = 18", [("2*9", "6*3"), ("6*3", "18")]),
+    ("2*3 = 6 + 4 = 10", [("2*3", "6"), ("6 + 4", "10")]), ("1/2 + 1/4 = 3/4", [("1/2 + 1/4", "3/4")]), ("1 - 1/10 = 1/5", [("1 - 1/10", "1/5")]),
+    ("3x-5=16", []), ("3 eggs - 5 * 2 = 13", []), ("25 / 1/3 = 75", []), ("$1 / 2 = 50 cents", []), ("x = 5", []), ("1 1/2 * 4 = 6", []), ("100/5 = 5A/5", []), ("6:00+48=6:48", []),
+    ("- 3 + 4 = 7", [("3 + 4", "7")]), ("Step 1: 3+4=7.", [("3+4", "7")])])
+def test_equations(text, found): assert [(e, s) for e, s, _ in equations(text)] == found
+
+
+GOLD = "16 - 7 = <<16-7=9>>9 eggs\n9 * 2 = $<<9*2=18>>18\n#### 18"
+
+
+@pytest.mark.parametrize("text,reason,kind,step", [
+    ("<<16-7=9>>9\n<<9*2=18>>18\n#### 18", "stop", "right", None),
+    ("#### 18\n\nQuestion: and so on", "length", "right", None),
+    ("<<16-7=8>>8, still\n#### 18", "stop", "right", None),                # a slip that did no harm
+    ("#### $18", "length", "right number, wrong format", None),
+    ("The answer is 18.", "stop", "right number, wrong format", None),
+    ("<<16-7=9>>9\n<<9*2=19>>19\n#### 19", "stop", "arithmetic slip", 2),
+    ("16-7 = 8\n8*2 = 16\n#### 16", "stop", "arithmetic slip", 1),
+    ("<<16-7=9>>9, 9*2 = 20\n#### 20", "stop", "wrong plan", None),        # annotations only, where there are any
+    ("<<16/7=2.29>>2.29\n#### 2.29", "stop", "wrong plan", None),
+    ("<<16-7=9>>9\n#### 10", "stop", "wrong plan", None),
+    ("#### 9\n<<1+1=3>>", "stop", "wrong plan", None),                      # after the answer
+    ("9 + 9 = 18", "stop", "no final answer", None),                        # flexible alone is luck
+    ("<<9+9=17>>17 eggs, and", "stop", "no final answer", None),
+    ("", "stop", "no final answer", None),
+    ("<<9+9=17>>17 eggs, and", "length", "cut at the limit", None),
+    ("#### 17\n\nQuestion: and so on", "length", "cut at the limit", None)])
+def test_classes(text, reason, kind, step):
+    assert classify(text, GOLD, reason) == {"class": kind, "step": step, "steps": 2} and classify(text, "18", reason) == {"class": kind, "step": step, "steps": 0}
+    row = grade_answer(text, GOLD, reason)
+    assert {k: row[k] for k in NOTHING} == grade(text, GOLD)
+    assert (row["class"], row["slip_step"], row["gold_steps"], row["gold_length"]) == (kind, step, 2, len(GOLD))
+
+
+def test_tables():
+    rows = [{"id": i, "text": t, "gold": "18", **grade_answer(t, GOLD)} for i, t in enumerate(["#### 18", "#### $18", "#### 19", "18"])]
+    assert list(disagreements(rows)["id"]) == [1, 3] and list(disagreements([]).columns) == ["id", "gold", "strict", "flexible", "numeric", "text"]
+    table = class_table({"base": [], "tuned": rows})
+    assert list(table.index) == list(CLASSES) and table["base"].sum() == 0 and table["tuned"].tolist() == [1, 2, 0, 1, 0, 0]
+    steps, length = breakdown(rows), breakdown(rows, by="length")
+    assert list(steps.index) == ["1", "2", "3", "4", "5", "6", "7", "8+"] and steps.loc["2"].tolist() == [4, 1, 0.25] and length["n"].tolist() == [4, 0, 0, 0, 0, 0]
+    assert list(breakdown([{"strict": True, "gold_steps": n} for n in (0, 11)])["n"]) == [1, 0, 0, 0, 0, 0, 0, 0, 1]
+    with pytest.raises(ValueError, match="steps, length"): breakdown(rows, by="size")
+
+
+def test_a_whole_test_split_takes_less_than_a_second_or_two():
+    text = "She makes 9 * 2 = $<<9*2=18>>18 a day, and spends 18 / 4 = $<<18/4=4.5>>4.5 of it on feed.\n" * 5 + "#### 13"
+    start = time.perf_counter()
+    for _ in range(1319): grade_answer(text, GOLD)
+    assert time.perf_counter() - start < 3

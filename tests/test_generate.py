@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GemmaConfig, GemmaForCausalLM
 from gsm8k_sft import generate as module
-from gsm8k_sft.generate import GenerationError, answer_batch, generate, generate_batches
+from gsm8k_sft.generate import (Calculator, Engine, GenerationError, Sampling, _Item, _slot_answers, answer_batch, generate, nucleus)
 from gsm8k_sft.synthetic import toy_model_path
 
 SMALL = dict(vocab_size=768, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
@@ -20,9 +20,12 @@ LENGTHS = (40, 7, 23, 16, 17, 3)
 def tokenizer(): return AutoTokenizer.from_pretrained(toy_model_path())
 
 
-def make(kind="gemma3"):
+def make(kind="gemma3", scale=16):
+    "A random model; with large weights its answers wander, with small ones it repeats its last token"
     torch.manual_seed(1)
-    return MODELS[kind]().eval()
+    model = MODELS[kind]().eval()
+    for p in model.model.layers.parameters(): p.data.mul_(scale)
+    return model
 
 
 def prompts(lengths=LENGTHS):
@@ -36,13 +39,33 @@ def alone(model, ids, n, stop):
     return out
 
 
+def slots(model, ids, n, stop, rows=6, **settings):
+    "The engine's answers, in the prompts' order"
+    items = [_Item(i, row) for i, row in enumerate(ids)]
+    found = {item.index: new for item, new, _ in _slot_answers(model, items, {"limit": n, "stop_ids": stop} | settings, rows)}
+    return [found[i] for i in range(len(ids))]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_slots_equal_one_at_a_time(kind):
+    "More prompts than rows, rows that stop at different times and are filled again, prompts and answers beyond the window of 16"
+    model, ids = make(kind), prompts((40, 7, 23, 16, 17, 3, 60, 1, 33, 15))
+    free = [alone(model, row, 40, []) for row in ids]
+    cut = lambda token: {(row + [token]).index(token) for row in free}
+    stop = [max({t for row in free for t in row}, key=lambda t: len(cut(t)))]
+    expected = [alone(model, row, 40, stop) for row in ids]
+    assert len({len(e) for e in expected}) > 2, "the rows should stop at different times"
+    for rows in (1, 3, 10): assert slots(model, ids, 40, stop, rows) == expected
+    assert slots(model, ids, 1, stop) == [e[:1] for e in expected]
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_batch_equals_one_at_a_time(kind, tokenizer):
     model, ids = make(kind), prompts()
     free = [alone(model, row, 40, []) for row in ids]
-    stop = [free[0][30], free[1][2], free[2][11]]
+    stop = [free[0][30], free[1][12], free[2][11]]
     expected = [alone(model, row, 40, stop) for row in ids]
-    assert len({len(e) for e in expected}) > 1, "the rows should stop at different times"
+    assert len({len(e) for e in expected}) > 2, "the rows should stop at different times"
     assert [new for new, _ in answer_batch(model, tokenizer, ids, 40, stop)] == expected
 
 
@@ -68,6 +91,7 @@ def test_state_is_restored(tokenizer):
     draws = lambda: (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     state, side = draws(), tokenizer.padding_side
     trained = answer_batch(model, tokenizer, prompts(), 12, [1])
+    assert slots(model, prompts(), 12, [1]) == [new for new, _ in trained]
     assert draws() == state and tokenizer.padding_side == side
     assert [m.training for m in model.modules()] == modes and model.is_gradient_checkpointing
     assert model.generation_config is before and before.top_k == 64 and model.config.use_cache is False
@@ -89,26 +113,109 @@ def test_no_warnings(tokenizer, caplog, recwarn):
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING] and not [w for w in recwarn if "generat" in str(w.message).lower()]
 
 
-def test_out_of_memory_halves_the_batch(tokenizer, monkeypatch, capsys):
-    model, asked = make(), []
-    def limited(m, t, ids, *args):
-        asked.append(len(ids))
-        if len(ids) > 2: raise torch.OutOfMemoryError("CUDA out of memory")
-        return answer_batch(m, t, ids, *args)
-    monkeypatch.setattr(module, "answer_batch", limited)
+@pytest.mark.parametrize("engine", ["slots", "transformers"])
+def test_out_of_memory_halves_the_rows(engine, tokenizer, monkeypatch, capsys):
+    model, asked, step, batch = make(), [], Engine.decode, answer_batch
     texts = ["<bos>" + "Tom has 3 apples. " * n for n in (1, 5, 2, 4, 3, 1, 2)]
-    found = list(generate(model, tokenizer, texts, 4, 7, [1], progress=False))
-    assert sorted(g.index for g in found) == list(range(7)) and asked[:3] == [7, 3, 1]
+    expected = {g.index: g.text for g in generate(model, tokenizer, texts, 4, 1, [1], progress=False)}
+    def full(n, most):
+        asked.append(n)
+        if n > most: raise torch.OutOfMemoryError("CUDA out of memory")
+    def limit(most):
+        monkeypatch.setattr(Engine, "decode", lambda self, steps: (full(self.rows, most), step(self, steps))[1])
+        monkeypatch.setattr(module, "answer_batch", lambda m, t, ids, *args: (full(len(ids), most), batch(m, t, ids, *args))[1])
+    limit(2)
+    found = list(generate(model, tokenizer, texts, 4, 7, [1], progress=False, engine=engine))
+    assert {g.index: g.text for g in found} == expected and list(dict.fromkeys(asked))[:3] == [7, 3, 1]
     assert {g.batch_size for g in found} == {1} and "going on with 3" in capsys.readouterr().out
-    monkeypatch.setattr(module, "answer_batch", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
-    with pytest.raises(GenerationError, match="too small for a single prompt"): list(generate(model, tokenizer, texts, 4, 7, [1], progress=False))
+    limit(0)
+    with pytest.raises(GenerationError, match="too small for a single prompt"): list(generate(model, tokenizer, texts, 4, 7, [1], progress=False, engine=engine))
+
+
+def test_answers_kept_from_before_memory_ran_out(tokenizer, monkeypatch):
+    "What had ended before the error isn't asked again"
+    model, step, calls = make(), Engine.decode, []
+    ids = prompts((5, 9, 12, 3))
+    stop = [alone(model, ids[0], 3, [])[1]]
+    def decode(self, steps):
+        calls.append(len(self.items))
+        if len(calls) == 8: raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, steps)
+    monkeypatch.setattr(Engine, "decode", decode)
+    assert slots(model, ids, 20, stop, 4) == [alone(model, row, 20, stop) for row in ids]
+    assert calls[0] == 4 and calls[7] < 4
 
 
 def test_longest_first_and_quiet(tokenizer, capfd):
     texts = ["<bos>" + "Tom has 3 apples. " * n for n in (1, 5, 2, 4)]
-    batches = list(generate_batches(make(), tokenizer, texts, 3, 2, [1], progress=False))
-    assert [[g.index for g in b] for b in batches] == [[1, 3], [2, 0]]
+    found = list(generate(make(), tokenizer, texts, 3, 1, [], progress=False))
+    assert [g.index for g in found] == [1, 3, 2, 0]
     assert capfd.readouterr() == ("", "")
+
+
+def test_time_is_shared_out(tokenizer):
+    import time
+    texts, start = ["<bos>" + "Tom has 3 apples. " * n for n in (1, 5, 2, 4)], time.perf_counter()
+    found = list(generate(make(), tokenizer, texts, 30, 3, [1], progress=False))
+    assert 0.5 * (time.perf_counter() - start) < sum(g.seconds for g in found) < time.perf_counter() - start
+
+
+def test_draws_follow_the_probabilities():
+    "Shares of 20,000 draws against the probabilities, temperature and top_p applied by hand"
+    logits, uniform = torch.tensor([[2.0, 1.0, 0.0, -1.0]]), torch.rand(20_000, generator=torch.Generator().manual_seed(1))
+    for temperature, top_p in ((1.0, 1.0), (0.5, 1.0), (2.0, 0.8), (1.0, 0.6)):
+        p = (logits[0] / temperature).softmax(-1).tolist()
+        kept, total = [], 0.0
+        for i in sorted(range(4), key=lambda i: -p[i]):
+            if total < top_p: kept.append(i)
+            total += p[i]
+        expected = [p[i] / sum(p[k] for k in kept) if i in kept else 0 for i in range(4)]
+        shares = nucleus(logits.expand(20_000, 4), uniform, temperature, top_p).bincount(minlength=4) / 20_000
+        assert shares.tolist() == pytest.approx(expected, abs=0.012)
+
+
+def test_low_temperature_is_greedy():
+    model, ids = make(), prompts()
+    sampling = Sampling(temperature=1e-7)
+    items = [_Item(i, row, sampling.uniform(str(i), 21)) for i, row in enumerate(ids)]
+    found = {item.index: new for item, new, _ in _slot_answers(model, items, {"limit": 20, "stop_ids": [1], "sampling": sampling}, 4)}
+    assert [found[i] for i in range(len(ids))] == [alone(model, row, 20, [1]) for row in ids]
+
+
+def test_draws_depend_on_seed_and_name_only(tokenizer):
+    model, texts = make(), ["<bos>Tom", "<bos>Tom has 3 apples", "<bos>Tom"]
+    def drawn(rows, names, seed=0):
+        found = generate(model, tokenizer, texts, 12, rows, [1], names, progress=False, sampling=Sampling(1.0, 0.9, seed))
+        return [g.text for g in sorted(found, key=lambda g: g.index)]
+    assert drawn(3, "abc") == drawn(1, "abc") and drawn(3, "aba")[0] == drawn(3, "aba")[2]
+    assert drawn(3, "abc") != drawn(3, "abc", seed=1) and drawn(3, "abc")[0] != drawn(3, "abc")[2]
+
+
+def test_calculator_by_hand(tokenizer):
+    "Batched and resting rows give what one row alone gives, where results are put in by a loop nobody can doubt"
+    from gsm8k_sft.core import load_config
+    from gsm8k_sft.data import Renderer
+    from gsm8k_sft.models import load_model
+    model, renderer = load_model(load_config("toy"), dtype="fp32").eval(), Renderer(tokenizer)
+    texts = [renderer.prompt(q) for q in ("3*8, 50-9", "7*6, 12+5, 90-18, 64/8", "6+7, 14/2, 9*9")]
+    fill = lambda text: "11" if text.rstrip().endswith(("8=", "5=", "2=")) else None
+    def by_hand(ids, n):
+        new = []
+        while len(new) < n and (not new or new[-1] not in renderer.stop_ids):
+            with torch.no_grad(): new.append(model(input_ids=torch.tensor([ids + new])).logits[0, -1].argmax().item())
+            text = tokenizer.decode(new)
+            if text.endswith("=") and (result := fill(text)): new += tokenizer(result, add_special_tokens=False)["input_ids"]
+        return new[:n]
+    expected = [tokenizer.decode(by_hand(tokenizer(t, add_special_tokens=False)["input_ids"], 40), skip_special_tokens=True) for t in texts]
+    assert sum("=11" in e for e in expected) == 3
+    for rows in (1, 2, 3):
+        found = generate(model, tokenizer, texts, 40, rows, renderer.stop_ids, progress=False, calculator=Calculator(tokenizer, fill))
+        assert [g.text for g in sorted(found, key=lambda g: g.index)] == expected
+
+
+def test_what_transformers_engine_lacks(tokenizer):
+    with pytest.raises(GenerationError, match="use engine=slots"): generate(make(), tokenizer, ["<bos>a"], 3, 1, [1], sampling=Sampling(), engine="transformers")
+    with pytest.raises(GenerationError, match="top_p"): Sampling(1.0, 0.0)
 
 
 def test_context_names_the_item(tokenizer):
@@ -121,15 +228,19 @@ def test_adapter_in_training(kind, tokenizer):
     from peft import LoraConfig, get_peft_model
     model = get_peft_model(make(kind), LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5, init_lora_weights=False, task_type="CAUSAL_LM"))
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    found = answer_batch(model.train(), tokenizer, prompts(), 12, [1])
+    found, slotted = answer_batch(model.train(), tokenizer, prompts(), 12, [1]), slots(model, prompts(), 12, [1])
     assert model.training
-    assert [new for new, _ in found] == [alone(model.eval(), row, 12, [1]) for row in prompts()]
+    expected = [alone(model.eval(), row, 12, [1]) for row in prompts()]
+    assert [new for new, _ in found] == expected and slotted == expected
+    assert slots(model.merge_and_unload(), prompts(), 12, [1]) == expected
 
 
 @pytest.mark.parametrize("cast", ["weights", "autocast"])
 def test_bf16(cast, tokenizer):
     model = make().bfloat16() if cast == "weights" else make()
-    with torch.autocast("cpu", torch.bfloat16, enabled=cast == "autocast"): found = answer_batch(model, tokenizer, prompts(), 6, [1])
+    with torch.autocast("cpu", torch.bfloat16, enabled=cast == "autocast"):
+        found, slotted = answer_batch(model, tokenizer, prompts(), 6, [1]), slots(model, prompts(), 6, [1])
+    assert all(1 <= len(new) <= 6 for new in slotted)
     assert len(found) == len(LENGTHS) and all(1 <= len(new) <= 6 for new, _ in found)
 
 
@@ -138,7 +249,7 @@ def test_training_goes_on_after_generating(tokenizer):
     def gradient(answers):
         model = make().train()
         torch.manual_seed(5)
-        if answers: answer_batch(model, tokenizer, prompts(), 4, [1])
+        if answers: answer_batch(model, tokenizer, prompts(), 4, [1]), slots(model, prompts(), 4, [1])
         ids = torch.tensor([prompts()[0]])
         model(input_ids=ids, labels=ids).loss.backward()
         return [p.grad for p in model.parameters()]
@@ -150,13 +261,35 @@ def test_gpu(tokenizer):
     model, ids = make().cuda(), prompts()
     reference = [alone(make(), row, 20, [1]) for row in ids]
     assert [new for new, _ in answer_batch(model, tokenizer, ids, 20, [1])] == reference
+    assert slots(model, ids, 20, [1]) == reference
     assert len(answer_batch(model.bfloat16(), tokenizer, ids * 100, 20, [1])) == 600
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("kind", MODELS)
+def test_gpu_recorded_steps(kind):
+    "bf16, recorded, filled again, shrunk to smaller recordings: the first tokens are those of one row alone"
+    model, ids = make(kind, scale=2).cuda().bfloat16(), prompts([5 + i % 40 for i in range(90)])
+    one = lambda row: model.generate(input_ids=torch.tensor([row], device="cuda"), max_new_tokens=30, do_sample=False, eos_token_id=1, pad_token_id=0)[0, len(row):].tolist()
+    found = slots(model, ids, 30, [1], 64)
+    same = [a[:5] == b[:5] for a, b in zip(found, map(one, ids))]
+    assert sum(same) >= 80 and all(len(new) <= 30 for new in found)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_gpu_drawn_as_on_the_cpu():
+    ids, found = prompts(), {}
+    sampling = Sampling(0.7, 0.9)
+    for device in ("cpu", "cuda"):
+        items = [_Item(i, row, sampling.uniform(str(i), 21)) for i, row in enumerate(ids)]
+        found[device] = {item.index: new for item, new, _ in _slot_answers(make().to(device), items, {"limit": 20, "stop_ids": [1], "sampling": sampling}, 4)}
+    assert found["cpu"] == found["cuda"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_gpu_out_of_memory_for_real(tokenizer, capsys):
     model, ids = make().cuda(), ["<bos>" + "Tom has 3 apples. " * 30] * 4096
-    torch.cuda.set_per_process_memory_fraction(2 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    torch.cuda.set_per_process_memory_fraction(2**29 / torch.cuda.get_device_properties(0).total_memory)
     try: found = list(generate(model, tokenizer, ids, 4, 4096, [1], progress=False))
     finally: torch.cuda.set_per_process_memory_fraction(1.0)
     assert len(found) == 4096 and "out of GPU memory" in capsys.readouterr().out
