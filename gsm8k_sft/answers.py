@@ -128,7 +128,7 @@ def _own(text):
     return text[:match.start()] if match else text
 
 # %% ../nbs/parts/answers.ipynb #cc6cfcbd
-_HASH = re.compile(r"####(?!#)(?=[^\n\w]{0,12}(?:[0-9¼-¾⅐-⅞]|\\?boxed|[dt]?frac))")
+_HASH = re.compile(r"####(?!#)(?=[^\n\w#]{0,12}(?:[0-9¼-¾⅐-⅞]|\\?boxed|[dt]?frac))")
 _BOXED = re.compile(r"\\boxed\s?\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 def _line(text, start):
     "The line from `start` on, up to one character too many"

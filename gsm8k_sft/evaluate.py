@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['GRADER', 'GRADERS', 'TUNED', 'EvaluationError', 'find_run', 'shot_examples', 'fill_annotation', 'decoding',
            'evaluation_protocol', 'result_name', 'pass_at_k', 'majority', 'whole_lines', 'open_partial',
-           'complete_result', 'evaluate', 'evaluate_base', 'evaluate_run', 'quick_accuracy', 'read_predictions',
-           'show_answers', 'accuracy_table', 'main']
+           'prediction_bytes', 'complete_result', 'evaluate', 'regrade', 'evaluate_base', 'evaluate_run',
+           'quick_accuracy', 'read_predictions', 'show_answers', 'accuracy_table', 'main']
 
 # %% ../nbs/03_evaluate.ipynb #dabd9cd2
-import fcntl, html, json, math, os, random, re, sys, time
+import fcntl, gzip, html, json, math, os, random, re, sys, time
 from collections import Counter
 from contextlib import contextmanager
 from hashlib import sha256
@@ -141,7 +141,7 @@ def _accuracy(answers):
         shares = [sum(r) / len(r) for r in _by_problem(answers, g).values()]
         n, value = len(shares), sum(shares) / len(shares)
         drawn = len(answers) > n # several answers to a problem belong together: the interval is over problems
-        low, high = _mean_interval(shares) if drawn else wilson_interval(round(value * n), n)
+        low, high = _mean_interval(shares) if drawn and len(set(shares)) > 1 else wilson_interval(round(value * n), n)
         found[g] = {"k": sum(a[g] for a in answers), "n": len(answers), "value": value, "low": low, "high": high}
     return found
 
@@ -200,7 +200,10 @@ def whole_lines(
     path: Path | str, # a JSONL file
 ) -> tuple[list[dict], int]: # the lines that were written whole, and the bytes they take
     "The complete lines of a JSONL file"
-    data = Path(path).read_bytes()
+    return _lines(Path(path).read_bytes(), path)
+
+def _lines(data, path):
+    "Whole lines of what stands in a file"
     end = data.rfind(b"\n") + 1
     lines = []
     for number, line in enumerate(data[:end].split(b"\n")[:-1], 1):
@@ -265,26 +268,37 @@ def _finish(folder, name, record, answers):
     (folder / f"{name}.partial.jsonl").unlink()
     return read_json(folder / f"{name}.json")
 
-# %% ../nbs/03_evaluate.ipynb #650a5151
+# %% ../nbs/03_evaluate.ipynb #443e792e
+def prediction_bytes(
+    name: str, # a result's name
+    folder: Path, # where its files are
+) -> bytes | None: # JSON lines; None if there are none
+    "The predictions of a finished evaluation as they were written"
+    path = Path(folder) / f"{name}.predictions.jsonl"
+    if path.exists(): return path.read_bytes()
+    packed = path.with_name(f"{path.name}.gz")
+    return gzip.decompress(packed.read_bytes()) if packed.exists() else None
+
+# %% ../nbs/03_evaluate.ipynb #77db3043
 def complete_result(
     folder: Path, # eval_results
     name: str, # from `result_name`
     protocol: str | None = None, # only under this protocol
 ) -> dict | None: # the result; None if there is none, or its predictions are not the ones it was made from
     "The result of a finished evaluation"
-    path, predictions = Path(folder) / f"{name}.json", Path(folder) / f"{name}.predictions.jsonl"
-    if not (path.exists() and predictions.exists()): return None
+    path, predictions = Path(folder) / f"{name}.json", prediction_bytes(name, folder)
+    if not path.exists() or predictions is None: return None
     record = read_json(path)
     same = protocol in (None, record["protocol"]["fingerprint"])
-    return record if same and record["predictions_sha256"] == sha256(predictions.read_bytes()).hexdigest() else None
+    return record if same and record["predictions_sha256"] == sha256(predictions).hexdigest() else None
 
-# %% ../nbs/03_evaluate.ipynb #77db3043
+# %% ../nbs/03_evaluate.ipynb #7dadf9ce
 def _prediction(row, sample, prompt, answer):
     "One answer as it came"
     return {"id": row["id"], "sample": sample, "question": row["question"], "gold": row["final"], "prompt": prompt, "text": answer.text,
             "n_tokens": answer.n_tokens, "finish_reason": answer.finish_reason, "seconds": round(answer.seconds, 5), "batch_size": answer.batch_size}
 
-# %% ../nbs/03_evaluate.ipynb #7dadf9ce
+# %% ../nbs/03_evaluate.ipynb #28d31f37
 def _ask(model, tokenizer, rows, prompts, cfg, file, found, progress):
     "All predictions: those found, and those that are left, appended to `file` as they come"
     e, done, rows = cfg.evaluation, {(a["id"], a["sample"]) for a in found}, list(rows)
@@ -304,26 +318,30 @@ def _ask(model, tokenizer, rows, prompts, cfg, file, found, progress):
     finally: _append(file, new)
     return whole_lines(file.name)[0][1:]
 
-# %% ../nbs/03_evaluate.ipynb #ef9eabc6
+# %% ../nbs/03_evaluate.ipynb #fdb9fa8b
 def _graded(answers, rows, samples):
     "The answers in the order of the problems, each with its verdicts and the class of its error"
     found, gold = {(a["id"], a["sample"]): a for a in answers}, dict(zip(rows["id"], rows["answer"]))
     return [a | grade_answer(a["text"], gold[i], a["finish_reason"]) for i in rows["id"] for a in [found[i, k] for k in range(samples)]]
 
-# %% ../nbs/03_evaluate.ipynb #fdb9fa8b
+# %% ../nbs/03_evaluate.ipynb #06c7f586
+def _verdicts(answers, samples):
+    "What the grades come to"
+    return {"accuracy": _accuracy(answers), "sampled": _sampled(answers, samples), "classes": dict(Counter(a["class"] for a in answers).most_common())}
+
+# %% ../nbs/03_evaluate.ipynb #cbe503d1
 def _result(name, cfg, model_type, first, run, protocol, answers, n_found):
     "The record of a finished evaluation"
     tuned, seconds, tokens = not model_type.startswith("base"), sum(a["seconds"] for a in answers), sum(a["n_tokens"] for a in answers)
     configuration = {"preset": cfg.preset, "variant": cfg.variant, "run_name": cfg.run_name, "seed": cfg.seed} if tuned else {"preset": cfg.preset}
     return {"name": name, "status": "complete", "configuration": configuration, "run": os.path.relpath(run, project_root()) if run else None, "split": cfg.evaluation.split,
         "limit": first, "model_type": model_type, "base_model": cfg.model.path or cfg.model.name, "dataset": cfg.data.dataset,
-        "n": len({a["id"] for a in answers}), "samples": cfg.evaluation.samples, "accuracy": _accuracy(answers), "sampled": _sampled(answers, cfg.evaluation.samples),
-        "classes": {c: n for c, n in Counter(a["class"] for a in answers).most_common()}, "protocol": protocol, "new_tokens": tokens, "seconds": round(seconds, 3),
+        "n": len({a["id"] for a in answers}), "samples": cfg.evaluation.samples, **_verdicts(answers, cfg.evaluation.samples), "protocol": protocol, "new_tokens": tokens, "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / max(seconds, 1e-9), 1), "peak_memory": peak_memory(), "resumed_answers": n_found,
         "finish_reasons": dict(Counter(a["finish_reason"] for a in answers)),
         "batch_sizes": {str(k): v for k, v in sorted(Counter(a["batch_size"] for a in answers).items())}, "environment": environment()}
 
-# %% ../nbs/03_evaluate.ipynb #06c7f586
+# %% ../nbs/03_evaluate.ipynb #fb4cb881
 def _first(rows, limit, cfg):
     "The problems to ask, and their number where they are only part of the split"
     if (limit or 0) < 0: raise EvaluationError(f"limit: {limit} must not be negative; 0 asks all problems")
@@ -333,7 +351,7 @@ def _first(rows, limit, cfg):
     rows = rows.select(range(limit)) if cut else rows
     return rows, len(rows) if sample else None
 
-# %% ../nbs/03_evaluate.ipynb #cbe503d1
+# %% ../nbs/03_evaluate.ipynb #706806f6
 def _make_way(folder, name):
     "Set an older result under this name aside, and count the GPU's memory from here"
     import torch
@@ -347,7 +365,7 @@ def _said(record, progress, note=""):
     if progress: print(f"{record['name']}{note}: {', '.join(shares)}, {record['seconds']:.1f} s", flush=True)
     return record
 
-# %% ../nbs/03_evaluate.ipynb #d514d450
+# %% ../nbs/03_evaluate.ipynb #a77ee1be
 def evaluate(
     model, # on its device
     tokenizer, # its tokenizer
@@ -374,7 +392,26 @@ def evaluate(
         record = _result(name, cfg, model_type, first, run, protocol, answers, len(found))
         return _said(_finish(folder, name, record, answers), progress)
 
-# %% ../nbs/03_evaluate.ipynb #a2843ffe
+# %% ../nbs/03_evaluate.ipynb #a61c5a32
+def regrade(
+    name: str, # a finished evaluation
+    rows, # `Dataset` of its problems, from `load_gsm8k`
+    folder: Path | None = None, # eval_results by default
+) -> dict: # the result
+    "Today's verdicts on the answers of a finished evaluation"
+    folder = Path(folder or project_path("eval_results"))
+    if (record := complete_result(folder, name)) is None: raise EvaluationError(f"{name}: not in {folder}, or its predictions are not the ones it was made from")
+    asked = rows.select([i for i, r in enumerate(rows["id"]) if r in {a["id"] for a in read_predictions(name, folder)}])
+    samples = record.get("samples", 1)
+    answers = _graded([{"sample": 0, **a} for a in read_predictions(name, folder)], asked, samples)
+    text = "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in answers)
+    record |= {"samples": samples, **_verdicts(answers, samples), "predictions_sha256": sha256(text.encode()).hexdigest()}
+    record["protocol"]["grader"] = GRADER
+    write_text(folder / f"{name}.predictions.jsonl", text)
+    write_json(folder / f"{name}.json", record)
+    return record
+
+# %% ../nbs/03_evaluate.ipynb #834e3f3e
 def evaluate_base(
     cfg: DictConfig, # from `load_config`
     shots: list[int] | None = None, # evaluation.shots by default
@@ -390,7 +427,7 @@ def evaluate_base(
     known = weights_fingerprint(model)
     return [evaluate(model, tokenizer, rows, cfg, f"base-{k}shot", k, limit, None, again, progress, folder, known) for k in shots]
 
-# %% ../nbs/03_evaluate.ipynb #61b4d1bf
+# %% ../nbs/03_evaluate.ipynb #6343d3b3
 def _run_config(run, split, overrides):
     "The configuration of a run, with another split or other evaluation settings"
     cfg = read_config(run)
@@ -400,7 +437,7 @@ def _run_config(run, split, overrides):
         cfg = _merge(cfg, OmegaConf.from_dotlist([part]), f"overrides ({part})")
     return cfg
 
-# %% ../nbs/03_evaluate.ipynb #a61c5a32
+# %% ../nbs/03_evaluate.ipynb #3307d9c4
 def evaluate_run(
     run: Path | str, # the run's folder, with model/ or adapter/ in it
     split: str | None = None, # test or validation; as the run's configuration says by default
@@ -417,7 +454,7 @@ def evaluate_run(
     model, tokenizer = load_tuned(run, dtype=cfg.evaluation.dtype)
     return evaluate(model, tokenizer, rows, cfg, cfg.tuning_method, 0, limit, run, again, progress, folder)
 
-# %% ../nbs/03_evaluate.ipynb #4dd3781d
+# %% ../nbs/03_evaluate.ipynb #ce02b302
 def quick_accuracy(
     model, # in training or not
     tokenizer, # its tokenizer
@@ -434,7 +471,7 @@ def quick_accuracy(
     return {"n": n, **shares, "finished": sum(a.finish_reason == "stop" for a in answers) / max(n, 1),
             "new_tokens": sum(a.n_tokens for a in answers), "seconds": round(time.perf_counter() - start, 3)}
 
-# %% ../nbs/03_evaluate.ipynb #ce02b302
+# %% ../nbs/03_evaluate.ipynb #8e5bd1ac
 def read_predictions(
     name: str | dict, # a result's name, or the result
     folder: Path | None = None, # eval_results by default
@@ -442,10 +479,10 @@ def read_predictions(
     "The predictions of a finished evaluation"
     name = name["name"] if isinstance(name, dict) else name
     path = Path(folder or project_path("eval_results")) / f"{name}.predictions.jsonl"
-    if not path.exists(): raise EvaluationError(f"{path}: no such predictions; is the evaluation finished?")
-    return whole_lines(path)[0]
+    if (data := prediction_bytes(name, path.parent)) is None: raise EvaluationError(f"{path}: no such predictions; is the evaluation finished?")
+    return _lines(data, path)[0]
 
-# %% ../nbs/03_evaluate.ipynb #453488c6
+# %% ../nbs/03_evaluate.ipynb #29733f00
 def _pick(answers, n, right, wrong, grader):
     "So many right and wrong ones, spread over the file; what is lacking of one kind is filled up with the other"
     kinds = {True: [a for a in answers if a[grader]], False: [a for a in answers if not a[grader]]}
@@ -454,7 +491,7 @@ def _pick(answers, n, right, wrong, grader):
     n_wrong = min(len(kinds[False]), right + wrong - n_right)
     return [kinds[k][i * len(kinds[k]) // m] for k, m in ((True, n_right), (False, n_wrong)) for i in range(m)]
 
-# %% ../nbs/03_evaluate.ipynb #7d2d2838
+# %% ../nbs/03_evaluate.ipynb #5634d00d
 def show_answers(
     answers: list[dict] | dict | str, # predictions, or a result or its name
     n: int = 5, # how many
@@ -472,7 +509,7 @@ def show_answers(
     head = "".join(f'<th style="text-align:left">{h}</th>' for h in (f"{grader}", "question", "answer", "right is"))
     return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
-# %% ../nbs/03_evaluate.ipynb #8e5bd1ac
+# %% ../nbs/03_evaluate.ipynb #7ed77e64
 def accuracy_table(
     results: list[dict], # from `evaluate`
 ): # pandas DataFrame, a row a result
@@ -482,7 +519,7 @@ def accuracy_table(
     return pd.DataFrame([{"model": r["model_type"], "problems": r["n"], **{f"{g} %": percent(v) for g, v in r["accuracy"].items()},
         "finished": f"{r['finish_reasons'].get('stop', 0) / r['n']:.0%}", "seconds": round(r["seconds"], 1), "tokens/s": round(r["tokens_per_second"])} for r in results])
 
-# %% ../nbs/03_evaluate.ipynb #238d06fb
+# %% ../nbs/03_evaluate.ipynb #6a5d2911
 def _numbers(name, text):
     "Whole numbers of an argument"
     if not re.fullmatch(r"[0-9 ,]*", text): raise EvaluationError(f"{name}: {text!r} must be whole numbers, such as \"0 1\"")

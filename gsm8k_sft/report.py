@@ -66,7 +66,7 @@ def _means(rows):
     if not (means.seeds > 1).any(): return ""
     def cell(r, g): return f"{100 * r[g + '_mean']:.1f} % ({100 * r[g + '_lowest']:.1f} to {100 * r[g + '_highest']:.1f})"
     shown = pd.DataFrame([{"model": mean_label(r), "seeds": r["seeds"], "exact, mean (range)": cell(r, "strict"),
-                           "last number, mean (range)": cell(r, "flexible")} for r in means.to_dict("records")])
+                           "number, mean (range)": cell(r, "numeric"), "last number, mean (range)": cell(r, "flexible")} for r in means.to_dict("records")])
     return "\n\n" + markdown_table(shown)
 
 # %% ../nbs/05_report.ipynb #8166081d
@@ -95,7 +95,7 @@ INTRODUCTION = """# Full fine-tuning and LoRA on GSM8K
 
 How much does supervised fine-tuning improve a small Gemma's answers on GSM8K, and does LoRA, which trains a small share of the parameters, reach what full fine-tuning reaches? Each tuned model is compared with its own base model, asked zero-shot and one-shot, on problems that no training saw.
 
-*exact*: the answer ends in `#### n` and n is right. *last number*: the last number of the answer is right, whatever its form. Their difference is the part of a gain that is format."""
+*exact*: the answer ends in `#### n` and n is right, as lm-evaluation-harness reads it (strict). *number*: the number that the answer states as its result is right, whatever its dress. *last number*: the last number of the text is right (the harness's flexible). Their differences are the part of a gain that is form."""
 
 def _warning(table):
     "What a reader must know before anything else"

@@ -9,15 +9,15 @@ from gsm8k_sft.evaluate import (EvaluationError, complete_result, evaluate, eval
                                 show_answers, whole_lines, wilson_interval)
 from gsm8k_sft.models import load_model, load_tokenizer
 
-BRIEF = "evaluation.max_new_tokens=16 evaluation.batch_size=4"
-NAME = "toy__test-first24__base-0shot__toy__main"
+BRIEF = "evaluation.max_new_tokens=16 evaluation.batch_size=4 evaluation.save_every=1"
+NAME = "toy__test-first300__base-0shot__toy__main"
 CODE = """
 import sys
 from pathlib import Path
 from gsm8k_sft.core import load_config
 from gsm8k_sft.evaluate import evaluate_base
 print("loaded", flush=True)
-evaluate_base(load_config("toy", overrides="{brief}"), shots=[0], limit=24, folder=Path(sys.argv[1]))
+evaluate_base(load_config("toy", overrides="{brief}"), shots=[0], limit=300, folder=Path(sys.argv[1]))
 """
 
 
@@ -47,15 +47,15 @@ def content(folder, name=NAME): return [{k: v for k, v in a.items() if k not in 
 def test_killed_and_resumed(tmp_path, toy):
     model, tokenizer, rows, cfg = toy
     whole, folder = tmp_path / "whole", tmp_path / "killed"
-    reference = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=24, folder=whole, progress=False)
+    reference = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=300, folder=whole, progress=False)
     partial = folder / f"{NAME}.partial.jsonl"
     process = shell(folder)
     while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") >= 5): time.sleep(0.002)
     process.kill()
     process.communicate()
-    kept = len(whole_lines(partial)[0]) - 1 if partial.exists() else 24
-    assert 4 <= kept < 24, "killed too late to prove anything" if kept == 24 else "killed too early"
-    resumed = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=24, folder=folder, progress=False)
+    kept = len(whole_lines(partial)[0]) - 1 if partial.exists() else 300
+    assert 4 <= kept < 300, "killed too late to prove anything" if kept == 300 else "killed too early"
+    resumed = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=300, folder=folder, progress=False)
     assert content(folder) == content(whole) and resumed["accuracy"] == reference["accuracy"]
     assert resumed["resumed_answers"] == kept and not partial.exists()
     assert resumed["protocol"] == reference["protocol"]
@@ -69,7 +69,7 @@ def test_a_crash_while_finishing_loses_nothing(step, tmp_path, toy, monkeypatch)
     with monkeypatch.context() as m:
         m.setattr(*{"predictions": (module, "write_text"), "result": (module, "write_json"), "partial": (type(tmp_path), "unlink")}[step], stop)
         with pytest.raises(OSError, match="power"): ask()
-    monkeypatch.setattr(module, "generate_batches", lambda m, t, prompts, *args: iter(()) if not prompts else stop())
+    monkeypatch.setattr(module, "generate", lambda m, t, prompts, *args, **kwargs: iter(()) if not prompts else stop())
     assert ask()["n"] == 6 and ask()["accuracy"]
 
 
@@ -137,15 +137,76 @@ def test_one_process_at_a_time(tmp_path, toy):
 
 
 def test_out_of_memory_is_in_the_record(tmp_path, toy, monkeypatch):
-    from gsm8k_sft import generate
+    from gsm8k_sft.generate import Engine
     model, tokenizer, rows, cfg = toy
-    answer = generate.answer_batch
-    def limited(m, t, ids, *args):
-        if len(ids) > 2: raise torch.OutOfMemoryError("CUDA out of memory")
-        return answer(m, t, ids, *args)
-    monkeypatch.setattr(generate, "answer_batch", limited)
+    decode = Engine.decode
+    def limited(self, steps):
+        if self.rows > 2: raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(self, steps)
+    monkeypatch.setattr(Engine, "decode", limited)
     record = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path, progress=False)
-    assert record["protocol"]["batch_size"] == 4 and record["batch_sizes"] == {"1": 1, "2": 4}
+    assert record["protocol"]["batch_size"] == 4 and record["batch_sizes"] == {"2": 5}
+
+
+def test_engines_give_the_same_answers(tmp_path, toy):
+    model, tokenizer, rows, cfg = toy
+    other = load_config("toy", overrides=f"{BRIEF} evaluation.engine=transformers")
+    first, second = (evaluate(model, tokenizer, rows, c, "base-1shot", 1, limit=9, folder=tmp_path / c.evaluation.engine, progress=False) for c in (cfg, other))
+    assert (first["protocol"]["engine"], second["protocol"]["engine"]) == ("slots", "transformers")
+    assert content(tmp_path / "auto", first["name"]) == content(tmp_path / "transformers", second["name"])
+
+
+def test_shots_come_from_train(toy):
+    _, _, rows, cfg = toy
+    train = {r["question"] for r in load_gsm8k(cfg, splits=["train"])["train"]}
+    held = {r["question"] for split in ("test", "validation") for r in load_gsm8k(cfg, splits=[split])[split]}
+    eight = module.shot_examples(cfg, 8, rows)
+    assert len({e["question"] for e in eight}) == 8 and {e["question"] for e in eight} <= train - held
+    other = load_config("toy", overrides="evaluation.seed=1")
+    assert module.shot_examples(other, 8, rows) != eight
+
+
+def test_drawn_answers_resume_and_are_counted(tmp_path, toy):
+    model, tokenizer, rows, _ = toy
+    cfg = load_config("toy", overrides=f"{BRIEF} evaluation.samples=4 evaluation.temperature=0.9 evaluation.top_p=0.95")
+    ask = lambda folder: evaluate(model, tokenizer, rows, cfg, "base-1shot", 1, limit=6, folder=folder, progress=False)
+    whole = ask(tmp_path / "whole")
+    answers = read_predictions(whole, tmp_path / "whole")
+    assert [(a["id"], a["sample"]) for a in answers] == [(i, k) for i in rows["id"][:6] for k in range(4)] and (whole["n"], whole["samples"]) == (6, 4)
+    assert len({a["text"] for a in answers if a["id"] == rows["id"][0]}) > 1
+    (tmp_path / "part").mkdir()
+    raw = [{k: a[k] for k in ("id", "sample", "question", "gold", "prompt", "text", "n_tokens", "finish_reason", "seconds", "batch_size")} for a in answers]
+    lines = [{"protocol": whole["protocol"]["fingerprint"]}, raw[2], raw[9]]
+    (tmp_path / "part" / f"{whole['name']}.partial.jsonl").write_text("".join(json.dumps(l) + "\n" for l in lines))
+    resumed = ask(tmp_path / "part")
+    assert resumed["resumed_answers"] == 2 and content(tmp_path / "part", whole["name"]) == content(tmp_path / "whole", whole["name"])
+    assert resumed["sampled"] == whole["sampled"] and set(whole["sampled"]["strict"]) == {"maj@4", "pass@1", "pass@2", "pass@4"}
+    for g in ("strict", "numeric", "flexible"): assert whole["sampled"][g]["pass@1"] == pytest.approx(whole["accuracy"][g]["value"])
+
+
+def test_impossible_ways_to_answer():
+    for part, says in {"evaluation.samples=2": "need evaluation.temperature", "evaluation.temperature=-1": "must not be negative", "evaluation.top_p=1.5": "at most 1",
+                       "evaluation.engine=transformers evaluation.calculator=true": "greedily and without a calculator", "evaluation.shots=[-1]": "must not be negative",
+                       "evaluation.engine=fast": "evaluation.engine"}.items():
+        with pytest.raises(ValueError, match=says): load_config("toy", overrides=part)
+
+
+def test_old_predictions_are_graded_again(tmp_path, toy):
+    model, tokenizer, rows, cfg = toy
+    record = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path, progress=False)
+    path = tmp_path / f"{record['name']}.predictions.jsonl"
+    old = [{k: v for k, v in a.items() if k not in ("numeric", "extracted_numeric", "class", "slip_step", "gold_steps", "gold_length", "sample")} for a in read_predictions(record, tmp_path)]
+    old[2]["text"] = f"x\n#### {old[2]['gold']}"
+    text = "".join(json.dumps(a) + "\n" for a in old)
+    path.write_text(text)
+    old_record = {k: v for k, v in record.items() if k not in ("classes", "samples", "sampled")} | {"predictions_sha256": module.sha256(text.encode()).hexdigest()}
+    module.write_json(tmp_path / f"{record['name']}.json", old_record)
+    again = module.regrade(record["name"], rows, tmp_path)
+    assert again["accuracy"]["strict"]["k"] == again["accuracy"]["numeric"]["k"] == record["accuracy"]["strict"]["k"] + 1
+    assert sum(again["classes"].values()) == 5 and complete_result(tmp_path, record["name"]) == again
+    assert again["protocol"]["grader"] == module.GRADER and read_predictions(again, tmp_path)[2]["class"] == "right"
+    path.write_text(text.replace("x", "y", 1))
+    with pytest.raises(EvaluationError, match="are not the ones"): module.regrade(record["name"], rows, tmp_path)
 
 
 def test_record_and_predictions(tmp_path, toy):
@@ -159,7 +220,7 @@ def test_record_and_predictions(tmp_path, toy):
     answers = read_predictions(record, tmp_path)
     assert [a["id"] for a in answers] == rows["id"][:5]
     assert sum(a["n_tokens"] for a in answers) == record["new_tokens"]
-    for a in answers: assert {"id", "question", "gold", "prompt_fingerprint", "text", "n_tokens", "finish_reason", "strict", "flexible", "seconds"} <= set(a)
+    for a in answers: assert {"id", "question", "sample", "gold", "prompt", "text", "n_tokens", "finish_reason", "strict", "numeric", "flexible", "class", "slip_step", "gold_steps", "seconds"} <= set(a)
     assert show_answers(record, folder=tmp_path).data.count("<tr>") == 6
 
 
@@ -180,7 +241,7 @@ def test_quick_accuracy_changes_nothing(toy):
     rows, state = load_gsm8k(cfg, splits=["validation"])["validation"], torch.get_rng_state()
     quick = quick_accuracy(model.train(), tokenizer, rows.select(range(3)), cfg)
     assert model.training and torch.equal(torch.get_rng_state(), state) and not list(project_root().glob("*.partial.jsonl"))
-    assert set(quick) == {"n", "strict", "flexible", "finished", "new_tokens", "seconds"} and quick["n"] == 3
+    assert set(quick) == {"n", "strict", "numeric", "flexible", "finished", "new_tokens", "seconds"} and quick["n"] == 3
     model.eval()
 
 

@@ -272,8 +272,8 @@ def test_gpu_recorded_steps(kind):
     model, ids = make(kind, scale=2).cuda().bfloat16(), prompts([5 + i % 40 for i in range(90)])
     one = lambda row: model.generate(input_ids=torch.tensor([row], device="cuda"), max_new_tokens=30, do_sample=False, eos_token_id=1, pad_token_id=0)[0, len(row):].tolist()
     found = slots(model, ids, 30, [1], 64)
-    same = [a[:5] == b[:5] for a, b in zip(found, map(one, ids))]
-    assert sum(same) >= 80 and all(len(new) <= 30 for new in found)
+    same = [found[i][:5] == one(ids[i])[:5] for i in range(0, 90, 11)]
+    assert sum(same) >= 8 and all(len(new) <= 30 for new in found)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
