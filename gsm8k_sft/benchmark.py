@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['random_model', 'turn_prompts', 'candidates', 'at_most', 'timed', 'bench_shape', 'bench_answers', 'bench_generation',
-           'main']
+           'main', 'speed_table', 'answers_table']
 
 # %% ../nbs/parts/benchmark.ipynb #6a341d0d
 import signal, time
@@ -13,7 +13,7 @@ from pathlib import Path
 from fastcore.script import call_parse
 from .core import environment, load_config, project_path, read_json, write_json
 
-# %% ../nbs/parts/benchmark.ipynb #97dcbad6
+# %% ../nbs/parts/benchmark.ipynb #91d5a7cf
 def random_model(
     cfg, # configuration from `load_config`, of a model whose shape is known
     device: str, # cuda or cpu
@@ -27,7 +27,7 @@ def random_model(
     torch.manual_seed(0)
     with torch.device(device): return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
-# %% ../nbs/parts/benchmark.ipynb #91d5a7cf
+# %% ../nbs/parts/benchmark.ipynb #8a2e7b0f
 def turn_prompts(
     cfg, # configuration from `load_config`
     tokenizer, # any of Gemma's
@@ -39,7 +39,7 @@ def turn_prompts(
     texts = [f"<bos><start_of_turn>user\n{q}<end_of_turn>\n<start_of_turn>model\n" for q in rows["question"]]
     return [[t % vocabulary for t in ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
-# %% ../nbs/parts/benchmark.ipynb #2001d76f
+# %% ../nbs/parts/benchmark.ipynb #863c477a
 def _batches(model, ids, new, size, **settings):
     "transformers' generate, `size` prompts at a time"
     from transformers import GenerationConfig
@@ -57,7 +57,7 @@ def _continuous(model, ids, new):
     done = model.generate_batch(inputs=ids, generation_config=config)
     if len(done) != len(ids) or any(len(r.generated_tokens) != new for r in done.values()): raise RuntimeError("continuous batching left answers out")
 
-# %% ../nbs/parts/benchmark.ipynb #863c477a
+# %% ../nbs/parts/benchmark.ipynb #5153b659
 def _slots(model, ids, new, rows=None, fused=True, recorded=True):
     "Ours; the switches are for the ablation"
     from gsm8k_sft.generate import Engine, _Item, _slot_answers
@@ -66,7 +66,7 @@ def _slots(model, ids, new, rows=None, fused=True, recorded=True):
     finally: Engine.fused, Engine.recorded = True, True
     if len(done) != len(ids) or {len(t) for t in done} != {new}: raise RuntimeError("slots left answers out")
 
-# %% ../nbs/parts/benchmark.ipynb #a9b8407b
+# %% ../nbs/parts/benchmark.ipynb #80617e58
 def candidates(
     n: int, # prompts there are
 ) -> dict: # name -> (prompts to answer, seconds allowed, function of model, ids and new tokens)
@@ -83,7 +83,7 @@ def candidates(
         "generate, static cache, compiled": (min(n, 256), 120, lambda m, ids, new: _batches(m, ordered(ids), new, min(n, 256), cache_implementation="static")),
     }
 
-# %% ../nbs/parts/benchmark.ipynb #7b87f01b
+# %% ../nbs/parts/benchmark.ipynb #4934e130
 @contextmanager
 def at_most(
     seconds: int, # before TimeoutError
@@ -95,7 +95,7 @@ def at_most(
     try: yield
     finally: signal.alarm(0), signal.signal(signal.SIGALRM, before)
 
-# %% ../nbs/parts/benchmark.ipynb #4934e130
+# %% ../nbs/parts/benchmark.ipynb #2e5496d8
 def timed(
     run, # function without arguments
     tokens: int, # new tokens that it makes
@@ -114,7 +114,7 @@ def timed(
     took = time.perf_counter() - start
     return {"seconds": round(took, 3), "tokens_per_second": round(tokens / took, 1), "peak_memory": torch.cuda.max_memory_allocated() if cuda else None}
 
-# %% ../nbs/parts/benchmark.ipynb #190f56a9
+# %% ../nbs/parts/benchmark.ipynb #d6a6a1c1
 def bench_shape(
     preset: str, # whose shape
     new: int, # new tokens for each prompt
@@ -122,6 +122,7 @@ def bench_shape(
     limit: int | None = None, # only so many prompts
     tokenizer=None, # the preset's by default
     say=print, # told each result
+    checkpoint=lambda found: None, # given what there is after each candidate
 ) -> dict: # prompts, prompt_tokens, new_tokens, candidates: name -> result
     "Every candidate with random weights"
     import torch
@@ -134,9 +135,10 @@ def bench_shape(
         if names and name not in names: continue
         found["candidates"][name] = {"prompts": n, **timed(lambda: run(model, ids[:n], new), n * new, seconds)}
         say(f"{preset}, {name}: {found['candidates'][name]}")
+        checkpoint(found)
     return found
 
-# %% ../nbs/parts/benchmark.ipynb #23ee877e
+# %% ../nbs/parts/benchmark.ipynb #44d39c57
 def _variants(adapter):
     "name -> (with the adapter: no, merged or as it is; evaluation settings)"
     base = {"base, zero-shot": (None, ""), "base, zero-shot, again": (None, "")}
@@ -145,7 +147,7 @@ def _variants(adapter):
              "LoRA, merged, 4 drawn": ("merged", "samples=4 temperature=0.7 top_p=0.95")}
     return {**base, **(tuned if adapter else {})}
 
-# %% ../nbs/parts/benchmark.ipynb #44d39c57
+# %% ../nbs/parts/benchmark.ipynb #932421a3
 def bench_answers(
     preset: str, # whose real weights
     adapter: Path | str | None = None, # a run's folder with config.yaml and adapter/
@@ -168,7 +170,7 @@ def bench_answers(
         checkpoint(found)
     return found
 
-# %% ../nbs/parts/benchmark.ipynb #932421a3
+# %% ../nbs/parts/benchmark.ipynb #25949464
 def _evaluated(model, tokenizer, cfg, limit):
     "What an evaluation found, and the texts"
     import tempfile
@@ -181,7 +183,7 @@ def _evaluated(model, tokenizer, cfg, limit):
         keep = {k: r[k] for k in ("n", "samples", "accuracy", "sampled", "classes", "new_tokens", "seconds", "tokens_per_second", "finish_reasons", "peak_memory")}
         return {**keep, "wall_seconds": round(time.perf_counter() - start, 3)}, [a["text"] for a in read_predictions(r, Path(folder))]
 
-# %% ../nbs/parts/benchmark.ipynb #00f741b2
+# %% ../nbs/parts/benchmark.ipynb #c349ba8f
 def bench_generation(
     out: Path | str, # the record to write
     adapter: Path | str | None = None, # a run's folder with a LoRA adapter of Gemma 3 270M
@@ -195,10 +197,10 @@ def bench_generation(
     small = load_config("gemma-3-270m", training=False)
     keep("answers", bench_answers("gemma-3-270m", adapter, limit, say, lambda found: keep("answers", found)))
     for preset, new, names in (("gemma-3-270m", 512, ("slots", "slots, norms of the model")), ("gemma-2b-it", 256, ())):
-        keep(preset, bench_shape(preset, new, names, limit, load_tokenizer(small), say))
+        bench_shape(preset, new, names, limit, load_tokenizer(small), say, lambda found: keep(preset, found))
     return read_json(out)
 
-# %% ../nbs/parts/benchmark.ipynb #c349ba8f
+# %% ../nbs/parts/benchmark.ipynb #bb8f7469
 @call_parse
 def main(
     out: str = "results/benchmark/generation.json", # the record to write
@@ -207,3 +209,27 @@ def main(
 ):
     "Measure generation on this machine's GPU"
     bench_generation(out, adapter or None, limit or None)
+
+# %% ../nbs/parts/benchmark.ipynb #3e872f71
+def speed_table(
+    record: dict, # from `bench_generation`
+    preset: str, # whose shape
+): # pandas DataFrame, a row a candidate
+    "Seconds, speed and memory of each candidate"
+    import pandas as pd
+    r = record[preset]
+    rows = [{"candidate": name, "prompts": c["prompts"], "seconds": c.get("seconds"), "new tokens/s": c.get("tokens_per_second"),
+             "peak GiB": c["peak_memory"] / 2**30 if c.get("peak_memory") else None, "error": c.get("error", "")} for name, c in r["candidates"].items()]
+    return pd.DataFrame(rows).round({"seconds": 2, "new tokens/s": 0, "peak GiB": 1})
+
+# %% ../nbs/parts/benchmark.ipynb #1263ceb1
+def answers_table(
+    record: dict, # from `bench_generation`
+): # pandas DataFrame, a row a variant
+    "Accuracy, agreement and time of each variant with real weights"
+    import pandas as pd
+    percent = lambda a: f"{100 * a['value']:.1f} [{100 * a['low']:.1f}, {100 * a['high']:.1f}]"
+    rows = [{"variant": name, "strict %": percent(v["accuracy"]["strict"]), "numeric %": percent(v["accuracy"]["numeric"]), "slips": v["classes"].get("arithmetic slip", 0),
+             "same answers": "–" if v["same_answers"] is None else f"{v['same_answers']:.1%}", "seconds": v["seconds"], "new tokens/s": v["tokens_per_second"]}
+            for name, v in record["answers"].items()]
+    return pd.DataFrame(rows).round({"seconds": 2, "new tokens/s": 0})

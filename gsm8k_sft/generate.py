@@ -345,7 +345,7 @@ def row_bytes(
     head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     return 2 * c.num_hidden_layers * (getattr(c, "num_key_value_heads", None) or c.num_attention_heads) * head * length * size + c.vocab_size * (size + 4)
 
-# %% ../nbs/parts/generate.ipynb #b1750107
+# %% ../nbs/parts/generate.ipynb #926fc3c4
 PROMPT_TOKENS = 16384 # prompt tokens that go through the model at once, if memory allows
 
 def _plan(model, length, batch_size):
@@ -360,7 +360,7 @@ def _plan(model, length, batch_size):
     fitting = max(1, int((free - tokens * a_token) / row_bytes(model, length)))
     return min(batch_size or fitting, fitting), tokens
 
-# %% ../nbs/parts/generate.ipynb #fbe8a4ec
+# %% ../nbs/parts/generate.ipynb #4be067c1
 def _check_prompts(model, token_ids, max_new_tokens, names):
     "Every prompt has tokens, and room for its answer"
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -370,7 +370,7 @@ def _check_prompts(model, token_ids, max_new_tokens, names):
             raise GenerationError(f"{name}: {len(ids)} prompt tokens and up to {max_new_tokens} new ones exceed the model's {room} positions; "
                 + (f"set max_new_tokens to at most {room - len(ids)}" if len(ids) < room else "leave it out"))
 
-# %% ../nbs/parts/generate.ipynb #fe182a08
+# %% ../nbs/parts/generate.ipynb #7df4ea92
 def _watched():
     "Can a progress bar be redrawn here?"
     return sys.stderr.isatty() or "google.colab" in sys.modules or any(k in os.environ for k in ("JPY_SESSION_NAME", "VSCODE_PID"))
@@ -392,7 +392,7 @@ class _Progress:
             self.said = now
         if self.bar is not None and self.done == self.total: self.bar.close()
 
-# %% ../nbs/parts/generate.ipynb #53454ebb
+# %% ../nbs/parts/generate.ipynb #f24120b4
 def _fill(engine, waiting, free, tokens):
     "Prefill waiting items into free rows, as many as pay"
     if len(free) < max(1, engine.rows // 8) and engine.items: return
@@ -403,7 +403,7 @@ def _fill(engine, waiting, free, tokens):
             chunk[-1].row, size = free.pop(), size + len(chunk[-1].ids)
         engine.prefill(chunk)
 
-# %% ../nbs/parts/generate.ipynb #c2af30c9
+# %% ../nbs/parts/generate.ipynb #ce8e62ae
 def _turn(model, engine, waiting, free, tokens):
     "Some steps for all items in rows; the items that ended, with their tokens"
     start = time.perf_counter()
@@ -416,7 +416,7 @@ def _turn(model, engine, waiting, free, tokens):
     for item in present: item.seconds += (time.perf_counter() - start) / len(present)
     return ended
 
-# %% ../nbs/parts/generate.ipynb #ce8e62ae
+# %% ../nbs/parts/generate.ipynb #6f3f82d9
 def _slot_answers(model, items, settings, batch_size):
     "Items and their tokens as they end; half the rows after an out-of-memory error"
     import torch
@@ -435,7 +435,7 @@ def _slot_answers(model, items, settings, batch_size):
         gc.collect(), torch.cuda.empty_cache()
         print(f"out of GPU memory; going on with {batch_size} prompts at once", flush=True)
 
-# %% ../nbs/parts/generate.ipynb #63deaf08
+# %% ../nbs/parts/generate.ipynb #efe95237
 def _can_slot(model):
     "Does the model's attention go through the interface, in layers of the two kinds that `Slots` knows, on one device?"
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -458,7 +458,7 @@ def _batch_answers(model, tokenizer, items, limit, stop_ids, batch_size):
         yield from ((item, new, len(now)) for item, (new, _) in zip(now, found))
         waiting = waiting[len(now):]
 
-# %% ../nbs/parts/generate.ipynb #efe95237
+# %% ../nbs/parts/generate.ipynb #e80605b4
 ENGINES = ("auto", "slots", "transformers")
 
 def which_engine(
@@ -478,7 +478,7 @@ def _check_settings(model, max_new_tokens, batch_size, sampling, calculator, eng
     if engine == "transformers" and (sampling or calculator): raise GenerationError("engine: transformers answers greedily and without a calculator; use engine=slots")
     return engine
 
-# %% ../nbs/parts/generate.ipynb #e80605b4
+# %% ../nbs/parts/generate.ipynb #095aeba6
 def generate(
     model, # on its device, in any mode
     tokenizer, # the model's
@@ -503,7 +503,7 @@ def generate(
     answers = _slot_answers(model, items, settings, batch_size) if engine == "slots" else _batch_answers(model, tokenizer, items, max_new_tokens, list(stop_ids), batch_size)
     return _finished(answers, tokenizer, list(stop_ids), _Progress(len(items)) if progress else None)
 
-# %% ../nbs/parts/generate.ipynb #095aeba6
+# %% ../nbs/parts/generate.ipynb #9d14f9be
 def _finished(answers, tokenizer, stop_ids, report):
     "`Generation`s out of items and tokens"
     for item, new, rows in answers:

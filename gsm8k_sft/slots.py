@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import AttentionInterface
 
-# %% ../nbs/parts/slots.ipynb #4db1393a
+# %% ../nbs/parts/slots.ipynb #e437d9d2
 class Slots:
     "Keys and values of `rows` rows, `length` tokens at most in each"
     is_compileable = False # transformers asks this of a cache
@@ -20,7 +20,7 @@ class Slots:
     ): self.rows, self.length, self.layers = rows, length, []
     def get_seq_length(self, *args): return 0 # positions are given with each pass
 
-# %% ../nbs/parts/slots.ipynb #daf3d95f
+# %% ../nbs/parts/slots.ipynb #0008a8b7
 def _prefill(self, rows, counts, device):
     "The next pass holds whole prompts: `counts[i]` tokens for row `rows[i]`"
     counts, rows = torch.tensor(counts), torch.tensor(rows)
@@ -31,7 +31,7 @@ def _prefill(self, rows, counts, device):
 
 Slots.prefill = _prefill
 
-# %% ../nbs/parts/slots.ipynb #7eb25ca1
+# %% ../nbs/parts/slots.ipynb #d1cee26a
 def _decode(self, row, position, reach=None):
     "The next pass holds one token for each of `row`, at `position`"
     self.row, self.position, self.slot = row, position, row * self.length + position
@@ -39,7 +39,7 @@ def _decode(self, row, position, reach=None):
 
 Slots.decode = _decode
 
-# %% ../nbs/parts/slots.ipynb #f7d6dd24
+# %% ../nbs/parts/slots.ipynb #769b128d
 def _update(self, key, value, layer_idx, *args, **kwargs):
     "Write keys and values, (1, heads, tokens, dimension), to their slots; return (tokens or slots, heads, dimension)"
     key, value = (t[0].transpose(0, 1).to(value.dtype) for t in (key, value))
@@ -50,7 +50,7 @@ def _update(self, key, value, layer_idx, *args, **kwargs):
 
 Slots.update = _update
 
-# %% ../nbs/parts/slots.ipynb #60137f1d
+# %% ../nbs/parts/slots.ipynb #1d6d19ed
 def grouped_attention(
     query: torch.Tensor, # (rows, queries, heads, dimension)
     key: torch.Tensor, # (rows, keys, key heads, dimension)
@@ -67,7 +67,7 @@ def grouped_attention(
     weights = scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(-1).to(value.dtype)
     return torch.einsum("nkgqs,nskd->nqkgd", weights, value).reshape(n, q, heads, d)
 
-# %% ../nbs/parts/slots.ipynb #60ffd707
+# %% ../nbs/parts/slots.ipynb #1fd128d1
 def _plain_prefill(slots, query, key, value, scale, window, softcap):
     "Whole prompts: each token sees those before it in its prompt, within the window"
     if "rows" not in slots.memo:
@@ -77,7 +77,7 @@ def _plain_prefill(slots, query, key, value, scale, window, softcap):
     seen = ((behind >= 0) & (behind < (window or slots.length)))[None]
     return grouped_attention(query[rows], key[rows], value[rows], seen, scale, softcap)[slots.memo["real"]]
 
-# %% ../nbs/parts/slots.ipynb #a3cc385d
+# %% ../nbs/parts/slots.ipynb #1c2ef5a8
 def _plain_decode(slots, query, key, value, scale, window, softcap):
     "One token a row: it sees its row's slots up to its own, within the window"
     if window not in slots.memo:
@@ -86,14 +86,14 @@ def _plain_decode(slots, query, key, value, scale, window, softcap):
     key, value = (t.view(slots.rows, slots.length, *t.shape[1:])[:, :slots.reach][slots.row] for t in (key, value))
     return grouped_attention(query[:, None], key, value, slots.memo[window], scale, softcap)[:, 0]
 
-# %% ../nbs/parts/slots.ipynb #cf6462d6
+# %% ../nbs/parts/slots.ipynb #3b3c4554
 def _flash(query, key, value, bounds_q, first_k, longest_q, longest_k, causal, scale, window=None, used=None):
     "FlashAttention over (tokens, heads, dimension); `first_k` and `used` say where each row's keys start and how many there are"
     left, right = (None, None) if window is None else (window - 1, 0)
     return torch.ops.aten._flash_attention_forward(query, key, value, bounds_q, first_k, longest_q, longest_k, 0.0, causal, False,
         scale=scale, window_size_left=left, window_size_right=right, seqused_k=used)[0]
 
-# %% ../nbs/parts/slots.ipynb #c886202e
+# %% ../nbs/parts/slots.ipynb #8ba8f492
 def _flash_decode(slots, query, key, value, scale, window):
     "One token a row, its keys read in place"
     tokens, heads, d = query.shape
@@ -107,7 +107,7 @@ def _flash_decode(slots, query, key, value, scale, window):
     out = _flash(query, key, value, bounds, start, group, slots.length, False, scale, used=used)
     return out.view(tokens, group, -1, d).transpose(1, 2).reshape(tokens, heads, d)
 
-# %% ../nbs/parts/slots.ipynb #7ff7eaa2
+# %% ../nbs/parts/slots.ipynb #b97b598f
 def slot_attention(
     module, # the attention layer
     query: torch.Tensor, # (1, heads, tokens, dimension)
@@ -128,6 +128,6 @@ def slot_attention(
     else: out = _flash_decode(slots, query, key, value, scaling, sliding_window)
     return out[None], None
 
-# %% ../nbs/parts/slots.ipynb #b97b598f
+# %% ../nbs/parts/slots.ipynb #e75bcea2
 IMPLEMENTATION = "gsm8k_sft_slots"
 AttentionInterface.register(IMPLEMENTATION, slot_attention)

@@ -162,25 +162,25 @@ class _Run:
 def _read(run, folder):
     "A result and its predictions, from its name or itself"
     from gsm8k_sft.core import project_path, read_json
-    from gsm8k_sft.evaluate import read_predictions
+    from gsm8k_sft.evaluate import prediction_bytes, read_predictions
     folder = Path(folder or project_path("eval_results"))
     rows = read_predictions(run, folder)
     name = run if isinstance(run, str) else run["name"]
     if isinstance(run, str) and not (folder / f"{name}.json").exists():
         raise ValueError(f"{folder / name}.json: no such result; evaluate again, or give the predictions as a list")
     record = read_json(folder / f"{name}.json") if isinstance(run, str) else run
-    if sha256((folder / f"{name}.predictions.jsonl").read_bytes()).hexdigest() != record["predictions_sha256"]:
+    if sha256(prediction_bytes(name, folder)).hexdigest() != record["predictions_sha256"]:
         raise ValueError(f"{name}: the predictions in {folder} are not those that the result was made from; evaluate again")
     return record, rows
 
 def _load(run, folder, number):
     "A `_Run` from a result, its name or a list of predictions"
     if isinstance(run, list): return _Run([f"model {number}"], run)
-    from gsm8k_sft.analysis import LABELS
+    from gsm8k_sft.analysis import label
     record, rows = _read(run, folder)
-    label, which = LABELS[record["model_type"]].replace(", ", " "), record["configuration"].get("run_name") or record["base_model"]
+    kind, which = label(record["model_type"]).replace(", ", " "), record["configuration"].get("run_name") or record["base_model"]
     facts = {k: record[k] for k in ("split", "dataset")} | {k: record["protocol"][k] for k in ("grader", "data_fingerprint")}
-    return _Run([label, f"{label} ({which})", record["name"]], rows, facts)
+    return _Run([kind, f"{kind} ({which})", record["name"]], rows, facts)
 
 # %% ../nbs/parts/stats.ipynb #8c2fc56d
 def _names(runs, given=None):
@@ -231,7 +231,7 @@ class Comparison:
     "Two models on the same problems; `difference` is `b` minus `a`, shares throughout"
     name_a: str
     name_b: str
-    metric: str # strict or flexible
+    metric: str # strict, numeric or flexible
     n: int # problems
     accuracy_a: float
     accuracy_b: float
@@ -265,7 +265,7 @@ Comparison.__str__ = Comparison._repr_markdown_ = _sentence
 def compare(
     run_a: str | dict | list, # a result's name, a result, or predictions: dicts with id and the metric
     run_b: str | dict | list, # the other one
-    metric: str = "strict", # or flexible, or any field that is true or false
+    metric: str = "strict", # or numeric, flexible, or any field that is true or false
     folder: Path | None = None, # where the predictions are; eval_results by default
     names: tuple[str, str] | None = None, # for the sentence; from the results by default
     confidence: float = 0.95, # of the interval; 1 - confidence is the level of the test
@@ -289,7 +289,7 @@ def _comparison(names, metric, a, b, confidence):
 def compare_many(
     results: list | dict, # results, names or predictions as for `compare`; a dict gives them names of its own
     baseline: str | dict | list, # what each is compared with, in the same forms; or a key of `results`
-    metric: str = "strict", # or flexible
+    metric: str = "strict", # or numeric, flexible
     folder: Path | None = None, # where the predictions are; eval_results by default
     confidence: float = 0.95, # of each interval
 ): # pandas DataFrame, a row a model: accuracies, difference and interval as shares; p, p_holm, shown
@@ -340,7 +340,7 @@ class SeedComparison:
     "Two methods, each with the accuracies of its seeds; `difference` is the mean of `b` minus that of `a`"
     name_a: str
     name_b: str
-    metric: str # strict or flexible
+    metric: str # strict, numeric or flexible
     n: int # problems
     accuracies_a: list[float] # a share for each seed
     accuracies_b: list[float]
@@ -368,7 +368,7 @@ SeedComparison.__str__ = SeedComparison._repr_markdown_ = _seed_sentence
 def compare_seeds(
     runs_a: list, # a run for each seed, each in a form that `compare` takes
     runs_b: list, # the other method's; seeds are not paired, there may be more or fewer
-    metric: str = "strict", # or flexible
+    metric: str = "strict", # or numeric, flexible
     folder: Path | None = None, # where the predictions are; eval_results by default
     names: tuple[str, str] | None = None, # of the two methods; from the first results by default
     confidence: float = 0.95, # of the interval
