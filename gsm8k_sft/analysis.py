@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = ['LABELS', 'GRADERS', 'KEYS', 'SCORE_COLUMNS', 'COST_COLUMNS', 'COLOURS', 'PANELS', 'SCORES', 'COSTS', 'record_files',
            'read_runs', 'read_evaluations', 'read_log', 'label', 'comparison_table', 'format_table', 'markdown_table',
-           'mean_label', 'average_seeds', 'headline', 'ran_on', 'figure_style', 'save_figure', 'plot_comparison',
-           'plot_training', 'draw_figures', 'report_preset', 'main']
+           'mean_label', 'average_seeds', 'headline', 'ran_on', 'read_answers', 'error_table', 'size_table',
+           'figure_style', 'save_figure', 'plot_comparison', 'plot_training', 'plot_errors', 'draw_figures',
+           'report_preset', 'main']
 
 # %% ../nbs/04_analysis.ipynb #b540783b
 import json, os, re, sys, warnings
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 import pandas as pd
 from fastcore.script import call_parse
+from .answers import breakdown, class_table
 from .core import project_path, read_json
 
 # %% ../nbs/04_analysis.ipynb #52e6f5f5
@@ -223,6 +226,40 @@ def ran_on(
     return "\n".join(lines)
 
 # %% ../nbs/04_analysis.ipynb #1c68a067
+def read_answers(
+    preset: str, # of this preset
+    dataset: str = "main", # and this data set
+    root: Path | str | None = None, # a folder laid out as results/; your own by default
+    split: str = "test", # or validation
+) -> dict[str, list[dict]]: # the model's name, with its run where there are several -> its predictions
+    "The predictions that are there, base models first"
+    from gsm8k_sft.evaluate import complete_result, read_predictions
+    found = [e for e in read_evaluations(preset, root) if _plain(e) and (e["dataset"], e["split"], e.get("limit")) == (dataset, split, None)
+             and e.get("protocol", {}).get("grader", "").startswith("strict, ") and complete_result(e["file"].parent, e["name"])]
+    found = sorted(found, key=lambda e: (_place(e["model_type"]), e["name"]))
+    many = {k for k, n in Counter(e["model_type"] for e in found).items() if n > 1}
+    named = lambda e: label(e["model_type"]) + (f" ({e['configuration'].get('run_name')})" if e["model_type"] in many else "")
+    return {named(e): read_predictions(e["name"], e["file"].parent) for e in found}
+
+# %% ../nbs/04_analysis.ipynb #08000cdd
+def error_table(
+    answers: dict[str, list[dict]], # from `read_answers`
+) -> pd.DataFrame: # a row for each class, a column for each model: percent of its answers
+    "What the answers of each model are"
+    counts = class_table(answers)
+    return (100 * counts / counts.sum()).round(1)
+
+# %% ../nbs/04_analysis.ipynb #0bd6ce1d
+def size_table(
+    answers: dict[str, list[dict]], # from `read_answers`
+    by: str = "steps", # steps or length (characters) of the published answer
+) -> pd.DataFrame: # a row for each size: problems, and percent right (strict) of each model
+    "Accuracy by the size of the problem"
+    parts = {name: breakdown(a, by) for name, a in answers.items()}
+    n = next(iter(parts.values())).n
+    return pd.DataFrame({"problems": n, **{name: (100 * p.share).round(1) for name, p in parts.items()}})[n > 0]
+
+# %% ../nbs/04_analysis.ipynb #3c284d87
 COLOURS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "pink": "#CC79A7", "sky": "#56B4E9", "yellow": "#E69F00", "grey": "#8a8a8a"}
 
 @contextmanager
@@ -236,7 +273,7 @@ def figure_style(): # yields matplotlib.pyplot
             "axes.axisbelow": True, "figure.constrained_layout.use": True, "axes.prop_cycle": cycler(color=list(COLOURS.values())),
             "legend.frameon": False}): yield plt
 
-# %% ../nbs/04_analysis.ipynb #0bd6ce1d
+# %% ../nbs/04_analysis.ipynb #871dd178
 def save_figure(
     axes, # Axes, or an array of them
     path: Path | str, # without suffix
@@ -251,7 +288,7 @@ def save_figure(
         os.replace(part, path.with_name(f"{path.name}.{suffix}"))
     return [path.with_name(f"{path.name}.{s}") for s in ("png", "svg")]
 
-# %% ../nbs/04_analysis.ipynb #eef8ffad
+# %% ../nbs/04_analysis.ipynb #e587eb1d
 def _label(row, many):
     "A model's name, with its run where there are several"
     return f"{label(row.model)}\n{row.run}" if many and isinstance(row.run, str) else label(row.model)
@@ -262,13 +299,13 @@ def _title(table):
     kind = "generated (synthetic)" if row.preset == "toy" else f"GSM8K {row.dataset}"
     return f"{row.preset}: accuracy on {int(row.n):,} {kind} problems, {row.split} split"
 
-# %% ../nbs/04_analysis.ipynb #14b07472
+# %% ../nbs/04_analysis.ipynb #eb4ba9b9
 def _span(table):
     "Limits of the accuracy axis, in percent"
     right = 100 * max(table.strict_high.max(), table.numeric_high.fillna(0).max())
     return (-2, 104) if right > 50 else (-0.02 * right, 1.25 * right)
 
-# %% ../nbs/04_analysis.ipynb #871dd178
+# %% ../nbs/04_analysis.ipynb #b0c78640
 def plot_comparison(
     table: pd.DataFrame, # from `comparison_table`, of one preset and data set
     ax=None, # matplotlib Axes to draw on; a new figure by default
@@ -287,7 +324,7 @@ def plot_comparison(
         ax.invert_yaxis(); ax.grid(axis="y", visible=False); ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=2)
     return ax
 
-# %% ../nbs/04_analysis.ipynb #e587eb1d
+# %% ../nbs/04_analysis.ipynb #661e7b68
 def _intervals(ax, table, grader, name, colour, marker, shift):
     "Points with their intervals, in percent, on their rows"
     value, low, high = (100 * table[c].to_numpy() for c in (grader, f"{grader}_low", f"{grader}_high"))
@@ -296,7 +333,7 @@ def _intervals(ax, table, grader, name, colour, marker, shift):
                 markerfacecolor=colour if marker == "o" else "white")
     for x, end, at in zip(value, high, y): ax.annotate(f"{x:.1f}", (end, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
 
-# %% ../nbs/04_analysis.ipynb #fa4890ea
+# %% ../nbs/04_analysis.ipynb #10eced1d
 PANELS = [("loss", "loss, nats per supervised token"), ("grad_norm", "gradient norm"), ("learning_rate", "learning rate"),
           ("tokens_per_second", "tokens per second")]
 
@@ -310,7 +347,7 @@ def _draw_run(axes, log, label, colour, halflife):
     if "eval_loss" in log: axes[0].plot(*log.dropna(subset=["eval_loss"])[["step", "eval_loss"]].to_numpy().T, "s", ms=5, color=colour, mec="black")
     axes[0].plot([], [], color=colour, label=label)
 
-# %% ../nbs/04_analysis.ipynb #cb451695
+# %% ../nbs/04_analysis.ipynb #df6454b1
 def plot_training(
     logs: dict[str, pd.DataFrame], # name of each run and its log, from `read_log`
     halflife: float | None = None, # of the smoothing, in logged steps; a fortieth of the run by default
@@ -326,13 +363,29 @@ def plot_training(
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return axes
 
-# %% ../nbs/04_analysis.ipynb #90d53008
+# %% ../nbs/04_analysis.ipynb #2080f880
+def plot_errors(
+    answers: dict[str, list[dict]], # from `read_answers`
+    ax=None, # matplotlib Axes to draw on; a new figure by default
+): # Axes
+    "The share of each class in each model's answers"
+    table, left = error_table(answers), 0
+    with figure_style() as plt:
+        ax = ax or plt.subplots(figsize=(7.5, 1.4 + 0.42 * len(answers)))[1]
+        for kind, colour in zip(table.index, ("green", "sky", "orange", "pink", "yellow", "grey")):
+            ax.barh(list(table.columns), table.loc[kind], left=left, color=COLOURS[colour], label=kind, height=0.7)
+            left = left + table.loc[kind]
+        ax.set(xlim=(0, 100), xlabel="answers, %")
+        ax.invert_yaxis(); ax.grid(axis="y", visible=False); ax.figure.legend(loc="outside upper center", ncols=3)
+    return ax
+
+# %% ../nbs/04_analysis.ipynb #6ff9cab8
 def _stems(table):
     "A name for each group of comparable rows, no longer than it takes to tell them apart"
     for (preset, dataset), rows in table.dropna(subset=["strict"]).groupby(["preset", "dataset"]):
         for n, group in rows.groupby("n"): yield f"{preset}-{dataset}-comparison" + (f"-{int(n)}" if rows.n.nunique() > 1 else ""), group
 
-# %% ../nbs/04_analysis.ipynb #2697608a
+# %% ../nbs/04_analysis.ipynb #5713edb7
 def draw_figures(
     out: Path | str, # folder
     preset: str | None = None, # only this preset
@@ -341,13 +394,15 @@ def draw_figures(
     "Draw every figure that the records allow"
     import matplotlib; matplotlib.use("agg")
     files = [f for stem, rows in _stems(comparison_table(preset, root)) for f in save_figure(plot_comparison(rows), Path(out) / stem)]
+    for name, dataset in comparison_table(preset, root)[["preset", "dataset"]].drop_duplicates().itertuples(index=False):
+        if answers := read_answers(name, dataset, root): files += save_figure(plot_errors(answers), Path(out) / f"{name}-{dataset}-errors")
     runs = [r for r in read_runs(preset, root) if (r["file"].parent / "log.jsonl").exists()]
     for name in sorted({r["preset"] for r in runs}):
         logs = {r["run_name"]: read_log(r) for r in runs if r["preset"] == name}
         if logs := {run: log for run, log in logs.items() if len(log)}: files += save_figure(plot_training(logs), Path(out) / f"{name}-training")
     return files
 
-# %% ../nbs/04_analysis.ipynb #d0ba90be
+# %% ../nbs/04_analysis.ipynb #707be5bc
 def _where(preset):
     "Where the files of a preset's runs are, relative to the working folder"
     def short(p): return os.path.relpath(p)
@@ -356,7 +411,7 @@ def _where(preset):
     yield "answers", short(project_path("eval_results")) + os.sep + "*.predictions.jsonl, a line a problem; *.json, the protocols"
     if notebooks: yield "executed notebooks", ", ".join(map(short, notebooks))
 
-# %% ../nbs/04_analysis.ipynb #29c8cac4
+# %% ../nbs/04_analysis.ipynb #417aec89
 SCORES, COSTS = ["n", "exact [95 %]", "last number [95 %]"], ["trainable", "training", "tokens/s", "peak memory", "evaluation"]
 
 def report_preset(
@@ -377,7 +432,7 @@ def report_preset(
     for what, where in [("figures", ", ".join(map(os.path.relpath, files))), *_where(preset)]: print(f"{what}: {where}")
     return True
 
-# %% ../nbs/04_analysis.ipynb #4807820f
+# %% ../nbs/04_analysis.ipynb #02926fc3
 @call_parse
 def main(
     preset: str = "toy", # print the comparison of your own runs of this preset

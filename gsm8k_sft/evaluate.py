@@ -162,7 +162,7 @@ def pass_at_k(
     if not 0 <= c <= n or not 1 <= k <= n: raise ValueError(f"pass_at_k: n={n}, c={c}, k={k}: 0 <= c <= n and 1 <= k <= n are needed")
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
-# %% ../nbs/03_evaluate.ipynb #cbc1f4a3
+# %% ../nbs/03_evaluate.ipynb #c104af28
 def majority(
     answers: list[dict], # the predictions of one problem
     grader: str = "strict", # whose extracted numbers vote
@@ -177,7 +177,7 @@ def _same_number(text):
     "Dress that no grader minds is no other number"
     return re.sub(r"[$,\s]|\.0*$", "", text)
 
-# %% ../nbs/03_evaluate.ipynb #f4105efd
+# %% ../nbs/03_evaluate.ipynb #312be50e
 def _sampled(answers, samples):
     "maj@k, and pass@k for k = 1, 2, 4 and so on up to all, by each grader; None for a single answer"
     if samples < 2: return None
@@ -195,7 +195,7 @@ def _grouped(answers):
     for a in answers: groups.setdefault(a["id"], []).append(a)
     return groups
 
-# %% ../nbs/03_evaluate.ipynb #a5275f9c
+# %% ../nbs/03_evaluate.ipynb #e4d3b9cc
 def whole_lines(
     path: Path | str, # a JSONL file
 ) -> tuple[list[dict], int]: # the lines that were written whole, and the bytes they take
@@ -211,7 +211,7 @@ def _lines(data, path):
         except ValueError: raise EvaluationError(f"{path}, line {number}: not valid JSON; delete the file to ask these problems again") from None
     return lines, end
 
-# %% ../nbs/03_evaluate.ipynb #192ff18d
+# %% ../nbs/03_evaluate.ipynb #673b0be0
 def _set_aside(folder, name, endings, mark):
     "Move files of `name` to the folder `previous`, marked with what made them"
     for ending in endings:
@@ -220,7 +220,7 @@ def _set_aside(folder, name, endings, mark):
         path.replace(folder / "previous" / f"{name}.{mark}{ending}")
         print(f"{path.name} is kept in {folder.name}/previous/ (protocol {mark})", flush=True)
 
-# %% ../nbs/03_evaluate.ipynb #673b0be0
+# %% ../nbs/03_evaluate.ipynb #44c12093
 def _locked(path):
     "The file, open for reading and appending by this process alone"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,14 +230,14 @@ def _locked(path):
     if file.closed: raise EvaluationError(f"{path}: another process is writing this evaluation; wait for it, or stop it")
     return file
 
-# %% ../nbs/03_evaluate.ipynb #44c12093
+# %% ../nbs/03_evaluate.ipynb #5ef3b900
 def _append(file, lines):
     "Add JSON lines and see them onto the disk"
     file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
     file.flush()
     os.fsync(file.fileno())
 
-# %% ../nbs/03_evaluate.ipynb #5ef3b900
+# %% ../nbs/03_evaluate.ipynb #021e925a
 @contextmanager
 def open_partial(
     folder: Path, # eval_results
@@ -259,7 +259,7 @@ def open_partial(
         yield file, lines[1:]
     finally: file.close()
 
-# %% ../nbs/03_evaluate.ipynb #3eb9b5d1
+# %% ../nbs/03_evaluate.ipynb #650a5151
 def _finish(folder, name, record, answers):
     "Write predictions, then the result, then drop the partial file"
     text = "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in answers)
@@ -268,7 +268,7 @@ def _finish(folder, name, record, answers):
     (folder / f"{name}.partial.jsonl").unlink()
     return read_json(folder / f"{name}.json")
 
-# %% ../nbs/03_evaluate.ipynb #443e792e
+# %% ../nbs/03_evaluate.ipynb #77db3043
 def prediction_bytes(
     name: str, # a result's name
     folder: Path, # where its files are
@@ -279,7 +279,7 @@ def prediction_bytes(
     packed = path.with_name(f"{path.name}.gz")
     return gzip.decompress(packed.read_bytes()) if packed.exists() else None
 
-# %% ../nbs/03_evaluate.ipynb #77db3043
+# %% ../nbs/03_evaluate.ipynb #5643c673
 def complete_result(
     folder: Path, # eval_results
     name: str, # from `result_name`
@@ -292,13 +292,13 @@ def complete_result(
     same = protocol in (None, record["protocol"]["fingerprint"])
     return record if same and record["predictions_sha256"] == sha256(predictions).hexdigest() else None
 
-# %% ../nbs/03_evaluate.ipynb #7dadf9ce
+# %% ../nbs/03_evaluate.ipynb #ef9eabc6
 def _prediction(row, sample, prompt, answer):
     "One answer as it came"
     return {"id": row["id"], "sample": sample, "question": row["question"], "gold": row["final"], "prompt": prompt, "text": answer.text,
             "n_tokens": answer.n_tokens, "finish_reason": answer.finish_reason, "seconds": round(answer.seconds, 5), "batch_size": answer.batch_size}
 
-# %% ../nbs/03_evaluate.ipynb #28d31f37
+# %% ../nbs/03_evaluate.ipynb #fdb9fa8b
 def _ask(model, tokenizer, rows, prompts, cfg, file, found, progress):
     "All predictions: those found, and those that are left, appended to `file` as they come"
     e, done, rows = cfg.evaluation, {(a["id"], a["sample"]) for a in found}, list(rows)
@@ -318,18 +318,18 @@ def _ask(model, tokenizer, rows, prompts, cfg, file, found, progress):
     finally: _append(file, new)
     return whole_lines(file.name)[0][1:]
 
-# %% ../nbs/03_evaluate.ipynb #fdb9fa8b
+# %% ../nbs/03_evaluate.ipynb #06c7f586
 def _graded(answers, rows, samples):
     "The answers in the order of the problems, each with its verdicts and the class of its error"
     found, gold = {(a["id"], a["sample"]): a for a in answers}, dict(zip(rows["id"], rows["answer"]))
     return [a | grade_answer(a["text"], gold[i], a["finish_reason"]) for i in rows["id"] for a in [found[i, k] for k in range(samples)]]
 
-# %% ../nbs/03_evaluate.ipynb #06c7f586
+# %% ../nbs/03_evaluate.ipynb #b8c8392e
 def _verdicts(answers, samples):
     "What the grades come to"
     return {"accuracy": _accuracy(answers), "sampled": _sampled(answers, samples), "classes": dict(Counter(a["class"] for a in answers).most_common())}
 
-# %% ../nbs/03_evaluate.ipynb #cbe503d1
+# %% ../nbs/03_evaluate.ipynb #fb4cb881
 def _result(name, cfg, model_type, first, run, protocol, answers, n_found):
     "The record of a finished evaluation"
     tuned, seconds, tokens = not model_type.startswith("base"), sum(a["seconds"] for a in answers), sum(a["n_tokens"] for a in answers)
@@ -341,7 +341,7 @@ def _result(name, cfg, model_type, first, run, protocol, answers, n_found):
         "finish_reasons": dict(Counter(a["finish_reason"] for a in answers)),
         "batch_sizes": {str(k): v for k, v in sorted(Counter(a["batch_size"] for a in answers).items())}, "environment": environment()}
 
-# %% ../nbs/03_evaluate.ipynb #fb4cb881
+# %% ../nbs/03_evaluate.ipynb #d514d450
 def _first(rows, limit, cfg):
     "The problems to ask, and their number where they are only part of the split"
     if (limit or 0) < 0: raise EvaluationError(f"limit: {limit} must not be negative; 0 asks all problems")
@@ -351,7 +351,7 @@ def _first(rows, limit, cfg):
     rows = rows.select(range(limit)) if cut else rows
     return rows, len(rows) if sample else None
 
-# %% ../nbs/03_evaluate.ipynb #706806f6
+# %% ../nbs/03_evaluate.ipynb #56a12a7e
 def _make_way(folder, name):
     "Set an older result under this name aside, and count the GPU's memory from here"
     import torch
@@ -365,7 +365,7 @@ def _said(record, progress, note=""):
     if progress: print(f"{record['name']}{note}: {', '.join(shares)}, {record['seconds']:.1f} s", flush=True)
     return record
 
-# %% ../nbs/03_evaluate.ipynb #a77ee1be
+# %% ../nbs/03_evaluate.ipynb #ab72b2c3
 def evaluate(
     model, # on its device
     tokenizer, # its tokenizer
@@ -392,7 +392,7 @@ def evaluate(
         record = _result(name, cfg, model_type, first, run, protocol, answers, len(found))
         return _said(_finish(folder, name, record, answers), progress)
 
-# %% ../nbs/03_evaluate.ipynb #a61c5a32
+# %% ../nbs/03_evaluate.ipynb #b5b11ae0
 def regrade(
     name: str, # a finished evaluation
     rows, # `Dataset` of its problems, from `load_gsm8k`
@@ -411,7 +411,7 @@ def regrade(
     write_json(folder / f"{name}.json", record)
     return record
 
-# %% ../nbs/03_evaluate.ipynb #834e3f3e
+# %% ../nbs/03_evaluate.ipynb #4dd3781d
 def evaluate_base(
     cfg: DictConfig, # from `load_config`
     shots: list[int] | None = None, # evaluation.shots by default
@@ -427,7 +427,7 @@ def evaluate_base(
     known = weights_fingerprint(model)
     return [evaluate(model, tokenizer, rows, cfg, f"base-{k}shot", k, limit, None, again, progress, folder, known) for k in shots]
 
-# %% ../nbs/03_evaluate.ipynb #6343d3b3
+# %% ../nbs/03_evaluate.ipynb #3307d9c4
 def _run_config(run, split, overrides):
     "The configuration of a run, with another split or other evaluation settings"
     cfg = read_config(run)
@@ -437,7 +437,7 @@ def _run_config(run, split, overrides):
         cfg = _merge(cfg, OmegaConf.from_dotlist([part]), f"overrides ({part})")
     return cfg
 
-# %% ../nbs/03_evaluate.ipynb #3307d9c4
+# %% ../nbs/03_evaluate.ipynb #9e624ad3
 def evaluate_run(
     run: Path | str, # the run's folder, with model/ or adapter/ in it
     split: str | None = None, # test or validation; as the run's configuration says by default
@@ -454,7 +454,7 @@ def evaluate_run(
     model, tokenizer = load_tuned(run, dtype=cfg.evaluation.dtype)
     return evaluate(model, tokenizer, rows, cfg, cfg.tuning_method, 0, limit, run, again, progress, folder)
 
-# %% ../nbs/03_evaluate.ipynb #ce02b302
+# %% ../nbs/03_evaluate.ipynb #453488c6
 def quick_accuracy(
     model, # in training or not
     tokenizer, # its tokenizer
@@ -471,7 +471,7 @@ def quick_accuracy(
     return {"n": n, **shares, "finished": sum(a.finish_reason == "stop" for a in answers) / max(n, 1),
             "new_tokens": sum(a.n_tokens for a in answers), "seconds": round(time.perf_counter() - start, 3)}
 
-# %% ../nbs/03_evaluate.ipynb #8e5bd1ac
+# %% ../nbs/03_evaluate.ipynb #29733f00
 def read_predictions(
     name: str | dict, # a result's name, or the result
     folder: Path | None = None, # eval_results by default
@@ -482,7 +482,7 @@ def read_predictions(
     if (data := prediction_bytes(name, path.parent)) is None: raise EvaluationError(f"{path}: no such predictions; is the evaluation finished?")
     return _lines(data, path)[0]
 
-# %% ../nbs/03_evaluate.ipynb #29733f00
+# %% ../nbs/03_evaluate.ipynb #5634d00d
 def _pick(answers, n, right, wrong, grader):
     "So many right and wrong ones, spread over the file; what is lacking of one kind is filled up with the other"
     kinds = {True: [a for a in answers if a[grader]], False: [a for a in answers if not a[grader]]}
@@ -491,7 +491,7 @@ def _pick(answers, n, right, wrong, grader):
     n_wrong = min(len(kinds[False]), right + wrong - n_right)
     return [kinds[k][i * len(kinds[k]) // m] for k, m in ((True, n_right), (False, n_wrong)) for i in range(m)]
 
-# %% ../nbs/03_evaluate.ipynb #5634d00d
+# %% ../nbs/03_evaluate.ipynb #7d70d338
 def show_answers(
     answers: list[dict] | dict | str, # predictions, or a result or its name
     n: int = 5, # how many
@@ -509,7 +509,7 @@ def show_answers(
     head = "".join(f'<th style="text-align:left">{h}</th>' for h in (f"{grader}", "question", "answer", "right is"))
     return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
-# %% ../nbs/03_evaluate.ipynb #7ed77e64
+# %% ../nbs/03_evaluate.ipynb #c480ae9a
 def accuracy_table(
     results: list[dict], # from `evaluate`
 ): # pandas DataFrame, a row a result
@@ -519,7 +519,7 @@ def accuracy_table(
     return pd.DataFrame([{"model": r["model_type"], "problems": r["n"], **{f"{g} %": percent(v) for g, v in r["accuracy"].items()},
         "finished": f"{r['finish_reasons'].get('stop', 0) / r['n']:.0%}", "seconds": round(r["seconds"], 1), "tokens/s": round(r["tokens_per_second"])} for r in results])
 
-# %% ../nbs/03_evaluate.ipynb #6a5d2911
+# %% ../nbs/03_evaluate.ipynb #e3459b68
 def _numbers(name, text):
     "Whole numbers of an argument"
     if not re.fullmatch(r"[0-9 ,]*", text): raise EvaluationError(f"{name}: {text!r} must be whole numbers, such as \"0 1\"")

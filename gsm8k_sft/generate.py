@@ -192,7 +192,7 @@ def _step(self, n):
     "One more token for the first `n` of the active rows"
     row = self.active[:n]
     position, live = self.position[row], self.live[row]
-    self.slots.decode(row, position, None if row.is_cuda else int(position.max()) + 1)
+    self.slots.decode(row, position, None if row.is_cuda else int(position.max()) + 1, self.first)
     logits = self.forward(self.token[row][None], position)
     self.position[row] = position + live
     self.advance(row, logits)
@@ -227,7 +227,8 @@ def _sizes(self):
 def _decode(self, steps):
     "So many steps for all items"
     import torch
-    rows = list(self.items)
+    rows, self.first = list(self.items), False
+    if not self.active.is_cuda and len(rows) >= 0.75 * (most := max(rows) + 1): rows, self.first = list(range(most)), True
     self.active.copy_(torch.tensor(rows + [self.rows] * (self.rows - len(rows))))
     recorded = self.recorded and self.active.is_cuda
     n = next(size for size in _sizes(self) if size >= len(rows)) if recorded else len(rows)

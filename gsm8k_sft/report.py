@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 import pandas as pd
 from fastcore.script import call_parse
-from .analysis import LABELS, mean_label, average_seeds, comparison_table, draw_figures, format_table, markdown_table, read_evaluations, read_runs
+from .analysis import LABELS, mean_label, average_seeds, comparison_table, draw_figures, error_table, format_table, markdown_table, read_answers, read_evaluations, read_runs, size_table
 from .core import project_path, project_root, write_text
 from .sweep import read_matrix, run_name
 
@@ -70,17 +70,27 @@ def _means(rows):
     return "\n\n" + markdown_table(shown)
 
 # %% ../nbs/05_report.ipynb #8166081d
-def _section(rows, evaluations, out):
+def _errors(preset, dataset, out, root):
+    "What went wrong, where predictions are kept"
+    answers, figure = read_answers(preset, dataset, root), f"{preset}-{dataset}-errors.png"
+    if not answers: return []
+    tables = [markdown_table(t.reset_index()) for t in (error_table(answers), size_table(answers, "steps"), size_table(answers, "length"))]
+    return ["What the answers are, in percent:", tables[0], *([f"![What the answers of each model are]({figure})"] if (Path(out) / figure).exists() else []),
+            "Right answers (exact) in percent, by the steps of the published answer and by its length in characters:", *tables[1:]]
+
+# %% ../nbs/05_report.ipynb #b59d5bd8
+def _section(rows, evaluations, out, root):
     "One preset and data set: table, figure, protocol"
     preset, dataset = rows.preset.iloc[0], rows.dataset.iloc[0]
     mine = [e for e in evaluations if e["configuration"]["preset"] == preset and e["dataset"] == dataset]
     kind = "generated (synthetic) problems" if preset == "toy" else "GSM8K"
     figure, text = f"{preset}-{dataset}-comparison.png", [f"## {preset} on {dataset}: {kind}", markdown_table(format_table(rows)) + _means(rows)]
     if (Path(out) / figure).exists(): text.append(f"![Accuracy of each model with its 95 % interval]({figure})")
+    text += _errors(preset, dataset, out, root)
     if mine: text += ["How it was measured:", "\n".join(protocol_lines(mine)), f"The first question as the model saw it:\n\n```\n{mine[0]['protocol'].get('prompt', '')}\n```"]
     return "\n\n".join(text)
 
-# %% ../nbs/05_report.ipynb #825fa8d6
+# %% ../nbs/05_report.ipynb #a8265950
 def _repeat(records):
     "Commands, commits and machines"
     made = [r["environment"] for r in records if r.get("environment")]
@@ -90,7 +100,7 @@ def _repeat(records):
             "`make figures` and `make report` read the records. The toy runs need nothing else: `make demo`.",
             f"Commits: {', '.join(commits) or 'none recorded'}. Machines: {'; '.join(on) or 'none recorded'}. Versions: constraints.txt, and `environment` in each record."]
 
-# %% ../nbs/05_report.ipynb #52bf3206
+# %% ../nbs/05_report.ipynb #bb26fed8
 INTRODUCTION = """# Full fine-tuning and LoRA on GSM8K
 
 How much does supervised fine-tuning improve a small Gemma's answers on GSM8K, and does LoRA, which trains a small share of the parameters, reach what full fine-tuning reaches? Each tuned model is compared with its own base model, asked zero-shot and one-shot, on problems that no training saw.
@@ -103,7 +113,7 @@ def _warning(table):
     if set(table.preset) == {"toy"}: return "**Toy runs only: synthetic problems, a toy model. Nothing here is a result on GSM8K.**"
     return ""
 
-# %% ../nbs/05_report.ipynb #bb26fed8
+# %% ../nbs/05_report.ipynb #9f966520
 def make_report(
     out: Path | str | None = None, # folder; report/ in the project by default
     root: Path | str | None = None, # records laid out as results/, which is the default
@@ -113,12 +123,12 @@ def make_report(
     table, evaluations, runs = comparison_table(root=root), read_evaluations(root=root), read_runs(root=root)
     draw_figures(out, root=root)
     missing = missing_runs(table, read_matrix())
-    parts = [INTRODUCTION, _warning(table), *(_section(rows, evaluations, out) for _, rows in table.groupby(["preset", "dataset"]))]
+    parts = [INTRODUCTION, _warning(table), *(_section(rows, evaluations, out, root) for _, rows in table.groupby(["preset", "dataset"]))]
     parts += ["## Missing\n\n" + ("\n".join(f"- {m}" for m in missing) or "Nothing that settings.ini asks for."),
               "## What this doesn't show\n\n" + "\n".join(f"- {l}" for l in (limits(table) if len(table) else [])), *_repeat([*runs, *evaluations])]
     return write_text(out / "report.md", "\n\n".join(filter(None, parts)) + "\n")
 
-# %% ../nbs/05_report.ipynb #a660f541
+# %% ../nbs/05_report.ipynb #255d15b3
 @call_parse
 def main(
     out: str = "", # folder; report/ in the project by default

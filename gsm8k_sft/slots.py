@@ -7,7 +7,7 @@ __all__ = ['IMPLEMENTATION', 'Slots', 'grouped_attention', 'slot_attention']
 
 # %% ../nbs/parts/slots.ipynb #806e528c
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 # %% ../nbs/parts/slots.ipynb #e437d9d2
@@ -32,10 +32,10 @@ def _prefill(self, rows, counts, device):
 Slots.prefill = _prefill
 
 # %% ../nbs/parts/slots.ipynb #d1cee26a
-def _decode(self, row, position, reach=None):
-    "The next pass holds one token for each of `row`, at `position`"
+def _decode(self, row, position, reach=None, first=False):
+    "The next pass holds one token for each of `row`, at `position`; `first` says that these are rows 0, 1, 2 and so on"
     self.row, self.position, self.slot = row, position, row * self.length + position
-    self.reach, self.memo = reach or self.length, {}
+    self.reach, self.first, self.memo = reach or self.length, first, {}
 
 Slots.decode = _decode
 
@@ -80,11 +80,15 @@ def _plain_prefill(slots, query, key, value, scale, window, softcap):
 # %% ../nbs/parts/slots.ipynb #1c2ef5a8
 def _plain_decode(slots, query, key, value, scale, window, softcap):
     "One token a row: it sees its row's slots up to its own, within the window"
+    n, heads, d = query.shape
     if window not in slots.memo:
         slot, own = torch.arange(slots.reach, device=query.device), slots.position[:, None, None]
         slots.memo[window] = (slot <= own) & (slot > own - (window or slots.length))
-    key, value = (t.view(slots.rows, slots.length, *t.shape[1:])[:, :slots.reach][slots.row] for t in (key, value))
-    return grouped_attention(query[:, None], key, value, slots.memo[window], scale, softcap)[:, 0]
+    rows = slice(n) if slots.first else slots.row
+    key, value = (t.view(slots.rows, slots.length, *t.shape[1:])[:, :slots.reach][rows] for t in (key, value))
+    if softcap: return grouped_attention(query[:, None], key, value, slots.memo[window], scale, softcap)[:, 0]
+    return scaled_dot_product_attention(query.view(n, -1, heads // key.shape[2], d), key.transpose(1, 2), value.transpose(1, 2),
+                                        attn_mask=slots.memo[window][:, None], scale=scale).reshape(n, heads, d)
 
 # %% ../nbs/parts/slots.ipynb #3b3c4554
 def _flash(query, key, value, bounds_q, first_k, longest_q, longest_k, causal, scale, window=None, used=None):

@@ -154,3 +154,30 @@ def test_commands_without_records(tmp_path):
     assert shell("gsm8k_sft.sweep", "--dry-run", GSM8K_SFT_SWEEP_SEED="5", GSM8K_SFT_SWEEP_TUNING="lora").stdout == "toy lora_main-s5\n"
     wrong = shell("gsm8k_sft.sweep", "--dry-run", GSM8K_SFT_SWEEP_TUNING="lorra")
     assert wrong.returncode and "Did you mean 'lora'" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_error_tables_from_kept_predictions(tmp_path):
+    "Predictions beside the results, plain and packed; drawn answers and other protocols stay out"
+    import gzip, json
+    from hashlib import sha256
+    from gsm8k_sft.analysis import error_table, read_answers, size_table
+    from gsm8k_sft.evaluate import GRADER
+    def add(model, rows, pack=False, **protocol):
+        text = "".join(json.dumps(r) + "\n" for r in rows).encode()
+        name = f"{model}{len(protocol)}"
+        add_evaluation(tmp_path, model, 1, protocol={"grader": GRADER, "decoding": "greedy", "fingerprint": name} | protocol, name=name,
+                       predictions_sha256=sha256(text).hexdigest(), seed=len(protocol))
+        (tmp_path / "toy" / "eval" / f"{model}-{len(protocol)}.json").rename(tmp_path / "toy" / "eval" / f"{name}.json")
+        path = tmp_path / "toy" / "eval" / f"{name}.predictions.jsonl"
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(text)) if pack else path.write_bytes(text)
+    row = lambda i, kind: {"id": f"t/{i}", "class": kind, "strict": kind == "right", "gold_steps": i + 1, "gold_length": 50 + 300 * i}
+    add("lora", [row(0, "right"), row(1, "wrong plan")], pack=True)
+    add("base-5shot", [row(0, "no final answer"), row(1, "cut at the limit")])
+    add("full", [row(0, "right"), row(1, "right")], calculator=True)
+    answers = read_answers("toy", root=tmp_path)
+    assert list(answers) == ["base, 5-shot", "LoRA"]
+    assert error_table(answers)["LoRA"].to_dict()["wrong plan"] == 50.0
+    assert size_table(answers)["LoRA"].to_dict() == {"1": 100.0, "2": 0.0} and size_table(answers, "length").problems.sum() == 2
+    (tmp_path / "toy" / "eval" / "base-5shot0.predictions.jsonl").write_text("{}\n")
+    assert list(read_answers("toy", root=tmp_path)) == ["LoRA"], "predictions that are not the result's don't count"
+    assert make_report(tmp_path / "out", tmp_path).read_text().count("wrong plan") == 1
