@@ -138,6 +138,8 @@ class TrainConfig:
     lr_scheduler_kwargs: dict[str, Any] | None = MISSING
     gradient_checkpointing: bool = MISSING
     train_sampling_strategy: Literal["random", "group_by_length"] = MISSING
+    packing: bool = MISSING
+    max_tokens: int = MISSING
     logging_steps: int = MISSING
     eval_steps: int = MISSING
     validation_samples: int = MISSING
@@ -266,7 +268,7 @@ def _check_bounds(cfg):
     t, d, l, e = cfg.train, cfg.data, cfg.lora_config, cfg.evaluation
     above = {"train.learning_rate": t.learning_rate, "train.max_grad_norm": t.max_grad_norm, "train.num_train_epochs": t.num_train_epochs,
              "train.per_device_train_batch_size": t.per_device_train_batch_size, "train.logging_steps": t.logging_steps,
-             "train.gradient_accumulation_steps": t.gradient_accumulation_steps, "train.save_steps": t.save_steps,
+             "train.gradient_accumulation_steps": t.gradient_accumulation_steps, "train.save_steps": t.save_steps, "train.max_tokens": t.max_tokens,
              "lora_config.r": l.r, "lora_config.lora_alpha": l.lora_alpha, "data.max_length": d.max_length,
              "evaluation.batch_size": 1 if e.batch_size is None else e.batch_size, "evaluation.samples": e.samples, "evaluation.top_p": e.top_p,
              "evaluation.max_new_tokens": e.max_new_tokens, "evaluation.save_every": e.save_every}
@@ -421,7 +423,9 @@ def read_config(
 ) -> DictConfig: # typed by the schema
     "The resolved configuration of a run"
     path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
-    begun = _merge(OmegaConf.structured(Config), OmegaConf.masked_copy(_read_yaml(CONFIGS / "base.yaml"), ["evaluation"]), "base.yaml")
+    base = _read_yaml(CONFIGS / "base.yaml")
+    since = OmegaConf.create({"evaluation": base.evaluation, "train": {"packing": False, "max_tokens": base.train.max_tokens}})
+    begun = _merge(OmegaConf.structured(Config), since, "base.yaml")
     return _merge(begun, _read_yaml(path), str(path))
 
 # %% ../nbs/00_core.ipynb #04517b19

@@ -9,7 +9,7 @@ __all__ = ['SAME', 'PANELS', 'TrainingError', 'TrainingInterrupted', 'training_a
 
 # %% ../nbs/02_train.ipynb #e87f153a
 import io, json, math, os, shutil, signal, sys, time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from .models import count_parameters, load_model, load_tokenizer, precision_of, prepare_for_training, resolve_model, weights_fingerprint
@@ -23,6 +23,7 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from .core import (check_choice, environment, load_config, peak_memory, read_config, read_json, run_folder, save_config, set_seed, setting, write_json, write_text)
+from .packing import PACKED, PackedCollator, packed_loss
 from .data import TRAINING_SPLITS, Collator, Renderer, data_fingerprint, load_gsm8k, tokenize_split
 from .evaluate import evaluate_run, quick_accuracy
 
@@ -107,15 +108,57 @@ class GSM8KTrainer(Trainer):
     ):
         super().__init__(**kwargs)
         self.cfg, self.sample = cfg, sample
+        self.inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        if cfg.train.packing: _check_packing(self.inner)
 
-# %% ../nbs/02_train.ipynb #2225af18
+# %% ../nbs/02_train.ipynb #f5890ff7
+def _check_packing(inner):
+    "A model whose attention can't be told about examples is refused"
+    if not getattr(inner, "_supports_attention_backend", False):
+        raise TrainingError(f"train.packing: {type(inner).__name__} doesn't use transformers' attention interface; set train.packing=false")
+
+@contextmanager
+def _packed_attention(inner):
+    "Attention within examples; afterwards as it was"
+    before = inner.config._attn_implementation
+    inner.config._attn_implementation = PACKED
+    try: yield
+    finally: inner.config._attn_implementation = before
+
+# %% ../nbs/02_train.ipynb #571a4896
+@patch
+def _chunk_loss(self: GSM8KTrainer, model, chunk): return packed_loss(model, self.inner, chunk, torch.bfloat16 if self.args.bf16 else None)
+
+@patch
+def training_step(self: GSM8KTrainer, model, inputs, num_items_in_batch=None):
+    if "chunks" not in inputs: return Trainer.training_step(self, model, inputs, num_items_in_batch)
+    model.train()
+    inputs, total = self._prepare_inputs(inputs), torch.zeros((), device=self.args.device)
+    share = self.accelerator.num_processes / (num_items_in_batch or sum(len(c["targets"]) for c in inputs["chunks"]))
+    with _packed_attention(self.inner): # until the backward pass is done: checkpointing calls the layers again
+        for i, chunk in enumerate(inputs["chunks"], 1):
+            with nullcontext() if i == len(inputs["chunks"]) else self.accelerator.no_sync(model):
+                loss = self._chunk_loss(model, chunk) * share
+                self.accelerator.backward(loss)
+            total += loss.detach()
+    return total
+
+# %% ../nbs/02_train.ipynb #83e70bd7
+@patch
+def compute_loss(self: GSM8KTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
+    if "chunks" not in inputs: return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+    n = sum(len(c["targets"]) for c in inputs["chunks"])
+    with _packed_attention(self.inner): loss = sum(self._chunk_loss(model, c) for c in inputs["chunks"]) / n
+    return (loss, {"loss": loss}) if return_outputs else loss
+
+# %% ../nbs/02_train.ipynb #4120a4fe
 @patch
 def _get_train_sampler(self: GSM8KTrainer, train_dataset=None):
     data, grouped = train_dataset or self.train_dataset, self.args.train_sampling_strategy == "group_by_length"
     group = self.args.train_batch_size * self.args.gradient_accumulation_steps
     return EpochSampler(len(data), self.args.seed, [len(x) for x in data["input_ids"]] if grouped else None, group)
 
-# %% ../nbs/02_train.ipynb #f5890ff7
+# %% ../nbs/02_train.ipynb #b09854d6
 @patch
 def evaluation_loop(self: GSM8KTrainer, *args, **kwargs):
     out = Trainer.evaluation_loop(self, *args, **kwargs)
@@ -125,7 +168,7 @@ def evaluation_loop(self: GSM8KTrainer, *args, **kwargs):
     out.metrics.update({f"eval_accuracy_{k}": accuracy[k] for k in ("strict", "flexible")}, eval_finished=accuracy["finished"])
     return out
 
-# %% ../nbs/02_train.ipynb #caa9a462
+# %% ../nbs/02_train.ipynb #84fb95bb
 class RunLog(TrainerCallback):
     "Write log.jsonl, and stop at a loss or gradient norm that is not finite"
     def __init__(
@@ -142,7 +185,7 @@ class RunLog(TrainerCallback):
         if self.file: self.file.close()
         self.file = None
 
-# %% ../nbs/02_train.ipynb #4120a4fe
+# %% ../nbs/02_train.ipynb #b6241ce5
 @patch
 def on_train_begin(self: RunLog, args, state, control, **kwargs):
     if not state.is_world_process_zero: return
@@ -152,7 +195,7 @@ def on_train_begin(self: RunLog, args, state, control, **kwargs):
     self.seconds = max((r["seconds"] for r in self.rows), default=0.0)
     self.tokens, self.mark = state.num_input_tokens_seen, time.perf_counter()
 
-# %% ../nbs/02_train.ipynb #2f54ccff
+# %% ../nbs/02_train.ipynb #0258d1eb
 @patch
 def _step(self: RunLog, state, logs, now):
     "The line of a training step"
@@ -161,7 +204,7 @@ def _step(self: RunLog, state, logs, now):
     return {"loss": logs["loss"], "grad_norm": logs.get("grad_norm"), "learning_rate": logs["learning_rate"], "tokens": self.tokens,
             "tokens_per_second": new / spent, "memory": peak_memory()}
 
-# %% ../nbs/02_train.ipynb #84fb95bb
+# %% ../nbs/02_train.ipynb #200e80d2
 @patch
 def on_log(self: RunLog, args, state, control, logs, **kwargs):
     if self.file is None or not ("loss" in logs or "eval_loss" in logs): return
@@ -174,7 +217,7 @@ def on_log(self: RunLog, args, state, control, logs, **kwargs):
     self.mark = now
     _check_finite(row, args)
 
-# %% ../nbs/02_train.ipynb #b6241ce5
+# %% ../nbs/02_train.ipynb #d9226702
 def _check_finite(row, args):
     "Raise a `TrainingError` at a loss or gradient norm that is not finite, naming the step"
     bad = [k for k in ("loss", "grad_norm", "eval_loss") if row.get(k) is not None and not math.isfinite(row[k])]
@@ -184,7 +227,7 @@ def _check_finite(row, args):
     raise TrainingError(f"{bad[0]} is {row[bad[0]]} at step {row['step']}{since}. Training stopped; {last.name if last else 'no checkpoint'} is kept. "
                         "Try a smaller train.learning_rate, longer warm-up, or model.precision=mixed.")
 
-# %% ../nbs/02_train.ipynb #437da77f
+# %% ../nbs/02_train.ipynb #163b034e
 def read_log(
     path: Path | str, # a log.jsonl; it may be missing
 ) -> list[dict]: # its rows; a torn last line, left by a killed run, is dropped
@@ -197,7 +240,7 @@ def read_log(
             if number < len(lines): raise TrainingError(f"{path}, line {number}: not valid JSON; move the file away to start anew") from None
     return rows
 
-# %% ../nbs/02_train.ipynb #163b034e
+# %% ../nbs/02_train.ipynb #8063d6a8
 class StopOnSignal(TrainerCallback):
     "At SIGTERM or SIGINT: finish the step, save, stop"
     def __init__(self): self.received, self.before = None, {}
@@ -212,7 +255,7 @@ class StopOnSignal(TrainerCallback):
         for s, handler in self.before.items(): signal.signal(s, handler)
         self.before = {}
 
-# %% ../nbs/02_train.ipynb #c27dd6a5
+# %% ../nbs/02_train.ipynb #51641c91
 @patch
 def on_train_begin(self: StopOnSignal, args, state, control, **kwargs):
     try: self.before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -224,7 +267,7 @@ def on_step_end(self: StopOnSignal, args, state, control, **kwargs):
     control.should_save = control.should_training_stop = True
     control.should_evaluate = False
 
-# %% ../nbs/02_train.ipynb #8063d6a8
+# %% ../nbs/02_train.ipynb #c5d2f764
 def last_checkpoint(
     folder: Path | str, # the run's folder
 ) -> Path | None: # the newest whole checkpoint; None if there is none
@@ -238,7 +281,7 @@ def _whole(checkpoint):
     except (OSError, ValueError): return False
     return all(any(checkpoint.glob(name)) for name in ("*.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth"))
 
-# %% ../nbs/02_train.ipynb #c5d2f764
+# %% ../nbs/02_train.ipynb #73673e04
 def open_run(
     cfg: DictConfig, # from `load_config`
 ) -> tuple[Path, Path | None, dict | None]: # run folder; checkpoint to resume from or None; record if complete and reused
@@ -256,7 +299,7 @@ def open_run(
     save_config(cfg, folder)
     return folder, checkpoint, None
 
-# %% ../nbs/02_train.ipynb #3202d8e7
+# %% ../nbs/02_train.ipynb #18d5c209
 def _trains_alike(a, b):
     "Whether two configurations describe the same training: reporting, reuse and evaluation don't matter"
     def essence(cfg):
@@ -271,7 +314,7 @@ def _set_aside(folder):
     if previous.exists(): shutil.rmtree(previous)
     folder.rename(previous)
 
-# %% ../nbs/02_train.ipynb #18d5c209
+# %% ../nbs/02_train.ipynb #5511b92c
 class Progress(TrainerCallback):
     "A line of text, and in a notebook a live chart, every few seconds"
     def __init__(
@@ -290,7 +333,7 @@ class Progress(TrainerCallback):
         if self.chart: self.handle = _draw(self.log.rows, self.handle)
         self.log.mark = time.perf_counter() # drawing isn't training
 
-# %% ../nbs/02_train.ipynb #809601d3
+# %% ../nbs/02_train.ipynb #506cf2b6
 @patch
 def on_log(self: Progress, args, state, control, logs, **kwargs):
     if not state.is_world_process_zero: return
@@ -301,7 +344,7 @@ def on_log(self: Progress, args, state, control, logs, **kwargs):
 def on_train_end(self: Progress, args, state, control, **kwargs):
     if state.is_world_process_zero and self.log.rows and self.shown != state.global_step: self.show(state)
 
-# %% ../nbs/02_train.ipynb #298ae112
+# %% ../nbs/02_train.ipynb #355e9b6a
 def _in_notebook():
     "Whether an IPython kernel shows our output"
     try: return get_ipython().__class__.__name__ == "ZMQInteractiveShell"
@@ -316,16 +359,16 @@ def _progress_line(rows, state):
     return (f"step {r['step']}/{state.max_steps} · loss {r['loss']:.3f} · lr {r['learning_rate']:.1e} · "
             f"{speed:,.0f} tokens/s · {r['seconds']:.0f} s, {left:.0f} s left")
 
-# %% ../nbs/02_train.ipynb #8671b802
+# %% ../nbs/02_train.ipynb #7617b135
 def _evaluation_line(state, logs):
     "validation at step 100: loss 0.51, accuracy 12.5 %"
     accuracy = f", accuracy {logs['eval_accuracy_strict']:.1%} strict, {logs['eval_finished']:.0%} ended" if "eval_accuracy_strict" in logs else ""
     return f"validation at step {state.global_step}: loss {logs['eval_loss']:.3f}{accuracy}"
 
-# %% ../nbs/02_train.ipynb #355e9b6a
+# %% ../nbs/02_train.ipynb #29d2121b
 PANELS = {"loss": "loss (nats a token)", "learning_rate": "learning rate", "grad_norm": "gradient norm", "tokens_per_second": "tokens/s"}
 
-# %% ../nbs/02_train.ipynb #7617b135
+# %% ../nbs/02_train.ipynb #261baa44
 def plot_log(
     rows: list[dict], # of a log.jsonl
     figure: Any = None, # a matplotlib Figure to draw on; a new one by default
@@ -344,7 +387,7 @@ def plot_log(
         figure.axes[0].legend(frameon=False)
     return figure
 
-# %% ../nbs/02_train.ipynb #70bfd9c1
+# %% ../nbs/02_train.ipynb #618fe5bb
 def _draw(rows, handle):
     "Show `plot_log`, or update what is shown"
     from IPython.display import Image, display
@@ -355,7 +398,7 @@ def _draw(rows, handle):
     handle.update(picture)
     return handle
 
-# %% ../nbs/02_train.ipynb #29d2121b
+# %% ../nbs/02_train.ipynb #6000daca
 def enable_checkpointing(
     model, # transformers or peft model
 ) -> None:
@@ -364,7 +407,7 @@ def enable_checkpointing(
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else: model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-# %% ../nbs/02_train.ipynb #618fe5bb
+# %% ../nbs/02_train.ipynb #757a18f9
 def load_for_training(cfg):
     "Tokenizer, problems, tokenised splits with their report, and the model, ready to train"
     tokenizer = load_tokenizer(cfg)
@@ -382,7 +425,7 @@ def load_for_training(cfg):
     if cfg.train.gradient_checkpointing: enable_checkpointing(model)
     return tokenizer, rows, tokens, reports, model, base_fingerprint
 
-# %% ../nbs/02_train.ipynb #1d53f0da
+# %% ../nbs/02_train.ipynb #8a454d63
 def build_trainer(cfg, folder, tokenizer, rows, tokens, model):
     "A `GSM8KTrainer` with its callbacks: (trainer, log, signals)"
     log, signals = RunLog(folder), StopOnSignal()
@@ -392,11 +435,12 @@ def build_trainer(cfg, folder, tokenizer, rows, tokens, model):
     trainer = GSM8KTrainer(
         cfg, sample if sample is not None and len(sample) else None, model=model, args=training_arguments(cfg, folder),
         train_dataset=tokens["train"], eval_dataset=tokens["validation"] if _evaluates(cfg) else None,
-        data_collator=Collator(tokenizer.pad_token_id), processing_class=tokenizer, callbacks=callbacks)
+        data_collator=PackedCollator(cfg.train.max_tokens) if cfg.train.packing else Collator(tokenizer.pad_token_id),
+        processing_class=tokenizer, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback) # `Progress` says it in fewer lines
     return trainer, log, signals
 
-# %% ../nbs/02_train.ipynb #6000daca
+# %% ../nbs/02_train.ipynb #61b52d63
 @contextmanager
 def wandb_run(
     cfg: DictConfig, # from `load_config`
@@ -417,7 +461,7 @@ def wandb_run(
         raise
     run.finish()
 
-# %% ../nbs/02_train.ipynb #8a454d63
+# %% ../nbs/02_train.ipynb #9b3f9492
 def _opening_record(cfg, rows, reports, model, base_fingerprint):
     "What is known before the first step"
     train = reports["train"]
@@ -438,7 +482,7 @@ def _closing_record(trainer, log):
             "tokens_per_second": round(last["tokens"] / seconds, 1), "peak_memory": peak_memory(),
             "final_loss": sum(r["loss"] for r in final) / len(final), "validation": evals[-1] if evals else None}
 
-# %% ../nbs/02_train.ipynb #61b52d63
+# %% ../nbs/02_train.ipynb #4e44363b
 def _save_weights(trainer, folder, cfg):
     "The tuned weights and the tokenizer, in model/ or adapter/"
     model, name = trainer.model, "model" if cfg.tuning_method == "full" else "adapter"
@@ -452,7 +496,7 @@ def _save_weights(trainer, folder, cfg):
     shutil.rmtree(whole, ignore_errors=True)
     part.rename(whole)
 
-# %% ../nbs/02_train.ipynb #a4a169ac
+# %% ../nbs/02_train.ipynb #b7ba3a6b
 def _fit(trainer, log, signals, checkpoint, folder, record):
     "Run the Trainer; whatever ends it, the record says so"
     try:
@@ -470,14 +514,14 @@ def _fit(trainer, log, signals, checkpoint, folder, record):
         raise TrainingInterrupted(f"{signals.received} at step {step} of {trainer.state.max_steps}: checkpoint-{step} "
                                   f"is in {folder}. The same command goes on from there.")
 
-# %% ../nbs/02_train.ipynb #9b3f9492
+# %% ../nbs/02_train.ipynb #c22e6226
 def _open_on_main(cfg):
     "`open_run` in the main process, its answer in all of them"
     state = PartialState(cpu=not torch.cuda.is_available())
     opened = [open_run(cfg) if state.is_main_process else None]
     return broadcast_object_list(opened)[0] if state.num_processes > 1 else opened[0]
 
-# %% ../nbs/02_train.ipynb #4e44363b
+# %% ../nbs/02_train.ipynb #f9845925
 def _check_base(folder, checkpoint, base_fingerprint):
     "Stop before a checkpoint is loaded onto other base weights"
     began = read_json(folder / "record.json").get("model_fingerprint") if checkpoint else base_fingerprint
@@ -485,7 +529,7 @@ def _check_base(folder, checkpoint, base_fingerprint):
         raise TrainingError(f"{folder}: the run began over base weights {began[:12]}, and they are now {base_fingerprint[:12]}. "
                             "Give the run another name (run_name=...) or delete its folder to start anew.")
 
-# %% ../nbs/02_train.ipynb #7339a402
+# %% ../nbs/02_train.ipynb #b8468d82
 def train(
     cfg: DictConfig, # from `load_config`
     evaluate: bool = True, # ask the tuned model the problems of `cfg.evaluation.split`
@@ -506,7 +550,7 @@ def train(
         _fit(trainer, log, signals, checkpoint, folder, record)
         return _finish(trainer, cfg, folder, record, run, evaluate)
 
-# %% ../nbs/02_train.ipynb #c22e6226
+# %% ../nbs/02_train.ipynb #8dcf4f09
 def _finish(trainer, cfg, folder, record, run, evaluate):
     "Save the weights, evaluate what was saved, complete the record"
     record |= {"tuned_fingerprint": weights_fingerprint(trainer.model), "processes": trainer.args.world_size}
@@ -527,7 +571,7 @@ def _summarise(run, record, results):
     run.summary.update({f"parameters/{k}": v for k, v in record["parameters"].items()})
     for r in results: run.summary.update({f"{r['split']}/accuracy_{k}": v["value"] for k, v in r["accuracy"].items()})
 
-# %% ../nbs/02_train.ipynb #837c0f45
+# %% ../nbs/02_train.ipynb #b835431f
 @call_parse
 def main(
     preset: str = "toy", # toy, gemma-3-270m, gemma-2b-it, gemma-2-9b-it

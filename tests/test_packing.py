@@ -1,0 +1,120 @@
+"Packed training against padded: loss, gradients, steps, schedule, accumulation, adapters, checkpointing, resume"
+import json
+import pytest
+import torch
+from gsm8k_sft.core import load_config
+from gsm8k_sft.models import count_parameters, prepare_for_training
+from gsm8k_sft.packing import PACKED, PackedCollator, first_fit, linear_cross_entropy, packed_loss
+from gsm8k_sft.train import TrainingError, build_trainer, load_for_training, train
+
+SMALL = ("data.train_samples=44 data.test_samples=8 train.per_device_train_batch_size=8 train.num_train_epochs=1 train.eval_steps=0 train.save_steps=1000 "
+         "train.logging_steps=1 model.precision=fp32 train.optim=adamw_torch train.validation_samples=0 data.validation_fraction=0.1 lora_config.lora_dropout=0")
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("GSM8K_SFT_PATHS_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("GSM8K_SFT_PATHS_EVAL_RESULTS", str(tmp_path / "eval"))
+
+
+def run(name, tuning="full", **changes):
+    "The log's steps and the trained weights"
+    parts = [f"{k.replace('__', '.')}={v}" for k, v in changes.items()]
+    cfg = load_config("toy", tuning, overrides=[*SMALL.split(), f"run_name={name}", *parts])
+    tokenizer, rows, tokens, reports, model, _ = load_for_training(cfg)
+    from gsm8k_sft.core import run_folder
+    folder = run_folder(cfg)
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer, log, signals = build_trainer(cfg, folder, tokenizer, rows, tokens, model)
+    trainer.train()
+    signals.restore()
+    assert model.config._attn_implementation != PACKED, "attention is as it was"
+    return [r for r in log.rows if "loss" in r], {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def same(a, b, tolerance):
+    (log_a, weights_a), (log_b, weights_b) = a, b
+    assert [r["step"] for r in log_a] == [r["step"] for r in log_b] and [r["learning_rate"] for r in log_a] == [r["learning_rate"] for r in log_b]
+    assert [r["tokens"] for r in log_a] == [r["tokens"] for r in log_b]
+    for key in ("loss", "grad_norm"): assert [r[key] for r in log_a] == pytest.approx([r[key] for r in log_b], rel=tolerance)
+    for n, w in weights_a.items(): assert float((w - weights_b[n]).norm() / w.norm().clamp(min=1e-9)) < 50 * tolerance, n
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_training_is_padded_training(tuning, checkpointing):
+    padded = run("padded", tuning, train__packing=False, train__gradient_checkpointing=checkpointing)
+    assert [r["step"] for r in padded[0]] == list(range(1, 7)), "44 examples, 8 a step, the last step with 4"
+    for tokens in (100, 100_000): same(run(f"packed{tokens}", tuning, train__packing=True, train__max_tokens=tokens, train__gradient_checkpointing=checkpointing), padded, 2e-4)
+
+
+def test_accumulation_with_unequal_lengths():
+    "One batch of 8 and eight of 1 make the same step"
+    whole = run("whole", train__packing=True)
+    parts = run("parts", train__packing=True, train__per_device_train_batch_size=1, train__gradient_accumulation_steps=8)
+    same(parts, whole, 2e-4)
+
+
+def test_validation_loss():
+    logs = []
+    for packing in (False, True):
+        cfg = load_config("toy", overrides=[*SMALL.split(), f"run_name=v{packing}", f"train.packing={packing}", "train.eval_steps=5", "train.max_steps=5"])
+        train(cfg, evaluate=False)
+        from gsm8k_sft.core import run_folder
+        logs.append([json.loads(l) for l in (run_folder(cfg) / "log.jsonl").read_text().splitlines()])
+    losses = [[r["eval_loss"] for r in log if "eval_loss" in r] for log in logs]
+    assert len(losses[0]) == 1 and losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_saved_weights_know_nothing_of_packing(tmp_path):
+    from gsm8k_sft.core import run_folder
+    cfg = load_config("toy", overrides=[*SMALL.split(), "run_name=saved", "train.packing=true", "train.max_steps=2"])
+    train(cfg, evaluate=False)
+    assert "gsm8k" not in (run_folder(cfg) / "model" / "config.json").read_text()
+
+
+def test_first_fit():
+    assert first_fit([], 5) == [] and first_fit([9], 5) == [[0]]
+    lengths = [(i * 37) % 90 + 10 for i in range(200)]
+    chunks = first_fit(lengths, 256)
+    assert sorted(i for c in chunks for i in c) == list(range(200)) and max(sum(lengths[i] for i in c) for c in chunks) <= 256
+    assert sum(lengths) / (256 * len(chunks)) > 0.95
+
+
+def test_loss_in_bf16_and_frozen_head():
+    torch.manual_seed(0)
+    h, w, t = torch.randn(300, 64), torch.randn(500, 64) * 0.1, torch.randint(500, (300,))
+    exact = torch.nn.functional.cross_entropy(h @ w.T, t, reduction="sum")
+    hidden = h.clone().requires_grad_()
+    loss = linear_cross_entropy(hidden, w, t, dtype=torch.bfloat16, rows=64)
+    loss.backward()
+    reference = h.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(reference @ w.T, t, reduction="sum").backward()
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-3)
+    assert float((hidden.grad - reference.grad).norm() / reference.grad.norm()) < 1e-2 and w.grad is None
+
+
+def test_a_model_without_the_interface_is_refused():
+    from gsm8k_sft.train import _check_packing
+    with pytest.raises(TrainingError, match="set train.packing=false"): _check_packing(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="train.max_tokens: 0 must be above 0"): load_config("toy", overrides="train.max_tokens=0")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_gpu_bf16_gradients(tuning):
+    "FlashAttention and the bf16 head against the plain fp32 step; the bound is bf16's"
+    cfg = load_config("toy", tuning, overrides=[*SMALL.split(), "model.precision=fp32"])
+    tokenizer, rows, tokens, reports, model, _ = load_for_training(cfg)
+    model = model.cuda().train()
+    inner = model.get_base_model() if tuning == "lora" else model
+    batch = [tokens["train"][i] for i in range(8)]
+    chunk = {k: v.cuda() if torch.is_tensor(v) else v for k, v in PackedCollator(10**5)(batch)["chunks"][0].items()}
+    inner.config._attn_implementation = PACKED
+    def gradient(dtype):
+        model.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype is not None): loss = packed_loss(model, inner, chunk, dtype)
+        loss.backward()
+        return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    (loss, exact), (rough, bf16) = gradient(None), gradient(torch.bfloat16)
+    assert rough == pytest.approx(loss, rel=2e-2) and float((bf16 - exact).norm() / exact.norm()) < 5e-2
