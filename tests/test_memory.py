@@ -1,0 +1,198 @@
+"Memory: the ledger against what autograd keeps, the plan against traced peaks, tables, refusals, the harness"
+import inspect, json, subprocess, sys
+from dataclasses import replace
+import pytest
+from gsm8k_sft import memory
+from gsm8k_sft.core import choices, load_config
+from gsm8k_sft.memory import *
+from gsm8k_sft.memory import CARDS, CONSTANTS, MEASURED, OPTIMIZERS, _alternatives, _cache, _tensors, _targets
+from gsm8k_sft.models import SHAPES, meta_model, parameter_table
+
+GEMMAS = ["gemma-2b-it", "gemma-2-9b-it", "gemma-3-270m", "toy"]
+SHAPE = model_shape(load_config("gemma-2b-it", training=False))
+
+def config(preset="gemma-2b-it", tuning="full", overrides=""): return load_config(preset, tuning, overrides=overrides, training=False)
+def total(preset="gemma-2b-it", tuning="full", **kwargs): return plan_memory(preset, tuning, **kwargs).total
+
+
+# Exactly
+
+@pytest.mark.parametrize("preset", GEMMAS)
+def test_weights_are_those_of_the_parameter_table(preset):
+    table = parameter_table(config(preset), targets=("all-linear",)).set_index("method")
+    for tuning in ("full", "lora", "qlora"):
+        s = setup(config(preset, tuning))
+        assert sum(weight_bytes(model_shape(config(preset)), s)) == pytest.approx(table.loc[tuning, "weights MiB"] * 2**20, rel=1e-6)
+        assert sum(trainable_sizes(model_shape(config(preset)), s)) == table.loc[tuning, "trainable"]
+
+@pytest.mark.parametrize("kind", memory.KINDS)
+@pytest.mark.parametrize("overrides", ["full", "full model.precision=bf16", "full model.precision=fp32", "lora", "lora model.precision=bf16"])
+def test_the_ledger_is_what_autograd_keeps(kind, overrides):
+    case = memory.count_case(kind, overrides, rows=2, longest=80)
+    assert case["formula"] == pytest.approx(case["counted"], rel=0.01)
+
+@pytest.mark.parametrize("kind, overrides, kwargs", [
+    ("gemma", "full", {}), ("gemma2", "lora", {}), ("gemma3_text", "full model.precision=bf16", {"vocab_size": 300}), ("gemma", "full", {"accumulate": True}),
+    ("gemma3_text", "lora train.gradient_checkpointing=true", {"vocab_size": 300, "rows": 5}), ("gemma", "full train.gradient_checkpointing=true", {"vocab_size": 300}),
+    ("gemma2", "full model.precision=bf16 train.gradient_checkpointing=true", {"vocab_size": 200, "rows": 4})])
+def test_the_plan_is_the_traced_peak(kind, overrides, kwargs):
+    case = memory.trace_case(kind, overrides, **kwargs)
+    assert case["formula"] == pytest.approx(case["traced"], rel=0.03), case
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_bnb_8bit"])
+def test_optimizer_state_is_that_of_a_real_step(optim):
+    row, formula, real = memory.step_case("gemma3_text", "full", optim)
+    assert formula[:2] == real[:2] and abs(formula[2] - real[2]) < 5000
+
+def test_fused_rows_are_those_of_the_loss():
+    from gsm8k_sft.packing import linear_cross_entropy
+    assert inspect.signature(linear_cross_entropy).parameters["rows"].default == CONSTANTS["fused_rows"]
+
+
+# In the right order
+
+@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("preset", ["gemma-2b-it", "gemma-2-9b-it", "gemma-3-270m"])
+def test_more_tokens_need_more(preset, tuning):
+    for changes in ({}, {"checkpointing": True}, {"loss": "fused", "attention": "flash"}, {"accumulate": True}):
+        sizes = [total(preset, tuning, tokens=n, longest=256, **changes) for n in (256, 1024, 4096, 16384)]
+        assert sizes == sorted(sizes)
+
+@pytest.mark.parametrize("tokens", [512, 4096, 16384])
+def test_what_saves_saves(tokens):
+    at = lambda tuning="full", **k: total(tuning=tuning, tokens=tokens, **k)
+    assert at("qlora") < at("lora") < at("full")
+    assert at(checkpointing=True) < at() and at(loss="fused") <= at() and at(precision="bf16") < at()
+    assert at(optim="paged_adamw_8bit") <= at(optim="adamw_bnb_8bit") < at(optim="adamw_torch_fused")
+    assert at(accumulate=True) >= at(accumulate=False)
+
+def test_eager_attention_grows_with_the_length():
+    short, long = (total("gemma-2-9b-it", "lora", tokens=4096, longest=n, checkpointing=False) for n in (128, 1024))
+    assert long > short + 4e9
+
+def test_the_parts_make_the_total():
+    p = plan_memory("gemma-2b-it", "lora", tokens=2048)
+    parts = p.weights + p.adapters + p.optimizer + p.gradients + p.activations + p.loss + p.copies + p.cache + p.overhead
+    assert p.total == parts and p.stage in stage_table("gemma-2b-it", "lora", tokens=2048).index
+
+def test_the_peak_is_the_largest_stage_but_for_the_answers():
+    stages = stage_table("gemma-2b-it", "full", tokens=2048)["total"].drop("validation answers")
+    assert plan_memory("gemma-2b-it", "full", tokens=2048).total / 2**30 == pytest.approx(stages.max(), abs=0.01)
+
+def test_pages_are_beside_the_total():
+    paged, resident = (plan_memory("gemma-2b-it", optim=o) for o in ("paged_adamw_8bit", "adamw_bnb_8bit"))
+    assert not resident.paged and paged.paged + paged.optimizer == resident.optimizer
+
+def test_a_setup_of_the_largest_batch():
+    s = setup(config(overrides="train.per_device_train_batch_size=8"), longest=300)
+    assert (s.tokens, s.longest, s.padded, s.attention) == (2400, 300, True, "sdpa")
+    assert setup(config("gemma-2-9b-it")).attention == "eager" and not setup(config("gemma-2-9b-it")).padded
+    assert setup(config(overrides="data.max_length=200")).longest == 200
+    packed = setup(config(overrides="train.packing=true train.max_tokens=1024 train.per_device_train_batch_size=8"))
+    assert (packed.tokens, packed.attention, packed.loss, packed.accumulate) == (1024, "flash", "fused", True)
+
+
+# Tables and cards
+
+@pytest.mark.parametrize("preset", GEMMAS)
+def test_every_presets_table_prints(preset):
+    assert set(GEMMAS) <= set(choices("preset"))
+    done = subprocess.run([sys.executable, "-m", "gsm8k_sft.memory", "--preset", preset, "--tokens_per_second", "1000", "--dollars_per_hour", "2"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("qlora") == 2 and "GiB" in done.stdout and "dollars" in done.stdout
+
+def test_cards_grow_and_give_less_than_they_have():
+    sizes = [usable(c) for c in CARDS]
+    assert sizes == sorted(sizes) and all(usable(c) < CARDS[c] for c in CARDS)
+    assert smallest_card(1) == "T4 16" and smallest_card(10**12) == "–"
+    with pytest.raises(ValueError, match="card"): usable("H1000")
+
+def test_a_file_of_ones_own_counts(tmp_path):
+    wide = plan_table(config(overrides="lora_config.r=256"), tokens=1024)
+    assert wide["adapters"].max() > plan_table("gemma-2b-it", tokens=1024)["adapters"].max()
+
+
+# What can't be
+
+def test_a_run_that_does_not_fit_is_refused_and_helped():
+    with pytest.raises(MemoryPlanError, match=r"full fine-tuning of google/gemma-2b-it will need .* nothing was loaded\. Nearest: tuning=lora"): check_fits(config(), CARDS["L4 24"])
+    assert check_fits(config(), CARDS["A100 80"]).total < usable("A100 80")
+
+@pytest.mark.parametrize("preset, card", [("gemma-3-270m", "T4 16"), ("gemma-2b-it", "L4 24"), ("gemma-2-9b-it", "L4 24"), ("gemma-2-9b-it", "A100 40"), ("gemma-2b-it", "T4 16")])
+def test_the_nearest_really_fits(preset, card):
+    words = nearest_fit(config(preset), usable(card)).split(" fits")[0].split()
+    tuning = next((w.split("=")[1] for w in words if w.startswith("tuning=")), "full")
+    overrides = " ".join(w for w in words if not w.startswith("tuning="))
+    assert plan_memory(config(preset, tuning, overrides)).total <= usable(card)
+
+def test_the_batch_stays_what_it_was():
+    cfg = config("gemma-3-270m")
+    products = {c["train.per_device_train_batch_size"] * c["train.gradient_accumulation_steps"] for _, c in _alternatives(cfg)}
+    assert products == {16}
+
+def test_nothing_fits_on_nothing(): assert "smaller model" in nearest_fit(config(), 10**6)
+
+def test_what_is_not_known_is_not_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    cfg = config(overrides=f"model.path={tmp_path}")
+    with pytest.raises(UnknownMemory, match="qwen2"): model_shape(cfg)
+    assert check_fits(cfg, 1) is None and memory_record(None) is None
+
+@pytest.mark.parametrize("changes", [{"loss": "none"}, {"attention": "fast"}])
+def test_unknown_choices(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))): plan_memory("gemma-2b-it", **changes)
+
+def test_an_epoch_takes_what_it_takes():
+    assert epoch_estimate(3_600_000, 1000, 2.5) == {"hours": 1.0, "dollars": 2.5}
+    with pytest.raises(MemoryPlanError, match="tokens_per_second"): epoch_estimate(1, 0)
+
+
+# The harness
+
+TINY = dict(vocab_size=500, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
+CASE = dict(preset="gemma-3-270m", tuning="lora", rows=2, longest=48, overrides="train.optim=adamw_torch_fused", changes=TINY)
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory): # one measured, one that fails
+    out, said = tmp_path_factory.mktemp("memory") / "memory.json", []
+    cases = [CASE, {**CASE, "overrides": "train.optim=nonsense"}]
+    return measure_all(out, cases, seconds=200, say=said.append), out, said
+
+def test_measuring_keeps_results_and_errors(record):
+    record, out, said = record
+    good, bad = record["items"]
+    assert good["predicted"] == pytest.approx(good["measured"], rel=0.05) or good["setup"]["device"] == "cuda"
+    assert "error" in bad and len(said) == 2 and "predicted" in said[0]
+
+def test_what_is_measured_is_not_measured_again(record):
+    said = []
+    assert measure_all(record[1], [CASE], say=said.append)["items"][0]["measured"] == record[0]["items"][0]["measured"] and not said
+
+def test_comparison_and_figure(record):
+    table = comparison(record[0])
+    assert len(table) == 2 and table["error %"].abs().max() < 5 and table["note"].notna().sum() == 1
+    assert plot_comparison(record[0]).get_xlabel() == "measured peak (GiB)"
+
+def test_a_case_that_takes_too_long(): assert "stopped after" in memory._measure_apart(CASE, 0.01)["error"]
+
+def test_enough_settings_are_measured():
+    assert len(MEASURED) >= 12 and {c["tuning"] for c in MEASURED} == {"full", "lora", "qlora"} and len({c["preset"] for c in MEASURED}) == 3
+    planned = [plan(model_shape(memory._measured_config(c)), setup(memory._measured_config(c), c["longest"])) for c in MEASURED]
+    assert all(p.total < usable("H100 80") for p in planned)
+
+def test_refit_finds_what_was_put_in():
+    items = []
+    for n in (512, 2048, 8192):
+        s = setup(config(), tokens=n)
+        p = plan(SHAPE, s)
+        items.append({"shape": vars(SHAPE), "setup": vars(s), "measured": p.total + 0.1 * p.activations + 5e7})
+    found = refit({"items": items})
+    assert found["activations"] == pytest.approx(1.1, abs=0.005) and found["workspace"] == pytest.approx(CONSTANTS["workspace"] + 5e7, rel=0.02)
+
+def test_sliders_without_a_front_end():
+    panel = explore("gemma-3-270m")
+    before = panel.children[-1].value
+    panel.children[0].value = 16384
+    assert "<table" in before and before != panel.children[-1].value
