@@ -1,6 +1,6 @@
 # `make help` lists what there is. Everything runs in .venv, made from pyproject.toml with the versions of constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test train evaluate sweep figures report bench prepare gemma smoke-gemma clean
+.PHONY: help install demo test train evaluate sweep figures report plan bench prepare gemma smoke-gemma clean
 
 PRESET  ?= toy
 TUNING  ?= full
@@ -76,6 +76,9 @@ figures: $(STAMP) ## draw figures/ from the records in results/
 
 report: $(STAMP) ## write report/report.md from the records in results/
 	@$(BIN)/python -m gsm8k_sft.report
+
+plan: $(STAMP) ## what PRESET needs on a GPU by method, and the cards that it fits (OVERRIDES="...")
+	@$(BIN)/python -m gsm8k_sft.memory --preset $(PRESET) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))")
 
 bench: $(STAMP) ## measure generation on this machine's GPU: results/benchmark/generation.json (ADAPTER=a run's folder with a LoRA adapter of gemma-3-270m)
 	@$(BIN)/python -m gsm8k_sft.benchmark $(if $(ADAPTER),--adapter $(ADAPTER))

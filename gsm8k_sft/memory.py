@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from fastcore.script import call_parse
-from .core import check_choice, choices, environment, load_config, project_path, read_config, read_json, write_json
+from .core import check_choice, device, environment, load_config, project_path, read_config, read_json, write_json
 
 # %% ../nbs/parts/memory.ipynb #da4c5bcc
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Shape:
     kv_heads: int # key and value heads
     head_dim: int # width of a head
 
-# %% ../nbs/parts/memory.ipynb #1a833a0c
+# %% ../nbs/parts/memory.ipynb #c77abbbf
 KINDS = ("gemma", "gemma2", "gemma3_text")
 
 class MemoryPlanError(ValueError):
@@ -42,7 +42,7 @@ class MemoryPlanError(ValueError):
 class UnknownMemory(MemoryPlanError):
     "An architecture or optimizer that this chapter doesn't know"
 
-# %% ../nbs/parts/memory.ipynb #c77abbbf
+# %% ../nbs/parts/memory.ipynb #d90fa5f5
 def model_shape(
     config, # configuration from `load_config`, or a transformers model's
 ) -> Shape:
@@ -56,7 +56,7 @@ def model_shape(
     if c.model_type not in KINDS: raise UnknownMemory(f"{c.model_type}: the memory of this architecture isn't known here, only that of {', '.join(KINDS)}")
     return Shape(c.model_type, c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads, c.head_dim)
 
-# %% ../nbs/parts/memory.ipynb #4b2f5fe7
+# %% ../nbs/parts/memory.ipynb #c7623ac8
 def linear_sizes(
     shape: Shape, # from `model_shape`
 ) -> dict: # name -> (inputs, outputs)
@@ -64,7 +64,7 @@ def linear_sizes(
     h, i, q, kv = shape.hidden, shape.intermediate, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     return {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h), "gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
 
-# %% ../nbs/parts/memory.ipynb #99052925
+# %% ../nbs/parts/memory.ipynb #88ab90aa
 def _norms(shape): return 2 if shape.kind == "gemma" else 4
 def _linear(shape): return sum(n * m for n, m in linear_sizes(shape).values()) * shape.layers
 def _embedding(shape): return shape.vocabulary * shape.hidden
@@ -75,7 +75,7 @@ def _tensors(shape):
     if shape.kind == "gemma3_text": layer += [shape.head_dim] * 2
     return [_embedding(shape), *layer * shape.layers, shape.hidden]
 
-# %% ../nbs/parts/memory.ipynb #26c1906b
+# %% ../nbs/parts/memory.ipynb #3d575a54
 @dataclass(frozen=True)
 class Setup:
     "How a model is trained, as far as memory cares"
@@ -96,7 +96,7 @@ class Setup:
     answers: int = 0 # validation problems answered during training
     device: str = "cuda" # cuda, or cpu, which keeps larger dropout masks
 
-# %% ../nbs/parts/memory.ipynb #3d575a54
+# %% ../nbs/parts/memory.ipynb #78b2b7df
 LONGEST = {"main": 547, "socratic": 648} # tokens of the longest training example, Gemma 3's tokenizer
 
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit")
@@ -111,7 +111,7 @@ def _attention(cfg, shape, device="cuda"):
 
 def _targets(targets): return tuple(linear_sizes(Shape("gemma", *[1] * 7))) if targets == "all-linear" else tuple(t.rsplit(".", 1)[-1] for t in targets)
 
-# %% ../nbs/parts/memory.ipynb #b70d5d64
+# %% ../nbs/parts/memory.ipynb #ae6f1e84
 def setup(
     cfg, # configuration from `load_config`
     longest: int | None = None, # tokens of the longest training example; None: GSM8K's, or data.max_length if that is less
@@ -131,12 +131,12 @@ def setup(
     if "tokens" in changes: changes.setdefault("longest", min(longest, changes["tokens"]))
     return replace(found, **changes)
 
-# %% ../nbs/parts/memory.ipynb #ae6f1e84
+# %% ../nbs/parts/memory.ipynb #c796d98f
 def _product(s): return 4 if s.precision == "fp32" else 2
 def _residual(s): return 4 if s.precision == "fp32" or (s.precision == "mixed" and s.tuning == "full") else 2
 def _learning(s): return 2 if s.precision == "bf16" else 4
 
-# %% ../nbs/parts/memory.ipynb #e523b15a
+# %% ../nbs/parts/memory.ipynb #19ae0ace
 def _inputs(shape, s):
     "Bytes a token: inputs of linear layers whose weights learn"
     h, i, q, c = shape.hidden, shape.intermediate, shape.heads * shape.head_dim, _product(s)
@@ -147,7 +147,7 @@ def _inputs(shape, s):
     shared = [("q_proj k_proj v_proj", h), ("gate_proj up_proj", h), ("o_proj", own), ("down_proj", i)]
     return c * sum(n for names, n in shared if set(names.split()) & set(s.targets))
 
-# %% ../nbs/parts/memory.ipynb #c796d98f
+# %% ../nbs/parts/memory.ipynb #93f36618
 def _mask_bytes(s):
     "Bytes of one number of a dropout mask: CUDA keeps booleans, the CPU the factors"
     if not s.dropout or s.tuning == "full": return 0
@@ -172,7 +172,7 @@ def _attention_bytes(shape, s):
     kept = {"queries, keys, values": c * (q + keys + values), "attention's result": c * q + 4 * H}
     return kept | ({"mask": c * s.longest} if masked else {})
 
-# %% ../nbs/parts/memory.ipynb #1ed22795
+# %% ../nbs/parts/memory.ipynb #5f2e267d
 def layer_ledger(
     shape: Shape, # from `model_shape`
     s: Setup, # from `setup`
@@ -187,7 +187,7 @@ def layer_ledger(
     adapters = {"between the adapter's matrices": c * s.r * len(s.targets), "dropout masks": _mask_bytes(s) * sum(sizes[t][0] for t in s.targets)}
     return kept | {k: v for k, v in adapters.items() if v}
 
-# %% ../nbs/parts/memory.ipynb #ccf6a052
+# %% ../nbs/parts/memory.ipynb #e2d3fa26
 def _rest(shape, s):
     "Bytes a token that is kept around the layers, the loss left out"
     full, c = s.tuning == "full", _product(s)
@@ -200,13 +200,13 @@ def _spared(shape, s):
     if s.tuning == "full" or s.checkpointing: return 0
     return 4 * shape.hidden + 4 + _mask_bytes(s) * shape.hidden * len({"q_proj", "k_proj", "v_proj"} & set(s.targets))
 
-# %% ../nbs/parts/memory.ipynb #3ee049f9
+# %% ../nbs/parts/memory.ipynb #b0f66118
 def _copies(shape, s):
     "Bytes of the bf16 copies of fp32 weights"
     if s.precision != "mixed": return 0
     return 2 * (_linear(shape) + _embedding(shape) if s.tuning == "full" else sum(trainable_sizes(shape, s)))
 
-# %% ../nbs/parts/memory.ipynb #f9750f1b
+# %% ../nbs/parts/memory.ipynb #7ce422a1
 def trainable_sizes(
     shape: Shape, # from `model_shape`
     s: Setup, # from `setup`
@@ -215,7 +215,7 @@ def trainable_sizes(
     if s.tuning == "full": return _tensors(shape)
     return [s.r * n for t in s.targets for n in linear_sizes(shape)[t]] * shape.layers
 
-# %% ../nbs/parts/memory.ipynb #57ff824e
+# %% ../nbs/parts/memory.ipynb #78b595e0
 def kept_bytes(
     shape: Shape, # from `model_shape`
     s: Setup, # from `setup`
@@ -224,7 +224,7 @@ def kept_bytes(
     layers = shape.layers * sum(layer_ledger(shape, s).values())
     return s.tokens * (layers - _spared(shape, s) + _rest(shape, s) + 4 * shape.vocabulary + _cap(shape, s)) + _copies(shape, s)
 
-# %% ../nbs/parts/memory.ipynb #208835ec
+# %% ../nbs/parts/memory.ipynb #cd9a60f7
 @contextmanager
 def counting(
     model, # its parameters and buffers don't count
@@ -239,7 +239,7 @@ def counting(
         return tensor
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): yield kept
 
-# %% ../nbs/parts/memory.ipynb #626f3d99
+# %% ../nbs/parts/memory.ipynb #b006e88b
 def _quantise(model, cfg):
     "Put 4-bit layers in the place of the linear ones, as loading does"
     import bitsandbytes as bnb, torch
@@ -253,7 +253,7 @@ def _quantise(model, cfg):
         setattr(model.get_submodule(parent), child, layer)
     model.is_loaded_in_4bit = True
 
-# %% ../nbs/parts/memory.ipynb #7ce422a1
+# %% ../nbs/parts/memory.ipynb #03f6cb83
 def random_training_model(
     cfg, # configuration from `load_config`: tuning_method, precision, adapter, checkpointing
     config, # of transformers, the shape
@@ -271,7 +271,7 @@ def random_training_model(
     if cfg.train.gradient_checkpointing: enable_checkpointing(model)
     return model
 
-# %% ../nbs/parts/memory.ipynb #953bfaeb
+# %% ../nbs/parts/memory.ipynb #11fb8983
 TINY = dict(vocab_size=1500, hidden_size=96, intermediate_size=320, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=32, pad_token_id=0)
 
 def tiny_config(kind, **changes):
@@ -287,7 +287,7 @@ def random_batch(rows, longest, vocabulary, padded=True, device="cpu"):
     if padded: mask[-1, -longest // 3:] = 0
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
 
-# %% ../nbs/parts/memory.ipynb #1ab92355
+# %% ../nbs/parts/memory.ipynb #715de36c
 def _tiny_case(kind, overrides, rows, longest, padded, changes):
     "Configuration, transformers' configuration and `Setup` of a small case"
     tuning, *more = overrides.split()
@@ -306,14 +306,14 @@ def count_case(kind, overrides, rows=3, longest=64, padded=True, **changes):
         model(**random_batch(rows, longest, config.vocab_size, padded), use_cache=False)
     return {"model": kind, "setting": overrides + ("" if padded else " no mask"), **changes, "formula": kept_bytes(shape, s), "counted": sum(kept.values())}
 
-# %% ../nbs/parts/memory.ipynb #a82c2ac2
+# %% ../nbs/parts/memory.ipynb #1f80852a
 def with_error(rows, found):
     "Rows as a DataFrame with the error of the formula in per cent of `found`"
     import pandas as pd
     table = pd.DataFrame(rows)
     return table.assign(**{"error %": (100 * (table["formula"] / table[found] - 1)).round(2)})
 
-# %% ../nbs/parts/memory.ipynb #2b19710c
+# %% ../nbs/parts/memory.ipynb #0c523e0c
 def weight_bytes(
     shape: Shape, # from `model_shape`
     s: Setup, # from `setup`
@@ -326,7 +326,7 @@ def weight_bytes(
     bits = 4 + (8 / 64 + 32 / (64 * 256) if s.double_quant else 32 / 64)
     return int((total - linear) * size + linear * bits / 8), adapter
 
-# %% ../nbs/parts/memory.ipynb #d98d4e36
+# %% ../nbs/parts/memory.ipynb #93e6eb4a
 def optimizer_bytes(
     shape: Shape, # from `model_shape`
     s: Setup, # from `setup`
@@ -343,7 +343,7 @@ def optimizer_bytes(
         resident += constants
     return resident, paged
 
-# %% ../nbs/parts/memory.ipynb #9be318f7
+# %% ../nbs/parts/memory.ipynb #9b4f78d7
 def _state_bytes(optimizer):
     "Bytes of the distinct tensors in an optimizer's state"
     import torch
@@ -363,7 +363,7 @@ def step_case(kind, overrides, optim):
     formula = [sum(weight_bytes(shape, s)), sum(trainable_sizes(shape, s)) * _learning(s), optimizer_bytes(shape, s)[0]]
     return {"model": kind, "setting": f"{overrides} {optim}", **{k: f"{a:,} / {b:,}" for k, a, b in zip(("weights", "gradients", "state"), formula, real)}}, formula, real
 
-# %% ../nbs/parts/memory.ipynb #44db2ff8
+# %% ../nbs/parts/memory.ipynb #fd20bc94
 CONSTANTS = {
     "workspace": 96 * 2**20, # bytes: cuBLAS and the allocator's rounding
     "context": 512 * 2**20, # bytes of a card that the CUDA context takes, outside the allocator
@@ -374,7 +374,7 @@ CONSTANTS = {
     "activations": 1.0, # factor of what the ledger says
 }
 
-# %% ../nbs/parts/memory.ipynb #0c523e0c
+# %% ../nbs/parts/memory.ipynb #0fde5215
 def _loss_bytes(shape, s):
     "Bytes of the loss: (forward, backward, head's backward)"
     c, V, N, cap = _product(s), shape.vocabulary, s.tokens, _cap(shape, s) * s.tokens
@@ -387,7 +387,7 @@ def _loss_bytes(shape, s):
     copy = 0 if c == 4 else 4
     return N * V * (c + copy + 4) + cap, N * V * 12 + cap, N * V * (2 if c == 2 else 4) + cap
 
-# %% ../nbs/parts/memory.ipynb #f7438be0
+# %% ../nbs/parts/memory.ipynb #cf1d59ae
 def _shared(shape, s):
     "Bytes of the masks that all layers share: checkpointing holds on to them"
     if not s.checkpointing: return 0
@@ -408,7 +408,7 @@ def _passing(shape, s):
     norm = s.tokens * (16 if s.tuning == "full" else 24) * h if _norms(shape) > 2 else 0
     return max(mlp, adapter, norm)
 
-# %% ../nbs/parts/memory.ipynb #93e6eb4a
+# %% ../nbs/parts/memory.ipynb #ef67ab9a
 def _stages(shape, s):
     "Stage -> what is alive besides weights and optimizer, in bytes"
     N, L, full = s.tokens, shape.layers, s.tuning == "full"
@@ -431,14 +431,14 @@ def _stages(shape, s):
         "optimizer step": dict(gradients=gradients, optimizer=gradients if s.optim == "adamw_torch" else 0),
         "validation answers": dict(cache=_cache(shape, s))}
 
-# %% ../nbs/parts/memory.ipynb #9b4f78d7
+# %% ../nbs/parts/memory.ipynb #9f858bb1
 ANSWER = 512 # tokens of a validation answer at most; evaluation.max_new_tokens' default
 
 def _cache(shape, s):
     "Bytes of keys and values of the answers during training"
     return s.answers * (LONGEST["main"] + ANSWER) * shape.layers * 2 * shape.kv_heads * shape.head_dim * _product(s)
 
-# %% ../nbs/parts/memory.ipynb #5da55dc8
+# %% ../nbs/parts/memory.ipynb #2dae17b2
 @dataclass(frozen=True)
 class Plan:
     "Memory at the largest stage of a training step, in bytes"
@@ -456,7 +456,7 @@ class Plan:
     @property
     def total(self) -> int: return sum(v for k, v in asdict(self).items() if k not in ("stage", "paged"))
 
-# %% ../nbs/parts/memory.ipynb #8ddbac35
+# %% ../nbs/parts/memory.ipynb #2464f440
 def plan(
     shape: Shape, # from `model_shape`
     s: Setup, # from `setup`
@@ -471,7 +471,7 @@ def plan(
     overhead = CONSTANTS["workspace"] if s.device == "cuda" else 0
     return Plan(weights, adapters, state + parts["optimizer"], parts["gradients"], parts["activations"], parts["loss"], parts["copies"], parts["cache"], overhead, stage, paged)
 
-# %% ../nbs/parts/memory.ipynb #c561d2ff
+# %% ../nbs/parts/memory.ipynb #69c42bea
 def plan_memory(
     cfg, # configuration from `load_config`, or a preset's name
     tuning: str | None = None, # full, lora or qlora; None: as configured
@@ -485,11 +485,11 @@ def plan_memory(
     changes |= {k: v for k, v in (("tuning", tuning), ("tokens", tokens)) if v}
     return plan(model_shape(cfg), setup(cfg, longest, **changes), stage)
 
-# %% ../nbs/parts/memory.ipynb #0fde5215
+# %% ../nbs/parts/memory.ipynb #5045c756
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-# %% ../nbs/parts/memory.ipynb #fdc8d575
+# %% ../nbs/parts/memory.ipynb #1ed0a34d
 class LiveBytes(TorchDispatchMode):
     "Follow the bytes of all tensors made while it is active; `peak` is the most there were"
     def __init__(self, model=None): # its parameters and buffers are there from the beginning
@@ -500,7 +500,7 @@ class LiveBytes(TorchDispatchMode):
             for tensor in (*model.parameters(), *model.buffers()): self._follow(tensor)
         self.peak = self.now
 
-# %% ../nbs/parts/memory.ipynb #cf1d59ae
+# %% ../nbs/parts/memory.ipynb #11fc27fc
 def _follow(self, tensor):
     storage = tensor.untyped_storage()
     if storage._cdata in self.known: return
@@ -517,7 +517,7 @@ def __torch_dispatch__(self, func, types, args=(), kwargs=None):
 
 LiveBytes._follow, LiveBytes.__torch_dispatch__ = _follow, __torch_dispatch__
 
-# %% ../nbs/parts/memory.ipynb #ef67ab9a
+# %% ../nbs/parts/memory.ipynb #4fde54e0
 def _step(model, batch, mixed, optimizer=None):
     "Forward and backward, as the Trainer does it"
     import torch
@@ -538,7 +538,7 @@ def trace_case(kind, overrides, rows=3, longest=64, padded=True, accumulate=Fals
     found = plan(shape, s)
     return {"model": kind, "setting": overrides, "tokens": s.tokens, "checkpointing": s.checkpointing, "stage": found.stage, "formula": found.total, "traced": live.peak}
 
-# %% ../nbs/parts/memory.ipynb #51f895b6
+# %% ../nbs/parts/memory.ipynb #01744551
 def stage_table(
     cfg, # as for `plan_memory`
     *args, **kwargs, # likewise
@@ -550,11 +550,11 @@ def stage_table(
             for p in (plan_memory(cfg, *args, stage=n, **kwargs) for n in names)]
     return pd.DataFrame(rows).set_index("stage").round(2)
 
-# %% ../nbs/parts/memory.ipynb #7ef6d187
+# %% ../nbs/parts/memory.ipynb #b54429ef
 CARDS = {name: int(gib * 2**30) for name, gib in { # total memory as torch reports it
     "T4 16": 14.7, "L4 24": 22.0, "A100 40": 39.4, "A100 80": 79.1, "H100 80": 79.1, "H200 141": 139.8}.items()}
 
-# %% ../nbs/parts/memory.ipynb #5045c756
+# %% ../nbs/parts/memory.ipynb #2453e9f8
 def usable(
     card: str, # a key of `CARDS`
 ) -> int: # bytes that a plan's total may reach
@@ -567,7 +567,7 @@ def smallest_card(
     "The smallest card that a plan fits; the larger ones do too"
     return next((c for c in CARDS if total <= usable(c)), "–")
 
-# %% ../nbs/parts/memory.ipynb #1ed0a34d
+# %% ../nbs/parts/memory.ipynb #1b832bc3
 def plan_table(
     cfg, # configuration from `load_config`, or a preset's name
     tokens: int | None = None, # in one forward pass; None: the largest batch of the configuration
@@ -586,7 +586,7 @@ def plan_table(
             rows.append({"method": tuning, "checkpointing": "yes" if checkpointing else "no", **sizes, **beside, "from": smallest_card(p.total), "peak at": p.stage})
     return pd.DataFrame(rows)
 
-# %% ../nbs/parts/memory.ipynb #a85dfa22
+# %% ../nbs/parts/memory.ipynb #062b9dcc
 def explore(
     preset: str = "gemma-2b-it", # a preset's name
 ): # ipywidgets box; shown as a cell's result
@@ -604,7 +604,7 @@ def explore(
     update()
     return w.VBox([tokens, longest, precision, optim, loss, table])
 
-# %% ../nbs/parts/memory.ipynb #c5892c6c
+# %% ../nbs/parts/memory.ipynb #819c9845
 COST = {"half": 1, "paged": 2, "checkpointing": 2.5, "lora": 20, "qlora": 30} # order in which to give things up
 
 def _alternatives(cfg):
@@ -621,7 +621,7 @@ def _alternatives(cfg):
                                "train.optim": "paged_adamw_8bit" if paged else t.optim, "train.gradient_checkpointing": checkpointing or t.gradient_checkpointing}
                     yield sum(COST.get(k, 0) * v for k, v in chosen.items()), changed
 
-# %% ../nbs/parts/memory.ipynb #b67236ae
+# %% ../nbs/parts/memory.ipynb #7bad8168
 def _changed(cfg, changed):
     "`cfg` with other values, and the overrides that say so"
     from omegaconf import OmegaConf
@@ -632,7 +632,7 @@ def _changed(cfg, changed):
         words.append(f"tuning={value}" if key == "tuning_method" else f"{key}={str(value).lower()}")
     return other, " ".join(words)
 
-# %% ../nbs/parts/memory.ipynb #01744551
+# %% ../nbs/parts/memory.ipynb #cee0bb0b
 def nearest_fit(
     cfg, # configuration from `load_config`
     bytes_free: int, # what tensors can have
@@ -647,7 +647,7 @@ def nearest_fit(
         if total <= bytes_free: return f"{words or 'as it is'} fits: it needs {total / 2**30:.1f} GiB of {free:.1f}."
     return f"nothing that can be changed here makes it fit into {free:.1f} GiB: take a smaller model or a larger card."
 
-# %% ../nbs/parts/memory.ipynb #2453e9f8
+# %% ../nbs/parts/memory.ipynb #25f05c13
 def check_fits(
     cfg, # configuration from `load_config`
     device_free: int | None = None, # bytes free on the GPU; None: ask CUDA
@@ -666,7 +666,7 @@ def check_fits(
     raise MemoryPlanError(f"{cfg.tuning_method} fine-tuning of {cfg.model.name} will need {needed.total / 2**30:.1f} GiB ({needed.stage}), and {free / 2**30:.1f} GiB "
                           f"can be had on this GPU; nothing was loaded. Nearest: {nearest_fit(cfg, free, longest, **changes)}")
 
-# %% ../nbs/parts/memory.ipynb #0c727859
+# %% ../nbs/parts/memory.ipynb #bb46f733
 def memory_record(
     needed: Plan | None, # from `check_fits`
     measured: int | None = None, # bytes, from `peak_memory` on the same GPU; None before the run
@@ -676,7 +676,7 @@ def memory_record(
     record = {"predicted": needed.total, **{k: v for k, v in asdict(needed).items() if v}}
     return record | ({"measured": measured, "error": needed.total / measured - 1} if measured else {})
 
-# %% ../nbs/parts/memory.ipynb #062b9dcc
+# %% ../nbs/parts/memory.ipynb #7fc4d963
 def epoch_estimate(
     tokens_per_epoch: int, # padding not counted
     tokens_per_second: float, # measured, likewise
@@ -687,7 +687,7 @@ def epoch_estimate(
     hours = tokens_per_epoch / tokens_per_second / 3600
     return {"hours": hours, "dollars": hours * dollars_per_hour}
 
-# %% ../nbs/parts/memory.ipynb #819c9845
+# %% ../nbs/parts/memory.ipynb #09d57d18
 QUIET = ["train.max_steps=3", "train.eval_steps=0", "train.report_to=none", "train.logging_steps=1", "train.train_sampling_strategy=random", "train.warmup_steps=0"]
 
 def _measured_config(case):
@@ -705,7 +705,7 @@ def _rows(case, count, vocabulary):
     ids = [x[:-case["longest"] // 10] if case["rows"] > 1 and k % case["rows"] == 1 else x for k, x in enumerate(ids)]
     return Dataset.from_dict({"input_ids": ids, "labels": ids})
 
-# %% ../nbs/parts/memory.ipynb #c23172b2
+# %% ../nbs/parts/memory.ipynb #3cbf2f0b
 def measure(
     case: dict, # preset, tuning, rows, longest, overrides; changes: of the shape, for tests
 ) -> dict: # the case with its shape, setup, predicted and measured bytes
@@ -713,23 +713,23 @@ def measure(
     import torch
     from transformers import AutoConfig
     from gsm8k_sft.models import SHAPES
-    device, cfg = "cuda" if torch.cuda.is_available() else "cpu", _measured_config(case)
+    where, cfg = "cuda" if torch.cuda.is_available() else "cpu", _measured_config(case)
     config = AutoConfig.for_model(**SHAPES[cfg.model.name] | case.get("changes", {}))
     shape = model_shape(config)
-    s = setup(cfg, case["longest"], device=device)
-    model = random_training_model(cfg, config, device)
-    if device == "cuda": torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
+    s = setup(cfg, case["longest"], device=where)
+    model = random_training_model(cfg, config, where)
+    if where == "cuda": torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
     live = LiveBytes(model)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(cfg, model, _rows(case, case["rows"] * cfg.train.gradient_accumulation_steps * 3, config.vocab_size), folder)
-        if device == "cuda": trainer.train()
+        if where == "cuda": trainer.train()
         else:
             with live: trainer.train()
-    measured = torch.cuda.max_memory_allocated() if device == "cuda" else live.peak
-    reserved = torch.cuda.max_memory_reserved() if device == "cuda" else None
+    measured = torch.cuda.max_memory_allocated() if where == "cuda" else live.peak
+    reserved = torch.cuda.max_memory_reserved() if where == "cuda" else None
     return {**case, "shape": asdict(shape), "setup": asdict(s), "predicted": plan(shape, s).total, "measured": measured, "reserved": reserved}
 
-# %% ../nbs/parts/memory.ipynb #7bad8168
+# %% ../nbs/parts/memory.ipynb #87b33fa3
 def _trainer(cfg, model, rows, folder):
     "The project's Trainer, saving nothing"
     from transformers.trainer_callback import PrinterCallback
@@ -744,7 +744,7 @@ def _trainer(cfg, model, rows, folder):
     trainer.remove_callback(PrinterCallback)
     return trainer
 
-# %% ../nbs/parts/memory.ipynb #b9402060
+# %% ../nbs/parts/memory.ipynb #ed4d16ee
 def comparison(
     record: dict, # with `items`, as `measure` and `run_item` make them
 ): # DataFrame in MiB, a row an item
@@ -759,7 +759,7 @@ def comparison(
         rows.append({**name, "predicted": p.total / 2**20, "measured": item["measured"] / 2**20, "error %": 100 * (p.total / item["measured"] - 1)})
     return pd.DataFrame(rows).round({"predicted": 1, "measured": 1, "error %": 1})
 
-# %% ../nbs/parts/memory.ipynb #25f05c13
+# %% ../nbs/parts/memory.ipynb #8609429e
 def run_item(
     folder: Path | str, # a run's folder with config.yaml and record.json
     longest: int | None = None, # tokens of its longest training example; None: GSM8K's
@@ -769,7 +769,7 @@ def run_item(
     s = setup(cfg, longest)
     return {"preset": record["preset"], "tuning": record["tuning_method"], "shape": asdict(model_shape(cfg)), "setup": asdict(s), "measured": record["peak_memory"]}
 
-# %% ../nbs/parts/memory.ipynb #694181ce
+# %% ../nbs/parts/memory.ipynb #d17f22bc
 def plot_comparison(
     record: dict, # as for `comparison`
     ax=None, # matplotlib Axes; a new one by default
@@ -789,7 +789,7 @@ def plot_comparison(
         ax.legend()
     return ax
 
-# %% ../nbs/parts/memory.ipynb #5fbe0847
+# %% ../nbs/parts/memory.ipynb #c8b52c84
 MEASURED = [dict(preset=p, tuning=t, rows=rows, longest=longest, overrides=o) for p, t, rows, longest, o in (
     ("gemma-3-270m", "full", 16, 544, "train.optim=adamw_torch_fused"), ("gemma-3-270m", "full", 32, 512, "train.optim=adamw_torch_fused train.gradient_checkpointing=true"),
     ("gemma-3-270m", "full", 8, 300, "model.precision=bf16"), ("gemma-3-270m", "lora", 16, 544, "train.optim=adamw_torch_fused"),
@@ -801,7 +801,7 @@ MEASURED = [dict(preset=p, tuning=t, rows=rows, longest=longest, overrides=o) fo
     ("gemma-2-9b-it", "lora", 2, 512, ""), ("gemma-2-9b-it", "qlora", 1, 512, "train.gradient_checkpointing=false"), ("gemma-2-9b-it", "qlora", 4, 400, ""),
     ("gemma-2-9b-it", "full", 1, 512, ""))]
 
-# %% ../nbs/parts/memory.ipynb #bb46f733
+# %% ../nbs/parts/memory.ipynb #a21b5f10
 def _measure_apart(case, seconds):
     "`measure` in a process of its own; an error is a result too"
     command = [sys.executable, "-m", "gsm8k_sft.memory", "--one", json.dumps(case)]
@@ -810,7 +810,7 @@ def _measure_apart(case, seconds):
     if done.returncode: return {**case, "error": (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
-# %% ../nbs/parts/memory.ipynb #219a8236
+# %% ../nbs/parts/memory.ipynb #874235ff
 def measure_all(
     out: Path | str, # the record
     cases: list[dict] = MEASURED, # as for `measure`
@@ -830,7 +830,7 @@ def measure_all(
             (last["error"] if "error" in last else f"predicted {last['predicted'] / 2**30:.2f} GiB, measured {last['measured'] / 2**30:.2f}"))
     return read_json(out)
 
-# %% ../nbs/parts/memory.ipynb #6699276f
+# %% ../nbs/parts/memory.ipynb #6023dcdd
 def refit(
     record: dict, # of measurements on a GPU
 ) -> dict: # values for `CONSTANTS`
@@ -843,7 +843,7 @@ def refit(
     factor, workspace = np.linalg.lstsq(columns * weights[:, None], known * weights, rcond=None)[0]
     return {"activations": round(float(factor), 4), "workspace": int(workspace)}
 
-# %% ../nbs/parts/memory.ipynb #99053ef5
+# %% ../nbs/parts/memory.ipynb #b8f01d35
 MEMORY_RECORD = ("benchmark", "memory.json") # below results/
 
 def measured_record():
@@ -851,7 +851,7 @@ def measured_record():
     path = project_path("results", *MEMORY_RECORD)
     return read_json(path) if path.exists() else None
 
-# %% ../nbs/parts/memory.ipynb #87b33fa3
+# %% ../nbs/parts/memory.ipynb #917aeec5
 def _print_plan(preset, tokens, longest, overrides, tokens_per_second, dollars_per_hour, tokens_per_epoch):
     "The table of a preset as text"
     cfg = load_config(preset, overrides=overrides, training=False)
@@ -864,10 +864,10 @@ def _print_plan(preset, tokens, longest, overrides, tokens_per_second, dollars_p
     e = epoch_estimate(tokens_per_epoch, tokens_per_second, dollars_per_hour)
     print(f"an epoch of {tokens_per_epoch:,} tokens: {60 * e['hours']:.1f} minutes, {e['dollars']:.2f} dollars")
 
-# %% ../nbs/parts/memory.ipynb #3ad9fe0f
+# %% ../nbs/parts/memory.ipynb #4163ceb6
 def _print_measure(case): print(json.dumps(measure(json.loads(case))))
 
-# %% ../nbs/parts/memory.ipynb #9d8858cb
+# %% ../nbs/parts/memory.ipynb #6f106557
 @call_parse
 def main(
     preset: str = "gemma-2b-it", # a preset's name
@@ -883,6 +883,7 @@ def main(
 ):
     "Memory of a preset by method, or measure it"
     if one: _print_measure(one)
+    elif measure and device() != "cuda": raise SystemExit("error: measuring needs a CUDA GPU, and none is visible here")
     elif measure: measure_all(out)
     else:
         try: _print_plan(preset, tokens, longest, overrides, tokens_per_second, dollars_per_hour, tokens_per_epoch)

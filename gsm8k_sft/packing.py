@@ -106,7 +106,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
     @staticmethod
     def backward(ctx, grad):
-        return *(None if g is None else g.mul_(grad) for g in ctx.grads), None, None, None, None
+        grads, ctx.grads = ctx.grads, None # as large as the head: not kept until the loss is dropped
+        return *(None if g is None else g.mul_(grad) for g in grads), None, None, None, None
 
 # %% ../nbs/parts/packing.ipynb #477d62b5
 def linear_cross_entropy(

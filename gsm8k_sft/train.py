@@ -23,6 +23,7 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from .core import (check_choice, environment, load_config, peak_memory, read_config, read_json, run_folder, save_config, set_seed, setting, write_json, write_text)
+from .memory import check_fits, memory_record
 from .packing import PACKED, PackedCollator, packed_loss
 from .data import TRAINING_SPLITS, Collator, Renderer, data_fingerprint, load_gsm8k, tokenize_split
 from .evaluate import evaluate_run, quick_accuracy
@@ -107,7 +108,7 @@ class GSM8KTrainer(Trainer):
         **kwargs, # of `transformers.Trainer`
     ):
         super().__init__(**kwargs)
-        self.cfg, self.sample = cfg, sample
+        self.cfg, self.sample, self.peak = cfg, sample, 0
         self.inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         if cfg.train.packing: _check_packing(self.inner)
 
@@ -141,6 +142,7 @@ def training_step(self: GSM8KTrainer, model, inputs, num_items_in_batch=None):
                 loss = self._chunk_loss(model, chunk) * share
                 self.accelerator.backward(loss)
             total += loss.detach()
+            del loss
     return total
 
 # %% ../nbs/02_train.ipynb #83e70bd7
@@ -163,8 +165,10 @@ def _get_train_sampler(self: GSM8KTrainer, train_dataset=None):
 def evaluation_loop(self: GSM8KTrainer, *args, **kwargs):
     out = Trainer.evaluation_loop(self, *args, **kwargs)
     if not self.sample: return out
+    self.peak = max(self.peak, peak_memory()) # answering takes what the GPU has free: not the training's peak
     with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
         accuracy = quick_accuracy(self.model, self.processing_class, self.sample, self.cfg)
+    if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
     out.metrics.update({f"eval_accuracy_{k}": accuracy[k] for k in ("strict", "flexible")}, eval_finished=accuracy["finished"])
     return out
 
@@ -408,6 +412,12 @@ def enable_checkpointing(
     else: model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 # %% ../nbs/02_train.ipynb #757a18f9
+def _check_memory(cfg, longest):
+    "The plan of the run's memory, None for architectures it doesn't know; an error if it can't fit on the GPU"
+    free = int(1.1 * torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
+    return check_fits(cfg, free, longest)
+
+# %% ../nbs/02_train.ipynb #8a454d63
 def load_for_training(cfg):
     "Tokenizer, problems, tokenised splits with their report, and the model, ready to train"
     tokenizer = load_tokenizer(cfg)
@@ -418,6 +428,7 @@ def load_for_training(cfg):
     for split, report in reports.items():
         if report["n_too_long"]: print(f"{split}: {report['n_too_long']} examples are longer than data.max_length={cfg.data.max_length} and left out")
     if not len(tokens["train"]): raise TrainingError("no training example is left; check data.max_length and data.train_samples")
+    reports["memory"] = _check_memory(cfg, min(reports["train"]["longest"], cfg.data.max_length))
     set_seed(cfg.seed)
     model = load_model(cfg, training=True)
     base_fingerprint = weights_fingerprint(resolve_model(cfg.model)) # of the files, so that 4-bit copies count as the same base
@@ -425,7 +436,7 @@ def load_for_training(cfg):
     if cfg.train.gradient_checkpointing: enable_checkpointing(model)
     return tokenizer, rows, tokens, reports, model, base_fingerprint
 
-# %% ../nbs/02_train.ipynb #8a454d63
+# %% ../nbs/02_train.ipynb #5167236e
 def build_trainer(cfg, folder, tokenizer, rows, tokens, model):
     "A `GSM8KTrainer` with its callbacks: (trainer, log, signals)"
     log, signals = RunLog(folder), StopOnSignal()
@@ -440,7 +451,7 @@ def build_trainer(cfg, folder, tokenizer, rows, tokens, model):
     trainer.remove_callback(PrinterCallback) # `Progress` says it in fewer lines
     return trainer, log, signals
 
-# %% ../nbs/02_train.ipynb #61b52d63
+# %% ../nbs/02_train.ipynb #a4a169ac
 @contextmanager
 def wandb_run(
     cfg: DictConfig, # from `load_config`
@@ -461,7 +472,7 @@ def wandb_run(
         raise
     run.finish()
 
-# %% ../nbs/02_train.ipynb #9b3f9492
+# %% ../nbs/02_train.ipynb #24567557
 def _opening_record(cfg, rows, reports, model, base_fingerprint):
     "What is known before the first step"
     train = reports["train"]
@@ -470,19 +481,20 @@ def _opening_record(cfg, rows, reports, model, base_fingerprint):
     return {"status": "running", "preset": cfg.preset, "variant": cfg.variant, "run_name": cfg.run_name, "seed": cfg.seed,
             "tuning_method": cfg.tuning_method, "dataset": cfg.data.dataset, "base_model": cfg.model.path or cfg.model.name,
             "precision": cfg.model.precision, "dtypes": precision_of(model), "model_fingerprint": base_fingerprint, "data": data,
-            "parameters": count_parameters(model), "environment": environment()}
+            "parameters": count_parameters(model), "memory": memory_record(reports["memory"]), "environment": environment()}
 
-def _closing_record(trainer, log):
+def _closing_record(trainer, log, needed):
     "What is known after the last step"
+    peak, gpu = max(trainer.peak, peak_memory()), torch.cuda.is_available()
     steps, evals = [r for r in log.rows if "loss" in r], [r for r in log.rows if "eval_loss" in r]
     if not steps: return {"steps": trainer.state.global_step}
     last, seconds = steps[-1], log.seconds
     final = steps[-max(1, len(steps) // 20):]
     return {"steps": last["step"], "epochs": last["epoch"], "tokens_seen": last["tokens"], "train_seconds": round(seconds, 2),
-            "tokens_per_second": round(last["tokens"] / seconds, 1), "peak_memory": peak_memory(),
+            "tokens_per_second": round(last["tokens"] / seconds, 1), "peak_memory": peak, "memory": memory_record(needed, peak if gpu else None),
             "final_loss": sum(r["loss"] for r in final) / len(final), "validation": evals[-1] if evals else None}
 
-# %% ../nbs/02_train.ipynb #4e44363b
+# %% ../nbs/02_train.ipynb #b7ba3a6b
 def _save_weights(trainer, folder, cfg):
     "The tuned weights and the tokenizer, in model/ or adapter/"
     model, name = trainer.model, "model" if cfg.tuning_method == "full" else "adapter"
@@ -496,8 +508,8 @@ def _save_weights(trainer, folder, cfg):
     shutil.rmtree(whole, ignore_errors=True)
     part.rename(whole)
 
-# %% ../nbs/02_train.ipynb #b7ba3a6b
-def _fit(trainer, log, signals, checkpoint, folder, record):
+# %% ../nbs/02_train.ipynb #7339a402
+def _fit(trainer, log, signals, checkpoint, folder, record, needed=None):
     "Run the Trainer; whatever ends it, the record says so"
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -507,21 +519,21 @@ def _fit(trainer, log, signals, checkpoint, folder, record):
         raise
     finally:
         log.close(), signals.restore()
-        if trainer.is_world_process_zero(): record |= _closing_record(trainer, log)
+        if trainer.is_world_process_zero(): record |= _closing_record(trainer, log, needed)
         if trainer.is_world_process_zero(): write_json(folder / "record.json", record)
     if record["status"] == "interrupted":
         step = trainer.state.global_step
         raise TrainingInterrupted(f"{signals.received} at step {step} of {trainer.state.max_steps}: checkpoint-{step} "
                                   f"is in {folder}. The same command goes on from there.")
 
-# %% ../nbs/02_train.ipynb #c22e6226
+# %% ../nbs/02_train.ipynb #d934824b
 def _open_on_main(cfg):
     "`open_run` in the main process, its answer in all of them"
     state = PartialState(cpu=not torch.cuda.is_available())
     opened = [open_run(cfg) if state.is_main_process else None]
     return broadcast_object_list(opened)[0] if state.num_processes > 1 else opened[0]
 
-# %% ../nbs/02_train.ipynb #f9845925
+# %% ../nbs/02_train.ipynb #91ba8a90
 def _check_base(folder, checkpoint, base_fingerprint):
     "Stop before a checkpoint is loaded onto other base weights"
     began = read_json(folder / "record.json").get("model_fingerprint") if checkpoint else base_fingerprint
@@ -529,7 +541,7 @@ def _check_base(folder, checkpoint, base_fingerprint):
         raise TrainingError(f"{folder}: the run began over base weights {began[:12]}, and they are now {base_fingerprint[:12]}. "
                             "Give the run another name (run_name=...) or delete its folder to start anew.")
 
-# %% ../nbs/02_train.ipynb #b8468d82
+# %% ../nbs/02_train.ipynb #8dcf4f09
 def train(
     cfg: DictConfig, # from `load_config`
     evaluate: bool = True, # ask the tuned model the problems of `cfg.evaluation.split`
@@ -547,10 +559,10 @@ def train(
         record = _opening_record(cfg, rows, reports, model, base_fingerprint)
         trainer, log, signals = build_trainer(cfg, folder, tokenizer, rows, tokens, model)
         if trainer.is_world_process_zero(): write_json(folder / "record.json", record)
-        _fit(trainer, log, signals, checkpoint, folder, record)
+        _fit(trainer, log, signals, checkpoint, folder, record, reports["memory"])
         return _finish(trainer, cfg, folder, record, run, evaluate)
 
-# %% ../nbs/02_train.ipynb #8dcf4f09
+# %% ../nbs/02_train.ipynb #8cf7f594
 def _finish(trainer, cfg, folder, record, run, evaluate):
     "Save the weights, evaluate what was saved, complete the record"
     record |= {"tuned_fingerprint": weights_fingerprint(trainer.model), "processes": trainer.args.world_size}
@@ -571,7 +583,7 @@ def _summarise(run, record, results):
     run.summary.update({f"parameters/{k}": v for k, v in record["parameters"].items()})
     for r in results: run.summary.update({f"{r['split']}/accuracy_{k}": v["value"] for k, v in r["accuracy"].items()})
 
-# %% ../nbs/02_train.ipynb #b835431f
+# %% ../nbs/02_train.ipynb #bab63e6e
 @call_parse
 def main(
     preset: str = "toy", # toy, gemma-3-270m, gemma-2b-it, gemma-2-9b-it

@@ -1,12 +1,11 @@
 "Memory: the ledger against what autograd keeps, the plan against traced peaks, tables, refusals, the harness"
 import inspect, json, subprocess, sys
-from dataclasses import replace
-import pytest
+import pytest, torch
 from gsm8k_sft import memory
 from gsm8k_sft.core import choices, load_config
 from gsm8k_sft.memory import *
-from gsm8k_sft.memory import CARDS, CONSTANTS, MEASURED, OPTIMIZERS, _alternatives, _cache, _tensors, _targets
-from gsm8k_sft.models import SHAPES, meta_model, parameter_table
+from gsm8k_sft.memory import CARDS, CONSTANTS, MEASURED, _alternatives
+from gsm8k_sft.models import parameter_table
 
 GEMMAS = ["gemma-2b-it", "gemma-2-9b-it", "gemma-3-270m", "toy"]
 SHAPE = model_shape(load_config("gemma-2b-it", training=False))
@@ -62,7 +61,8 @@ def test_more_tokens_need_more(preset, tuning):
 def test_what_saves_saves(tokens):
     at = lambda tuning="full", **k: total(tuning=tuning, tokens=tokens, **k)
     assert at("qlora") < at("lora") < at("full")
-    assert at(checkpointing=True) < at() and at(loss="fused") <= at() and at(precision="bf16") < at()
+    assert at(checkpointing=True) <= at(checkpointing=False) and at(precision="bf16") < at()
+    assert at("lora", loss="fused", checkpointing=False) < at("lora", checkpointing=False)
     assert at(optim="paged_adamw_8bit") <= at(optim="adamw_bnb_8bit") < at(optim="adamw_torch_fused")
     assert at(accumulate=True) >= at(accumulate=False)
 
@@ -97,7 +97,7 @@ def test_a_setup_of_the_largest_batch():
 @pytest.mark.parametrize("preset", GEMMAS)
 def test_every_presets_table_prints(preset):
     assert set(GEMMAS) <= set(choices("preset"))
-    done = subprocess.run([sys.executable, "-m", "gsm8k_sft.memory", "--preset", preset, "--tokens_per_second", "1000", "--dollars_per_hour", "2"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "gsm8k_sft.memory", "--preset", preset, "--tokens-per-second", "1000", "--dollars-per-hour", "2"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("qlora") == 2 and "GiB" in done.stdout and "dollars" in done.stdout
 
@@ -107,7 +107,7 @@ def test_cards_grow_and_give_less_than_they_have():
     assert smallest_card(1) == "T4 16" and smallest_card(10**12) == "–"
     with pytest.raises(ValueError, match="card"): usable("H1000")
 
-def test_a_file_of_ones_own_counts(tmp_path):
+def test_a_configuration_counts():
     wide = plan_table(config(overrides="lora_config.r=256"), tokens=1024)
     assert wide["adapters"].max() > plan_table("gemma-2b-it", tokens=1024)["adapters"].max()
 
@@ -174,6 +174,10 @@ def test_comparison_and_figure(record):
     table = comparison(record[0])
     assert len(table) == 2 and table["error %"].abs().max() < 5 and table["note"].notna().sum() == 1
     assert plot_comparison(record[0]).get_xlabel() == "measured peak (GiB)"
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_measuring_needs_a_gpu(tmp_path):
+    with pytest.raises(SystemExit, match="needs a CUDA GPU"): memory.main(measure=True, out=str(tmp_path / "memory.json"))
 
 def test_a_case_that_takes_too_long(): assert "stopped after" in memory._measure_apart(CASE, 0.01)["error"]
 
