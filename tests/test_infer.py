@@ -168,7 +168,9 @@ def test_interrupted_command_leaves_nothing(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text("".join(json.dumps({"question": q}) + "\n" for q in QUESTIONS * 400))
     args = ["--model_path", "toy", "--input", path, "--output", tmp_path / "a.jsonl", "--batch_size", 1, "--max_new_tokens", 64]
-    process = subprocess.Popen([sys.executable, "-m", "gsm8k_sft.infer", *map(str, args)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # tests that run in the background of a shell inherit that it is ignored
+    process = subprocess.Popen([sys.executable, "-m", "gsm8k_sft.infer", *map(str, args)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                               preexec_fn=listen)
     assert "answered" in process.stdout.readline() # it is at work
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
