@@ -393,8 +393,9 @@ def draw_figures(
 ) -> list[Path]: # the files written
     "Draw every figure that the records allow"
     import matplotlib; matplotlib.use("agg")
-    files = [f for stem, rows in _stems(comparison_table(preset, root)) for f in save_figure(plot_comparison(rows), Path(out) / stem)]
-    for name, dataset in comparison_table(preset, root)[["preset", "dataset"]].drop_duplicates().itertuples(index=False):
+    table = comparison_table(preset, root)
+    files = [f for stem, rows in _stems(table) for f in save_figure(plot_comparison(rows), Path(out) / stem)]
+    for name, dataset in table[["preset", "dataset"]].drop_duplicates().itertuples(index=False):
         if answers := read_answers(name, dataset, root): files += save_figure(plot_errors(answers), Path(out) / f"{name}-{dataset}-errors")
     runs = [r for r in read_runs(preset, root) if (r["file"].parent / "log.jsonl").exists()]
     for name in sorted({r["preset"] for r in runs}):

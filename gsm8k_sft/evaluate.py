@@ -130,9 +130,13 @@ def result_name(
 # %% ../nbs/03_evaluate.ipynb #94f2bf9a
 def _by_problem(answers, grader):
     "Of each problem, how many of its answers are right"
-    right = {}
-    for a in answers: right.setdefault(a["id"], []).append(a[grader])
-    return right
+    return {i: [a[grader] for a in rows] for i, rows in _grouped(answers).items()}
+
+def _grouped(answers):
+    "The answers of each problem"
+    groups = {}
+    for a in answers: groups.setdefault(a["id"], []).append(a)
+    return groups
 
 def _accuracy(answers):
     "Right answers by each grader, with their 95 % intervals"
@@ -189,11 +193,6 @@ def _sampled(answers, samples):
         found[g] = {f"maj@{samples}": mean([majority(r, g) for r in rows.values()]),
                     **{f"pass@{k}": mean([pass_at_k(len(r), sum(r), k) for r in right.values()]) for k in ks}}
     return found
-
-def _grouped(answers):
-    groups = {}
-    for a in answers: groups.setdefault(a["id"], []).append(a)
-    return groups
 
 # %% ../nbs/03_evaluate.ipynb #e4d3b9cc
 def whole_lines(
@@ -401,9 +400,9 @@ def regrade(
     "Today's verdicts on the answers of a finished evaluation"
     folder = Path(folder or project_path("eval_results"))
     if (record := complete_result(folder, name)) is None: raise EvaluationError(f"{name}: not in {folder}, or its predictions are not the ones it was made from")
-    asked = rows.select([i for i, r in enumerate(rows["id"]) if r in {a["id"] for a in read_predictions(name, folder)}])
-    samples = record.get("samples", 1)
-    answers = _graded([{"sample": 0, **a} for a in read_predictions(name, folder)], asked, samples)
+    old, samples = [{"sample": 0, **a} for a in read_predictions(name, folder)], record.get("samples", 1)
+    ids = {a["id"] for a in old}
+    answers = _graded(old, rows.select([i for i, r in enumerate(rows["id"]) if r in ids]), samples)
     text = "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in answers)
     record |= {"samples": samples, **_verdicts(answers, samples), "predictions_sha256": sha256(text.encode()).hexdigest()}
     record["protocol"]["grader"] = GRADER

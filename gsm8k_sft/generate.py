@@ -12,8 +12,7 @@ import gc, math, os, sys, time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from hashlib import sha256
 
 # %% ../nbs/parts/generate.ipynb #c68a82b4

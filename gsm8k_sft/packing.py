@@ -88,8 +88,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, softcap, dtype, rows):
         need, w, loss = ctx.needs_input_grad, weight.to(dtype), torch.zeros((), device=hidden.device)
         grads = [torch.zeros_like(t) if n else None for t, n in zip((hidden, weight), need)]
-        for part in torch.arange(len(targets)).split(rows):
-            part = slice(int(part[0]), int(part[-1]) + 1)
+        for start in range(0, len(targets), rows):
+            part = slice(start, start + rows)
             h, t = hidden[part].to(dtype), targets[part, None]
             z = (h @ w.T).float()
             if softcap: z = softcap * torch.tanh(z / softcap)
