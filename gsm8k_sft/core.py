@@ -140,6 +140,7 @@ class TrainConfig:
     train_sampling_strategy: Literal["random", "group_by_length"] = MISSING
     packing: bool = MISSING
     max_tokens: int = MISSING
+    speedup: Literal["auto", "none", "compile", "record"] = MISSING
     logging_steps: int = MISSING
     eval_steps: int = MISSING
     validation_samples: int = MISSING
@@ -315,13 +316,15 @@ def _check_together(cfg):
 
 # %% ../nbs/00_core.ipynb #af125bc7
 def _check_hardware(cfg):
-    "QLoRA and the 8-bit optimizers need a CUDA GPU"
+    "QLoRA, the 8-bit optimizers and compiled or recorded steps need a CUDA GPU"
     import torch
     if torch.cuda.is_available(): return
     if cfg.tuning_method == "qlora":
         raise ConfigError("tuning_method: qlora needs a CUDA GPU, and none is visible here; use tuning=lora")
     if cfg.train.optim in ("paged_adamw_8bit", "adamw_bnb_8bit"):
         raise ConfigError(f"train.optim: {cfg.train.optim} needs a CUDA GPU, and none is visible here; use train.optim=adamw_torch_fused")
+    if cfg.train.speedup in ("compile", "record"):
+        raise ConfigError(f"train.speedup: {cfg.train.speedup} needs a CUDA GPU, and none is visible here; use train.speedup=auto")
 
 # %% ../nbs/00_core.ipynb #fce56c6d
 def load_config(
@@ -424,7 +427,7 @@ def read_config(
     "The resolved configuration of a run"
     path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
     base = _read_yaml(CONFIGS / "base.yaml")
-    since = OmegaConf.create({"evaluation": base.evaluation, "train": {"packing": False, "max_tokens": base.train.max_tokens}})
+    since = OmegaConf.create({"evaluation": base.evaluation, "train": {"packing": False, "max_tokens": base.train.max_tokens, "speedup": "none"}})
     begun = _merge(OmegaConf.structured(Config), since, "base.yaml")
     return _merge(begun, _read_yaml(path), str(path))
 

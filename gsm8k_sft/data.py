@@ -658,11 +658,10 @@ class Collator:
 
     def __call__(
         self,
-        examples: list[dict], # each with input_ids and labels
+        examples: list[dict], # each with input_ids and labels: lists or tensors
     ) -> dict: # input_ids, attention_mask, labels: int64 tensors (examples, longest)
         import torch
-        longest = max(len(e["input_ids"]) for e in examples)
-        def pad(lists, value): return torch.tensor([[*l, *[value] * (longest - len(l))] for l in lists])
-        ids = [list(e["input_ids"]) for e in examples]
-        return {"input_ids": pad(ids, self.pad_token_id), "attention_mask": pad([[1] * len(i) for i in ids], 0),
-                "labels": pad([e["labels"] for e in examples], -100)}
+        from torch.nn.utils.rnn import pad_sequence
+        def pad(rows, value): return pad_sequence([torch.as_tensor(r) for r in rows], batch_first=True, padding_value=value)
+        return {"input_ids": pad([e["input_ids"] for e in examples], self.pad_token_id), "labels": pad([e["labels"] for e in examples], -100),
+                "attention_mask": pad([torch.ones(len(e["input_ids"]), dtype=torch.int64) for e in examples], 0)}

@@ -6,8 +6,11 @@
 __all__ = ['PACKED', 'first_fit', 'PackedCollator', 'Packed', 'packed_attention', 'linear_cross_entropy', 'packed_loss']
 
 # %% ../nbs/parts/packing.ipynb #56a68b4a
+import warnings
 from contextlib import contextmanager
+from functools import cache
 import torch
+from torch.nn.functional import pad
 from transformers import AttentionInterface
 from .slots import _flash, _plain_prefill
 
@@ -26,31 +29,49 @@ def first_fit(
     return chunks
 
 # %% ../nbs/parts/packing.ipynb #2ab24bb5
+def _ends(examples): return torch.tensor([len(e["input_ids"]) for e in examples]).cumsum(0)
+
+def _flat(examples, key): return torch.cat([torch.as_tensor(e[key]) for e in examples])
+
 def _chunk(examples):
     "Some examples as one flat sequence"
-    flat = lambda key: [t for e in examples for t in e[key]]
-    counts, labels = [len(e["input_ids"]) for e in examples], [[-100, *list(e["labels"])[1:]] for e in examples]
-    ends = torch.tensor(counts).cumsum(0)
-    targets = torch.tensor([t for l in labels for t in l])
-    supervised = (targets != -100).nonzero()[:, 0] # an example's first token is never predicted: nothing crosses a border
-    return {"input_ids": torch.tensor(flat("input_ids"))[None], "position_ids": torch.cat([torch.arange(n) for n in counts])[None],
-            "bounds": torch.nn.functional.pad(ends, (1, 0)).int(), "longest": max(counts), "supervised": supervised - 1, "targets": targets[supervised]}
+    ends, ids, targets = _ends(examples), _flat(examples, "input_ids"), _flat(examples, "labels")
+    bounds = pad(ends, (1, 0))
+    targets[bounds[:-1]] = -100 # an example's first token is never predicted: nothing crosses a border
+    position, supervised = torch.arange(len(ids)) - torch.repeat_interleave(bounds[:-1], bounds.diff()), (targets != -100).nonzero()[:, 0]
+    return {"input_ids": ids[None], "position_ids": position[None], "bounds": bounds.int(), "longest": int(bounds.diff().max()),
+            "supervised": supervised - 1, "targets": targets[supervised]}
 
-# %% ../nbs/parts/packing.ipynb #fce582a7
+# %% ../nbs/parts/packing.ipynb #9cde4709
+def _up(n, multiple): return -(-n // multiple) * multiple
+
+def _filled(chunk, multiple, examples):
+    "A chunk in one of few shapes"
+    n, k = chunk["input_ids"].shape[1], len(chunk["targets"])
+    more, end = _up(n + 1, multiple) - n, _up(n + 1, multiple)
+    bounds = torch.cat([chunk["bounds"], torch.full((examples + 2 - len(chunk["bounds"]),), end, dtype=torch.int32)])
+    missing = (0, _up(k, multiple // 2) - k)
+    return {"input_ids": pad(chunk["input_ids"], (0, more)), "position_ids": torch.cat([chunk["position_ids"], torch.arange(more)[None]], 1), "bounds": bounds,
+            "longest": max(chunk["longest"], more), "supervised": pad(chunk["supervised"], missing), "targets": pad(chunk["targets"], missing, value=-100)}
+
+# %% ../nbs/parts/packing.ipynb #da3bcba9
 class PackedCollator:
     "A step's examples as flat chunks"
     def __init__(self,
         max_tokens: int, # tokens that go through the model at once
-    ): self.max_tokens = max_tokens
+        multiple: int | None = None, # tokens are filled up to a multiple of it, targets to one of its half; None: nothing is filled up
+        longest: int = 1, # with `multiple`: tokens of the longest example there is
+    ): self.max_tokens, self.multiple, self.longest = max_tokens, multiple, longest
     def __call__(self,
-        examples: list[dict], # each with input_ids and labels
-    ) -> dict: # input_ids and labels (1, all tokens), for counting; chunks, see `_chunk`
+        examples: list[dict], # each with input_ids and labels: lists or tensors
+    ) -> dict: # labels (1, all tokens), for counting; chunks, see `_chunk`
         "Lay the examples end to end"
-        flat = lambda key: torch.tensor([t for e in examples for t in e[key]])[None]
-        chunks = [_chunk([examples[i] for i in ids]) for ids in first_fit([len(e["input_ids"]) for e in examples], self.max_tokens)]
-        return {"input_ids": flat("input_ids"), "labels": flat("labels"), "chunks": chunks}
+        groups = first_fit([len(e["input_ids"]) for e in examples], self.max_tokens)
+        chunks = [_chunk([examples[i] for i in ids]) for ids in groups]
+        if self.multiple: chunks = [_filled(c, self.multiple, len(examples)) | {"longest": max(self.longest, self.multiple)} for c in chunks]
+        return {"labels": _flat(examples, "labels")[None], "chunks": chunks}
 
-# %% ../nbs/parts/packing.ipynb #f90dc48d
+# %% ../nbs/parts/packing.ipynb #23ab235b
 class Packed:
     "Where the examples of a flat sequence begin and end"
     def __init__(self,
@@ -58,7 +79,10 @@ class Packed:
         longest: int, # tokens of the longest
     ): self.bounds, self.longest, self.length, self.memo = bounds, longest, longest, {}
 
-# %% ../nbs/parts/packing.ipynb #b744acbd
+# %% ../nbs/parts/packing.ipynb #477d62b5
+_plain = torch.compiler.disable(_plain_prefill)
+
+# %% ../nbs/parts/packing.ipynb #0997ce77
 def packed_attention(
     module, # the attention layer
     query: torch.Tensor, # (1, heads, tokens, dimension)
@@ -75,41 +99,50 @@ def packed_attention(
     query, key, value = (t[0].transpose(0, 1).to(value.dtype) for t in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not softcap and query.shape[-1] <= 256:
         out = _flash(query, key, value, packed.bounds, packed.bounds, packed.longest, packed.longest, True, scaling, sliding_window)
-    else: out = _plain_prefill(packed, query, key, value, scaling, sliding_window, softcap)
+    else: out = _plain(packed, query, key, value, scaling, sliding_window, softcap)
     return out[None], None
 
-# %% ../nbs/parts/packing.ipynb #f518c8b8
+# %% ../nbs/parts/packing.ipynb #990e9d65
 PACKED = "gsm8k_sft_packed"
 AttentionInterface.register(PACKED, packed_attention)
 
-# %% ../nbs/parts/packing.ipynb #23ab235b
+# %% ../nbs/parts/packing.ipynb #0b0dfd69
+def _nll_and_slope(z, targets, softcap):
+    "Loss and its gradient by the logits, (tokens, vocabulary); a target below zero counts nothing"
+    dtype, z, real = z.dtype, z.float(), targets >= 0
+    if softcap: z = softcap * torch.tanh(z / softcap)
+    total, right = z.logsumexp(-1, keepdim=True), torch.arange(z.shape[-1], device=z.device) == targets[:, None]
+    nll = torch.where(real, total[:, 0] - torch.where(right, z, 0.0).sum(-1), 0.0).sum()
+    slope = torch.where(real[:, None], (z - total).exp() - right.float(), 0.0)
+    if softcap: slope = slope * (1 - (z / softcap) ** 2)
+    return nll, slope.to(dtype)
+
+@cache
+def _on(device):
+    "`_nll_and_slope`, compiled where that pays"
+    warnings.filterwarnings("ignore", message="(?s).*Online softmax is disabled")
+    return torch.compile(_nll_and_slope, dynamic=True) if device == "cuda" else _nll_and_slope
+
+# %% ../nbs/parts/packing.ipynb #d8eb50a8
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, softcap, dtype, rows):
-        need, w, loss = ctx.needs_input_grad, weight.to(dtype), torch.zeros((), device=hidden.device)
-        grads = [torch.zeros_like(t) if n else None for t, n in zip((hidden, weight), need)]
+        of_hidden, of_weight = ctx.needs_input_grad[:2]
+        w, loss, ctx.types = weight.to(dtype), torch.zeros((), device=hidden.device), (hidden.dtype, weight.dtype)
+        ctx.grads = [torch.empty_like(hidden, dtype=dtype) if of_hidden else None, torch.zeros_like(w) if of_weight else None]
         for start in range(0, len(targets), rows):
-            part = slice(start, start + rows)
-            h, t = hidden[part].to(dtype), targets[part, None]
-            z = (h @ w.T).float()
-            if softcap: z = softcap * torch.tanh(z / softcap)
-            total = z.logsumexp(-1, keepdim=True)
-            loss += (total - z.gather(1, t)).sum()
-            if not any(need[:2]): continue
-            slope = 1 - (z / softcap) ** 2 if softcap else None
-            p = z.sub_(total).exp_()
-            p.scatter_add_(1, t, torch.full_like(t, -1, dtype=p.dtype))
-            p = (p if slope is None else p * slope).to(dtype)
-            if need[0]: grads[0][part] = p @ w
-            if need[1]: grads[1] += p.T @ h
-        ctx.grads = grads
+            h = hidden[start:start + rows].to(dtype)
+            nll, slope = _on(h.device.type)(h @ w.T, targets[start:start + rows], softcap)
+            loss += nll
+            if of_hidden: torch.mm(slope, w, out=ctx.grads[0][start:start + rows])
+            if of_weight: ctx.grads[1].addmm_(slope.T, h)
         return loss
     @staticmethod
     def backward(ctx, grad):
         grads, ctx.grads = ctx.grads, None # as large as the head: not kept until the loss is dropped
-        return *(None if g is None else g.mul_(grad) for g in grads), None, None, None, None
+        return *(None if g is None else g.mul_(grad).to(t) for g, t in zip(grads, ctx.types)), None, None, None, None
 
-# %% ../nbs/parts/packing.ipynb #477d62b5
+# %% ../nbs/parts/packing.ipynb #8bae0fd7
 def linear_cross_entropy(
     hidden: torch.Tensor, # (tokens, width), those whose prediction counts
     weight: torch.Tensor, # (vocabulary, width), of the head
@@ -121,7 +154,7 @@ def linear_cross_entropy(
     "Cross entropy of hidden states and a head"
     return _LinearCrossEntropy.apply(hidden, weight, targets, softcap, dtype or weight.dtype, rows)
 
-# %% ../nbs/parts/packing.ipynb #0b0dfd69
+# %% ../nbs/parts/packing.ipynb #04fe7615
 @contextmanager
 def _headless(inner):
     "The model gives hidden states instead of logits; yields the head and its soft cap"
@@ -135,7 +168,7 @@ def _headless(inner):
         del head.forward
         if cap: config.final_logit_softcapping = cap
 
-# %% ../nbs/parts/packing.ipynb #d8eb50a8
+# %% ../nbs/parts/packing.ipynb #920bca63
 def packed_loss(
     model, # a causal language model whose attention is `PACKED`, however wrapped
     inner, # the same, unwrapped

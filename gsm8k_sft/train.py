@@ -24,7 +24,8 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import PrinterCallback
 from .core import (check_choice, environment, load_config, peak_memory, read_config, read_json, run_folder, save_config, set_seed, setting, write_json, write_text)
 from .memory import check_fits, memory_record
-from .packing import PACKED, PackedCollator, packed_loss
+from .packing import packed_loss
+from .speed import RecordedStep, choose_speedup, compiled_layers, packed_collator, training_mode
 from .data import TRAINING_SPLITS, Collator, Renderer, data_fingerprint, load_gsm8k, tokenize_split
 from .evaluate import evaluate_run, quick_accuracy
 
@@ -56,7 +57,7 @@ def training_arguments(
         load_best_model_at_end=bool(t.early_stopping_patience), metric_for_best_model="eval_loss", greater_is_better=False,
         logging_nan_inf_filter=False, include_num_input_tokens_seen="non_padding", remove_unused_columns=False, use_cpu=not gpu,
         disable_tqdm=True, report_to=["wandb"] if wandb_mode(cfg) != "off" else [], run_name=cfg.run_name,
-        ddp_find_unused_parameters=False, dataloader_pin_memory=gpu)
+        ddp_find_unused_parameters=False, dataloader_pin_memory=gpu, accelerator_config={"non_blocking": gpu})
 
 # %% ../nbs/02_train.ipynb #372dd465
 def wandb_mode(
@@ -111,20 +112,14 @@ class GSM8KTrainer(Trainer):
         self.cfg, self.sample, self.peak = cfg, sample, 0
         self.inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         if cfg.train.packing: _check_packing(self.inner)
+        self.speedup = choose_speedup(cfg, self.inner, self.args.world_size)
+        self.compiled, self.recorded = compiled_layers(self.inner) if self.speedup == "compile" else [], None
 
 # %% ../nbs/02_train.ipynb #f5890ff7
 def _check_packing(inner):
     "A model whose attention can't be told about examples is refused"
     if not getattr(inner, "_supports_attention_backend", False):
         raise TrainingError(f"train.packing: {type(inner).__name__} doesn't use transformers' attention interface; set train.packing=false")
-
-@contextmanager
-def _packed_attention(inner):
-    "Attention within examples; afterwards as it was"
-    before = inner.config._attn_implementation
-    inner.config._attn_implementation = PACKED
-    try: yield
-    finally: inner.config._attn_implementation = before
 
 # %% ../nbs/02_train.ipynb #571a4896
 @patch
@@ -135,8 +130,9 @@ def training_step(self: GSM8KTrainer, model, inputs, num_items_in_batch=None):
     if "chunks" not in inputs: return Trainer.training_step(self, model, inputs, num_items_in_batch)
     model.train()
     inputs, total = self._prepare_inputs(inputs), torch.zeros((), device=self.args.device)
-    share = self.accelerator.num_processes / (num_items_in_batch or sum(len(c["targets"]) for c in inputs["chunks"]))
-    with _packed_attention(self.inner): # until the backward pass is done: checkpointing calls the layers again
+    share = self.accelerator.num_processes / (_supervised(inputs) if num_items_in_batch is None else num_items_in_batch)
+    with training_mode(self.inner, self.compiled): # until the backward pass is done: checkpointing calls the layers again
+        if self.speedup == "record": return self._replayed(model, inputs["chunks"], share)
         for i, chunk in enumerate(inputs["chunks"], 1):
             with nullcontext() if i == len(inputs["chunks"]) else self.accelerator.no_sync(model):
                 loss = self._chunk_loss(model, chunk) * share
@@ -145,22 +141,45 @@ def training_step(self: GSM8KTrainer, model, inputs, num_items_in_batch=None):
             del loss
     return total
 
+def _supervised(inputs): return sum((c["targets"] >= 0).sum() for c in inputs["chunks"])
+
 # %% ../nbs/02_train.ipynb #83e70bd7
+@patch
+def _replayed(self: GSM8KTrainer, model, chunks, share):
+    if self.recorded is None:
+        self.recorded = RecordedStep(lambda c: self._chunk_loss(model, c), [p for p in model.parameters() if p.requires_grad])
+    self.recorded.start()
+    return sum(self.recorded(c, share) for c in chunks)
+
+# %% ../nbs/02_train.ipynb #b09854d6
+@patch
+def _track_num_input_tokens(self: GSM8KTrainer, inputs):
+    if "chunks" not in inputs: return Trainer._track_num_input_tokens(self, inputs)
+    n = inputs["labels"].numel()
+    if self.args.world_size > 1: n = int(self.accelerator.gather(torch.tensor([n], device=self.args.device)).sum())
+    self.state.num_input_tokens_seen += n
+
+# %% ../nbs/02_train.ipynb #84fb95bb
 @patch
 def compute_loss(self: GSM8KTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
     if "chunks" not in inputs: return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
-    n = sum(len(c["targets"]) for c in inputs["chunks"])
-    with _packed_attention(self.inner): loss = sum(self._chunk_loss(model, c) for c in inputs["chunks"]) / n
+    with training_mode(self.inner): loss = sum(self._chunk_loss(model, c) for c in inputs["chunks"]) / _supervised(inputs)
     return (loss, {"loss": loss}) if return_outputs else loss
 
-# %% ../nbs/02_train.ipynb #4120a4fe
+# %% ../nbs/02_train.ipynb #d7d10759
 @patch
 def _get_train_sampler(self: GSM8KTrainer, train_dataset=None):
     data, grouped = train_dataset or self.train_dataset, self.args.train_sampling_strategy == "group_by_length"
     group = self.args.train_batch_size * self.args.gradient_accumulation_steps
-    return EpochSampler(len(data), self.args.seed, [len(x) for x in data["input_ids"]] if grouped else None, group)
+    return EpochSampler(len(data), self.args.seed, [len(x["input_ids"]) for x in data] if grouped else None, group)
 
-# %% ../nbs/02_train.ipynb #b09854d6
+# %% ../nbs/02_train.ipynb #437da77f
+def _in_memory(tokens):
+    "Tokenised examples as tensors"
+    columns = tokens[:]
+    return [{"input_ids": torch.tensor(i), "labels": torch.tensor(l)} for i, l in zip(columns["input_ids"], columns["labels"])]
+
+# %% ../nbs/02_train.ipynb #0258d1eb
 @patch
 def evaluation_loop(self: GSM8KTrainer, *args, **kwargs):
     out = Trainer.evaluation_loop(self, *args, **kwargs)
@@ -172,7 +191,7 @@ def evaluation_loop(self: GSM8KTrainer, *args, **kwargs):
     out.metrics.update({f"eval_accuracy_{k}": accuracy[k] for k in ("strict", "flexible")}, eval_finished=accuracy["finished"])
     return out
 
-# %% ../nbs/02_train.ipynb #84fb95bb
+# %% ../nbs/02_train.ipynb #374507f1
 class RunLog(TrainerCallback):
     "Write log.jsonl, and stop at a loss or gradient norm that is not finite"
     def __init__(
@@ -183,13 +202,14 @@ class RunLog(TrainerCallback):
     def on_save(self, args, state, control, **kwargs): self.mark = time.perf_counter()
     def on_evaluate(self, args, state, control, **kwargs): self.mark = time.perf_counter()
     def on_train_end(self, args, state, control, **kwargs): self.close()
+    def on_step_end(self, args, state, control, **kwargs): control.should_log |= state.global_step >= state.max_steps
 
     def close(self):
         "Close the file; safe to call twice"
         if self.file: self.file.close()
         self.file = None
 
-# %% ../nbs/02_train.ipynb #b6241ce5
+# %% ../nbs/02_train.ipynb #163b034e
 @patch
 def on_train_begin(self: RunLog, args, state, control, **kwargs):
     if not state.is_world_process_zero: return
@@ -199,7 +219,7 @@ def on_train_begin(self: RunLog, args, state, control, **kwargs):
     self.seconds = max((r["seconds"] for r in self.rows), default=0.0)
     self.tokens, self.mark = state.num_input_tokens_seen, time.perf_counter()
 
-# %% ../nbs/02_train.ipynb #0258d1eb
+# %% ../nbs/02_train.ipynb #800aa199
 @patch
 def _step(self: RunLog, state, logs, now):
     "The line of a training step"
@@ -208,7 +228,7 @@ def _step(self: RunLog, state, logs, now):
     return {"loss": logs["loss"], "grad_norm": logs.get("grad_norm"), "learning_rate": logs["learning_rate"], "tokens": self.tokens,
             "tokens_per_second": new / spent, "memory": peak_memory()}
 
-# %% ../nbs/02_train.ipynb #200e80d2
+# %% ../nbs/02_train.ipynb #f78ba3a8
 @patch
 def on_log(self: RunLog, args, state, control, logs, **kwargs):
     if self.file is None or not ("loss" in logs or "eval_loss" in logs): return
@@ -221,7 +241,7 @@ def on_log(self: RunLog, args, state, control, logs, **kwargs):
     self.mark = now
     _check_finite(row, args)
 
-# %% ../nbs/02_train.ipynb #d9226702
+# %% ../nbs/02_train.ipynb #8063d6a8
 def _check_finite(row, args):
     "Raise a `TrainingError` at a loss or gradient norm that is not finite, naming the step"
     bad = [k for k in ("loss", "grad_norm", "eval_loss") if row.get(k) is not None and not math.isfinite(row[k])]
@@ -231,7 +251,7 @@ def _check_finite(row, args):
     raise TrainingError(f"{bad[0]} is {row[bad[0]]} at step {row['step']}{since}. Training stopped; {last.name if last else 'no checkpoint'} is kept. "
                         "Try a smaller train.learning_rate, longer warm-up, or model.precision=mixed.")
 
-# %% ../nbs/02_train.ipynb #163b034e
+# %% ../nbs/02_train.ipynb #51641c91
 def read_log(
     path: Path | str, # a log.jsonl; it may be missing
 ) -> list[dict]: # its rows; a torn last line, left by a killed run, is dropped
@@ -244,7 +264,7 @@ def read_log(
             if number < len(lines): raise TrainingError(f"{path}, line {number}: not valid JSON; move the file away to start anew") from None
     return rows
 
-# %% ../nbs/02_train.ipynb #8063d6a8
+# %% ../nbs/02_train.ipynb #31b94ca8
 class StopOnSignal(TrainerCallback):
     "At SIGTERM or SIGINT: finish the step, save, stop"
     def __init__(self): self.received, self.before = None, {}
@@ -259,7 +279,7 @@ class StopOnSignal(TrainerCallback):
         for s, handler in self.before.items(): signal.signal(s, handler)
         self.before = {}
 
-# %% ../nbs/02_train.ipynb #51641c91
+# %% ../nbs/02_train.ipynb #7b499a5f
 @patch
 def on_train_begin(self: StopOnSignal, args, state, control, **kwargs):
     try: self.before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -271,7 +291,7 @@ def on_step_end(self: StopOnSignal, args, state, control, **kwargs):
     control.should_save = control.should_training_stop = True
     control.should_evaluate = False
 
-# %% ../nbs/02_train.ipynb #c5d2f764
+# %% ../nbs/02_train.ipynb #1281c9ed
 def last_checkpoint(
     folder: Path | str, # the run's folder
 ) -> Path | None: # the newest whole checkpoint; None if there is none
@@ -285,7 +305,7 @@ def _whole(checkpoint):
     except (OSError, ValueError): return False
     return all(any(checkpoint.glob(name)) for name in ("*.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth"))
 
-# %% ../nbs/02_train.ipynb #73673e04
+# %% ../nbs/02_train.ipynb #8671b802
 def open_run(
     cfg: DictConfig, # from `load_config`
 ) -> tuple[Path, Path | None, dict | None]: # run folder; checkpoint to resume from or None; record if complete and reused
@@ -303,7 +323,7 @@ def open_run(
     save_config(cfg, folder)
     return folder, checkpoint, None
 
-# %% ../nbs/02_train.ipynb #18d5c209
+# %% ../nbs/02_train.ipynb #506cf2b6
 def _trains_alike(a, b):
     "Whether two configurations describe the same training: reporting, reuse and evaluation don't matter"
     def essence(cfg):
@@ -318,7 +338,7 @@ def _set_aside(folder):
     if previous.exists(): shutil.rmtree(previous)
     folder.rename(previous)
 
-# %% ../nbs/02_train.ipynb #5511b92c
+# %% ../nbs/02_train.ipynb #bd969ef6
 class Progress(TrainerCallback):
     "A line of text, and in a notebook a live chart, every few seconds"
     def __init__(
@@ -337,7 +357,7 @@ class Progress(TrainerCallback):
         if self.chart: self.handle = _draw(self.log.rows, self.handle)
         self.log.mark = time.perf_counter() # drawing isn't training
 
-# %% ../nbs/02_train.ipynb #506cf2b6
+# %% ../nbs/02_train.ipynb #29d2121b
 @patch
 def on_log(self: Progress, args, state, control, logs, **kwargs):
     if not state.is_world_process_zero: return
@@ -348,7 +368,7 @@ def on_log(self: Progress, args, state, control, logs, **kwargs):
 def on_train_end(self: Progress, args, state, control, **kwargs):
     if state.is_world_process_zero and self.log.rows and self.shown != state.global_step: self.show(state)
 
-# %% ../nbs/02_train.ipynb #355e9b6a
+# %% ../nbs/02_train.ipynb #261baa44
 def _in_notebook():
     "Whether an IPython kernel shows our output"
     try: return get_ipython().__class__.__name__ == "ZMQInteractiveShell"
@@ -363,16 +383,16 @@ def _progress_line(rows, state):
     return (f"step {r['step']}/{state.max_steps} · loss {r['loss']:.3f} · lr {r['learning_rate']:.1e} · "
             f"{speed:,.0f} tokens/s · {r['seconds']:.0f} s, {left:.0f} s left")
 
-# %% ../nbs/02_train.ipynb #7617b135
+# %% ../nbs/02_train.ipynb #618fe5bb
 def _evaluation_line(state, logs):
     "validation at step 100: loss 0.51, accuracy 12.5 %"
     accuracy = f", accuracy {logs['eval_accuracy_strict']:.1%} strict, {logs['eval_finished']:.0%} ended" if "eval_accuracy_strict" in logs else ""
     return f"validation at step {state.global_step}: loss {logs['eval_loss']:.3f}{accuracy}"
 
-# %% ../nbs/02_train.ipynb #29d2121b
+# %% ../nbs/02_train.ipynb #0140094e
 PANELS = {"loss": "loss (nats a token)", "learning_rate": "learning rate", "grad_norm": "gradient norm", "tokens_per_second": "tokens/s"}
 
-# %% ../nbs/02_train.ipynb #261baa44
+# %% ../nbs/02_train.ipynb #757a18f9
 def plot_log(
     rows: list[dict], # of a log.jsonl
     figure: Any = None, # a matplotlib Figure to draw on; a new one by default
@@ -391,7 +411,7 @@ def plot_log(
         figure.axes[0].legend(frameon=False)
     return figure
 
-# %% ../nbs/02_train.ipynb #618fe5bb
+# %% ../nbs/02_train.ipynb #8a454d63
 def _draw(rows, handle):
     "Show `plot_log`, or update what is shown"
     from IPython.display import Image, display
@@ -402,7 +422,7 @@ def _draw(rows, handle):
     handle.update(picture)
     return handle
 
-# %% ../nbs/02_train.ipynb #6000daca
+# %% ../nbs/02_train.ipynb #a4a169ac
 def enable_checkpointing(
     model, # transformers or peft model
 ) -> None:
@@ -411,13 +431,13 @@ def enable_checkpointing(
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else: model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-# %% ../nbs/02_train.ipynb #757a18f9
+# %% ../nbs/02_train.ipynb #9b3f9492
 def _check_memory(cfg, longest):
     "The plan of the run's memory, None for architectures it doesn't know; an error if it can't fit on the GPU"
     free = int(1.1 * torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
     return check_fits(cfg, free, longest)
 
-# %% ../nbs/02_train.ipynb #8a454d63
+# %% ../nbs/02_train.ipynb #24567557
 def load_for_training(cfg):
     "Tokenizer, problems, tokenised splits with their report, and the model, ready to train"
     tokenizer = load_tokenizer(cfg)
@@ -436,7 +456,7 @@ def load_for_training(cfg):
     if cfg.train.gradient_checkpointing: enable_checkpointing(model)
     return tokenizer, rows, tokens, reports, model, base_fingerprint
 
-# %% ../nbs/02_train.ipynb #5167236e
+# %% ../nbs/02_train.ipynb #4e44363b
 def build_trainer(cfg, folder, tokenizer, rows, tokens, model):
     "A `GSM8KTrainer` with its callbacks: (trainer, log, signals)"
     log, signals = RunLog(folder), StopOnSignal()
@@ -445,13 +465,13 @@ def build_trainer(cfg, folder, tokenizer, rows, tokens, model):
     sample = rows["validation"].select(range(min(cfg.train.validation_samples, len(rows["validation"])))) if "validation" in rows else None
     trainer = GSM8KTrainer(
         cfg, sample if sample is not None and len(sample) else None, model=model, args=training_arguments(cfg, folder),
-        train_dataset=tokens["train"], eval_dataset=tokens["validation"] if _evaluates(cfg) else None,
-        data_collator=PackedCollator(cfg.train.max_tokens) if cfg.train.packing else Collator(tokenizer.pad_token_id),
-        processing_class=tokenizer, callbacks=callbacks)
+        train_dataset=_in_memory(tokens["train"]), eval_dataset=_in_memory(tokens["validation"]) if _evaluates(cfg) else None,
+        data_collator=Collator(tokenizer.pad_token_id), processing_class=tokenizer, callbacks=callbacks)
+    if cfg.train.packing: trainer.data_collator = packed_collator(cfg, trainer.speedup)
     trainer.remove_callback(PrinterCallback) # `Progress` says it in fewer lines
     return trainer, log, signals
 
-# %% ../nbs/02_train.ipynb #a4a169ac
+# %% ../nbs/02_train.ipynb #7339a402
 @contextmanager
 def wandb_run(
     cfg: DictConfig, # from `load_config`
@@ -472,7 +492,7 @@ def wandb_run(
         raise
     run.finish()
 
-# %% ../nbs/02_train.ipynb #24567557
+# %% ../nbs/02_train.ipynb #f9845925
 def _opening_record(cfg, rows, reports, model, base_fingerprint):
     "What is known before the first step"
     train = reports["train"]
@@ -494,7 +514,7 @@ def _closing_record(trainer, log, needed):
             "tokens_per_second": round(last["tokens"] / seconds, 1), "peak_memory": peak, "memory": memory_record(needed, peak if gpu else None),
             "final_loss": sum(r["loss"] for r in final) / len(final), "validation": evals[-1] if evals else None}
 
-# %% ../nbs/02_train.ipynb #b7ba3a6b
+# %% ../nbs/02_train.ipynb #b8468d82
 def _save_weights(trainer, folder, cfg):
     "The tuned weights and the tokenizer, in model/ or adapter/"
     model, name = trainer.model, "model" if cfg.tuning_method == "full" else "adapter"
@@ -508,7 +528,7 @@ def _save_weights(trainer, folder, cfg):
     shutil.rmtree(whole, ignore_errors=True)
     part.rename(whole)
 
-# %% ../nbs/02_train.ipynb #7339a402
+# %% ../nbs/02_train.ipynb #8dcf4f09
 def _fit(trainer, log, signals, checkpoint, folder, record, needed=None):
     "Run the Trainer; whatever ends it, the record says so"
     try:
@@ -526,14 +546,14 @@ def _fit(trainer, log, signals, checkpoint, folder, record, needed=None):
         raise TrainingInterrupted(f"{signals.received} at step {step} of {trainer.state.max_steps}: checkpoint-{step} "
                                   f"is in {folder}. The same command goes on from there.")
 
-# %% ../nbs/02_train.ipynb #d934824b
+# %% ../nbs/02_train.ipynb #c31e622c
 def _open_on_main(cfg):
     "`open_run` in the main process, its answer in all of them"
     state = PartialState(cpu=not torch.cuda.is_available())
     opened = [open_run(cfg) if state.is_main_process else None]
     return broadcast_object_list(opened)[0] if state.num_processes > 1 else opened[0]
 
-# %% ../nbs/02_train.ipynb #91ba8a90
+# %% ../nbs/02_train.ipynb #b52d2eda
 def _check_base(folder, checkpoint, base_fingerprint):
     "Stop before a checkpoint is loaded onto other base weights"
     began = read_json(folder / "record.json").get("model_fingerprint") if checkpoint else base_fingerprint
@@ -541,7 +561,7 @@ def _check_base(folder, checkpoint, base_fingerprint):
         raise TrainingError(f"{folder}: the run began over base weights {began[:12]}, and they are now {base_fingerprint[:12]}. "
                             "Give the run another name (run_name=...) or delete its folder to start anew.")
 
-# %% ../nbs/02_train.ipynb #8dcf4f09
+# %% ../nbs/02_train.ipynb #7d242f8e
 def train(
     cfg: DictConfig, # from `load_config`
     evaluate: bool = True, # ask the tuned model the problems of `cfg.evaluation.split`
@@ -562,7 +582,7 @@ def train(
         _fit(trainer, log, signals, checkpoint, folder, record, reports["memory"])
         return _finish(trainer, cfg, folder, record, run, evaluate)
 
-# %% ../nbs/02_train.ipynb #8cf7f594
+# %% ../nbs/02_train.ipynb #90db523c
 def _finish(trainer, cfg, folder, record, run, evaluate):
     "Save the weights, evaluate what was saved, complete the record"
     record |= {"tuned_fingerprint": weights_fingerprint(trainer.model), "processes": trainer.args.world_size}
@@ -583,7 +603,7 @@ def _summarise(run, record, results):
     run.summary.update({f"parameters/{k}": v for k, v in record["parameters"].items()})
     for r in results: run.summary.update({f"{r['split']}/accuracy_{k}": v["value"] for k, v in r["accuracy"].items()})
 
-# %% ../nbs/02_train.ipynb #bab63e6e
+# %% ../nbs/02_train.ipynb #80b61e0d
 @call_parse
 def main(
     preset: str = "toy", # toy, gemma-3-270m, gemma-2b-it, gemma-2-9b-it

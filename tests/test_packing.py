@@ -4,7 +4,9 @@ import pytest
 import torch
 from gsm8k_sft.core import load_config
 from gsm8k_sft.models import count_parameters, prepare_for_training
+from gsm8k_sft.data import Collator
 from gsm8k_sft.packing import PACKED, PackedCollator, first_fit, linear_cross_entropy, packed_loss
+from gsm8k_sft.speed import RecordedStep, compiled_layers, training_mode
 from gsm8k_sft.train import TrainingError, build_trainer, load_for_training, train
 
 SMALL = ("data.train_samples=20 data.test_samples=8 train.per_device_train_batch_size=8 train.num_train_epochs=1 train.eval_steps=0 train.save_steps=1000 "
@@ -100,21 +102,60 @@ def test_a_model_without_the_interface_is_refused():
     with pytest.raises(ValueError, match="train.max_tokens: 0 must be above 0"): load_config("toy", overrides="train.max_tokens=0")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_gpu_bf16_gradients(tuning):
-    "FlashAttention and the bf16 head against the plain fp32 step; the bound is bf16's"
+def test_traced_layers_train_alike(tuning, monkeypatch):
+    "Compiled layers through the whole Trainer; the backend traces and splits, and leaves code generation to the GPU"
+    import functools, gsm8k_sft.train as module
+    monkeypatch.setattr(module, "compiled_layers", functools.partial(module.compiled_layers, backend="aot_eager"))
+    plain = run("plain", tuning, train__packing=True)
+    monkeypatch.setattr(module, "choose_speedup", lambda *args: "compile")
+    same(run("compiled", tuning, train__packing=True), plain, 2e-4)
+
+
+def test_filled_chunks_train_alike(monkeypatch):
+    "What is recorded on a GPU, launched one by one here"
+    import gsm8k_sft.train as module
+    plain = run("plain", train__packing=True, train__max_tokens=600, train__gradient_accumulation_steps=2, train__per_device_train_batch_size=4)
+    monkeypatch.setattr(module, "choose_speedup", lambda *args: "record")
+    monkeypatch.setattr(module, "RecordedStep", lambda loss, parameters: RecordedStep(loss, parameters, recorded=False))
+    same(run("filled", train__packing=True, train__max_tokens=600, train__gradient_accumulation_steps=2, train__per_device_train_batch_size=4), plain, 2e-4)
+
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@gpu
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("speedup", ["none", "compile"])
+def test_gpu_bf16_gradients(tuning, speedup):
+    "The packed step in bf16 is at most a quarter further from the plain fp32 step than transformers' own in bf16"
     cfg = load_config("toy", tuning, overrides=[*SMALL.split(), "model.precision=fp32"])
     tokenizer, rows, tokens, reports, model, _ = load_for_training(cfg)
     model = model.cuda().train()
     inner = model.get_base_model() if tuning == "lora" else model
-    batch = [tokens["train"][i] for i in range(8)]
-    chunk = {k: v.cuda() if torch.is_tensor(v) else v for k, v in PackedCollator(10**5)(batch)["chunks"][0].items()}
-    inner.config._attn_implementation = PACKED
-    def gradient(dtype):
+    examples = [tokens["train"][i] for i in range(8)]
+    move = lambda batch: {k: v.cuda() if torch.is_tensor(v) else v for k, v in batch.items()}
+    chunk, batch = move(PackedCollator(10**5)(examples)["chunks"][0]), move(Collator(0)(examples))
+    def gradient(loss, bf16):
         model.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16, enabled=dtype is not None): loss = packed_loss(model, inner, chunk, dtype)
-        loss.backward()
-        return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    (loss, exact), (rough, bf16) = gradient(None), gradient(torch.bfloat16)
-    assert rough == pytest.approx(loss, rel=2e-2) and float((bf16 - exact).norm() / exact.norm()) < 5e-2
+        with torch.autocast("cuda", torch.bfloat16, enabled=bf16): value = loss(bf16)
+        value.backward()
+        return value.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    def padded(bf16): return model(**batch).loss * len(chunk["targets"])
+    def packed(bf16): return packed_loss(model, inner, chunk, torch.bfloat16 if bf16 else None)
+    loss, exact = gradient(padded, False)
+    _, usual = gradient(padded, True)
+    with training_mode(inner, compiled_layers(inner) if speedup == "compile" else []): rough, found = gradient(packed, True)
+    error = lambda g: float((g - exact).norm() / exact.norm())
+    assert rough == pytest.approx(loss, rel=1e-2) and error(found) < 1.25 * error(usual), (rough, loss, error(found), error(usual))
+
+
+@gpu
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("speedup", ["compile", "record"])
+def test_gpu_speedups_train_alike(tuning, speedup):
+    "Compiled and recorded steps against packed ones that are neither; afterwards the model answers as ever"
+    mixed = dict(train__packing=True, model__precision="mixed", train__max_tokens=600)
+    plain, fast = run("plain", tuning, **mixed, train__speedup="none"), run(speedup, tuning, **mixed, train__speedup=speedup)
+    for key in ("loss", "grad_norm"): assert [r[key] for r in fast[0]] == pytest.approx([r[key] for r in plain[0]], rel=3e-2)
+    assert [r["tokens"] for r in fast[0]] == [r["tokens"] for r in plain[0]]
