@@ -492,7 +492,7 @@ def _tensors(source):
         return
     seen = set()
     for name, tensor in source.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen: yield name, tensor
+        if id(tensor) not in seen: yield name, tensor.full_tensor().cpu() if hasattr(tensor, "full_tensor") else tensor # FSDP2: gathered
         seen.add(id(tensor))
 
 # %% ../nbs/parts/models.ipynb #5c4576f4

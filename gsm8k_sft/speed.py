@@ -17,6 +17,7 @@ def compiled_layers(
     backend: str = "inductor", # torch.compile's; aot_eager traces and splits without generating code
 ) -> list: # pairs of layer and compiled call, for `training_mode`
     "Compiled calls of the decoder layers; nothing is compiled before the first"
+    torch._dynamo.config.recompile_limit = 64 # 8 by default; a layer meets kinds of attention, adapters, static and varying lengths
     pairs = []
     for layer in inner.get_decoder().layers:
         layer.compile(backend=backend)

@@ -23,11 +23,12 @@ class Clock(TrainerCallback):
     def __init__(self,
         collate, # the trainer's collator; call the clock in its place
         warm: int = 4, # steps that don't count
-    ): self.collate, self.warm, self.counts, self.before = collate, warm, [], time.perf_counter()
+    ): self.collate, self.warm, self.counts, self.sizes, self.before = collate, warm, [], [], time.perf_counter()
     def __call__(self, examples):
         batch = self.collate(examples)
         mask = batch.get("attention_mask")
         self.counts.append(int(batch["labels"].numel() if mask is None else mask.sum()))
+        self.sizes.append(batch["labels"].numel())
         return batch
 
 # %% ../nbs/parts/throughput.ipynb #4eb09eb7
@@ -45,7 +46,7 @@ def _found(self, steps):
     tokens = sum(self.counts[self.warm:steps])
     seconds = self.end - self.start
     return {"tokens_per_second": round(tokens / seconds, 1), "step_seconds": round(seconds / (steps - self.warm), 4), "warm_seconds": round(self.start - self.before, 2),
-            "steps": steps - self.warm, "tokens": tokens, "most_tokens": max(self.counts)}
+            "steps": steps - self.warm, "tokens": tokens, "most_tokens": max(self.sizes)}
 
 Clock.on_step_end, Clock.found = _step_end, _found
 
@@ -200,7 +201,7 @@ def measure_training(
         trainer.add_callback(clock)
         trainer.train()
     found = {**case, **clock.found(steps), "parameters": count_parameters(model), "measured": torch.cuda.max_memory_allocated() if gpu else None}
-    return {**found, "speedup": getattr(trainer, "speedup", None), **_predicted(case, cfg, config, max(clock.counts))}
+    return {**found, "speedup": getattr(trainer, "speedup", None), **_predicted(case, cfg, config, max(clock.sizes))}
 
 # %% ../nbs/parts/throughput.ipynb #6ac30003
 def matmul_rate(
@@ -226,14 +227,21 @@ def _attempt(case, rows, steps, seconds):
     "`measure_training` within a time; an error is a result too"
     try:
         with at_most(seconds): return measure_training(case, rows, steps)
-    except Exception as e:
+    except Exception as e: # what a setting can't do is a result
         traceback.print_exc()
         return {**case, "error": f"{type(e).__name__}: {str(e).splitlines()[0][:300] if str(e) else ''}"}
+
+def _forget_embeddings():
+    "bitsandbytes remembers every module that the Trainer wants in 32 bits, and so keeps its weights"
+    try: from bitsandbytes.optim import GlobalOptimManager
+    except ImportError: return
+    manager = GlobalOptimManager.get_instance()
+    manager.module_weight_config_triple.clear(), manager.pid2config.clear()
 
 def _clean():
     "Nothing of the last setting is left on the card"
     import torch
-    torch._dynamo.reset(), gc.collect()
+    torch._dynamo.reset(), _forget_embeddings(), gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
 # %% ../nbs/parts/throughput.ipynb #cd0390d9

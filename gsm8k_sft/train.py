@@ -113,6 +113,7 @@ class GSM8KTrainer(Trainer):
         self.inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         if cfg.train.packing: _check_packing(self.inner)
         self.speedup = choose_speedup(cfg, self.inner, self.args.world_size)
+        if self.is_fsdp_enabled: self.accelerator.state.fsdp_plugin.mixed_precision_policy = None # autocast as everywhere, not bf16 weights and sums
         self.compiled, self.recorded = compiled_layers(self.inner) if self.speedup == "compile" else [], None
 
 # %% ../nbs/02_train.ipynb #f5890ff7
@@ -123,13 +124,17 @@ def _check_packing(inner):
 
 # %% ../nbs/02_train.ipynb #571a4896
 @patch
-def _chunk_loss(self: GSM8KTrainer, model, chunk): return packed_loss(model, self.inner, chunk, torch.bfloat16 if self.args.bf16 else None)
+def compute_loss_context_manager(self: GSM8KTrainer): return self.accelerator.autocast() # with FSDP2 nobody else does; elsewhere it is done twice
+
+@patch
+def _chunk_loss(self: GSM8KTrainer, model, chunk):
+    with self.compute_loss_context_manager(): return packed_loss(model, self.inner, chunk, torch.bfloat16 if self.args.bf16 else None)
 
 @patch
 def training_step(self: GSM8KTrainer, model, inputs, num_items_in_batch=None):
     if "chunks" not in inputs: return Trainer.training_step(self, model, inputs, num_items_in_batch)
     model.train()
-    inputs, total = self._prepare_inputs(inputs), torch.zeros((), device=self.args.device)
+    inputs, total = self._together(self._prepare_inputs(inputs)), torch.zeros((), device=self.args.device)
     share = self.accelerator.num_processes / (_supervised(inputs) if num_items_in_batch is None else num_items_in_batch)
     with training_mode(self.inner, self.compiled): # until the backward pass is done: checkpointing calls the layers again
         if self.speedup == "record": return self._replayed(model, inputs["chunks"], share)
@@ -145,13 +150,28 @@ def _supervised(inputs): return sum((c["targets"] >= 0).sum() for c in inputs["c
 
 # %% ../nbs/02_train.ipynb #83e70bd7
 @patch
+def _together(self: GSM8KTrainer, inputs):
+    "With FSDP, as many chunks in each process as in the one with most"
+    if not self.is_fsdp_enabled: return inputs
+    chunks = inputs["chunks"]
+    most = int(self.accelerator.gather(torch.tensor([len(chunks)], device=self.args.device)).max())
+    idle = chunks[-1] | {"targets": torch.full_like(chunks[-1]["targets"], -100)}
+    return inputs | {"chunks": chunks + [idle] * (most - len(chunks))}
+
+@patch
+def _save(self: GSM8KTrainer, output_dir=None, state_dict=None):
+    if state_dict: state_dict = {k: v for k, v in state_dict.items() if k not in self.inner.all_tied_weights_keys}
+    Trainer._save(self, output_dir, state_dict)
+
+# %% ../nbs/02_train.ipynb #b09854d6
+@patch
 def _replayed(self: GSM8KTrainer, model, chunks, share):
     if self.recorded is None:
         self.recorded = RecordedStep(lambda c: self._chunk_loss(model, c), [p for p in model.parameters() if p.requires_grad])
     self.recorded.start()
     return sum(self.recorded(c, share) for c in chunks)
 
-# %% ../nbs/02_train.ipynb #b09854d6
+# %% ../nbs/02_train.ipynb #84fb95bb
 @patch
 def _track_num_input_tokens(self: GSM8KTrainer, inputs):
     if "chunks" not in inputs: return Trainer._track_num_input_tokens(self, inputs)
@@ -159,27 +179,28 @@ def _track_num_input_tokens(self: GSM8KTrainer, inputs):
     if self.args.world_size > 1: n = int(self.accelerator.gather(torch.tensor([n], device=self.args.device)).sum())
     self.state.num_input_tokens_seen += n
 
-# %% ../nbs/02_train.ipynb #84fb95bb
+# %% ../nbs/02_train.ipynb #b6241ce5
 @patch
 def compute_loss(self: GSM8KTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
     if "chunks" not in inputs: return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+    inputs = self._together(inputs)
     with training_mode(self.inner): loss = sum(self._chunk_loss(model, c) for c in inputs["chunks"]) / _supervised(inputs)
     return (loss, {"loss": loss}) if return_outputs else loss
 
-# %% ../nbs/02_train.ipynb #d7d10759
+# %% ../nbs/02_train.ipynb #437da77f
 @patch
 def _get_train_sampler(self: GSM8KTrainer, train_dataset=None):
     data, grouped = train_dataset or self.train_dataset, self.args.train_sampling_strategy == "group_by_length"
     group = self.args.train_batch_size * self.args.gradient_accumulation_steps
     return EpochSampler(len(data), self.args.seed, [len(x["input_ids"]) for x in data] if grouped else None, group)
 
-# %% ../nbs/02_train.ipynb #437da77f
+# %% ../nbs/02_train.ipynb #200e80d2
 def _in_memory(tokens):
     "Tokenised examples as tensors"
     columns = tokens[:]
     return [{"input_ids": torch.tensor(i), "labels": torch.tensor(l)} for i, l in zip(columns["input_ids"], columns["labels"])]
 
-# %% ../nbs/02_train.ipynb #0258d1eb
+# %% ../nbs/02_train.ipynb #374507f1
 @patch
 def evaluation_loop(self: GSM8KTrainer, *args, **kwargs):
     out = Trainer.evaluation_loop(self, *args, **kwargs)
@@ -191,7 +212,7 @@ def evaluation_loop(self: GSM8KTrainer, *args, **kwargs):
     out.metrics.update({f"eval_accuracy_{k}": accuracy[k] for k in ("strict", "flexible")}, eval_finished=accuracy["finished"])
     return out
 
-# %% ../nbs/02_train.ipynb #374507f1
+# %% ../nbs/02_train.ipynb #163b034e
 class RunLog(TrainerCallback):
     "Write log.jsonl, and stop at a loss or gradient norm that is not finite"
     def __init__(
@@ -209,7 +230,7 @@ class RunLog(TrainerCallback):
         if self.file: self.file.close()
         self.file = None
 
-# %% ../nbs/02_train.ipynb #163b034e
+# %% ../nbs/02_train.ipynb #800aa199
 @patch
 def on_train_begin(self: RunLog, args, state, control, **kwargs):
     if not state.is_world_process_zero: return
@@ -219,7 +240,7 @@ def on_train_begin(self: RunLog, args, state, control, **kwargs):
     self.seconds = max((r["seconds"] for r in self.rows), default=0.0)
     self.tokens, self.mark = state.num_input_tokens_seen, time.perf_counter()
 
-# %% ../nbs/02_train.ipynb #800aa199
+# %% ../nbs/02_train.ipynb #da8a741d
 @patch
 def _step(self: RunLog, state, logs, now):
     "The line of a training step"
@@ -228,7 +249,7 @@ def _step(self: RunLog, state, logs, now):
     return {"loss": logs["loss"], "grad_norm": logs.get("grad_norm"), "learning_rate": logs["learning_rate"], "tokens": self.tokens,
             "tokens_per_second": new / spent, "memory": peak_memory()}
 
-# %% ../nbs/02_train.ipynb #f78ba3a8
+# %% ../nbs/02_train.ipynb #8063d6a8
 @patch
 def on_log(self: RunLog, args, state, control, logs, **kwargs):
     if self.file is None or not ("loss" in logs or "eval_loss" in logs): return
@@ -241,7 +262,7 @@ def on_log(self: RunLog, args, state, control, logs, **kwargs):
     self.mark = now
     _check_finite(row, args)
 
-# %% ../nbs/02_train.ipynb #8063d6a8
+# %% ../nbs/02_train.ipynb #1a4657a0
 def _check_finite(row, args):
     "Raise a `TrainingError` at a loss or gradient norm that is not finite, naming the step"
     bad = [k for k in ("loss", "grad_norm", "eval_loss") if row.get(k) is not None and not math.isfinite(row[k])]
@@ -251,7 +272,7 @@ def _check_finite(row, args):
     raise TrainingError(f"{bad[0]} is {row[bad[0]]} at step {row['step']}{since}. Training stopped; {last.name if last else 'no checkpoint'} is kept. "
                         "Try a smaller train.learning_rate, longer warm-up, or model.precision=mixed.")
 
-# %% ../nbs/02_train.ipynb #51641c91
+# %% ../nbs/02_train.ipynb #b0a13fe4
 def read_log(
     path: Path | str, # a log.jsonl; it may be missing
 ) -> list[dict]: # its rows; a torn last line, left by a killed run, is dropped
@@ -264,7 +285,7 @@ def read_log(
             if number < len(lines): raise TrainingError(f"{path}, line {number}: not valid JSON; move the file away to start anew") from None
     return rows
 
-# %% ../nbs/02_train.ipynb #31b94ca8
+# %% ../nbs/02_train.ipynb #3202d8e7
 class StopOnSignal(TrainerCallback):
     "At SIGTERM or SIGINT: finish the step, save, stop"
     def __init__(self): self.received, self.before = None, {}
@@ -279,7 +300,7 @@ class StopOnSignal(TrainerCallback):
         for s, handler in self.before.items(): signal.signal(s, handler)
         self.before = {}
 
-# %% ../nbs/02_train.ipynb #7b499a5f
+# %% ../nbs/02_train.ipynb #1965d77f
 @patch
 def on_train_begin(self: StopOnSignal, args, state, control, **kwargs):
     try: self.before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -291,7 +312,7 @@ def on_step_end(self: StopOnSignal, args, state, control, **kwargs):
     control.should_save = control.should_training_stop = True
     control.should_evaluate = False
 
-# %% ../nbs/02_train.ipynb #1281c9ed
+# %% ../nbs/02_train.ipynb #18d5c209
 def last_checkpoint(
     folder: Path | str, # the run's folder
 ) -> Path | None: # the newest whole checkpoint; None if there is none
@@ -303,9 +324,9 @@ def _whole(checkpoint):
     "Whether all parts of a checkpoint are there and its last file is readable"
     try: json.loads((checkpoint / "trainer_state.json").read_text())
     except (OSError, ValueError): return False
-    return all(any(checkpoint.glob(name)) for name in ("*.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth"))
+    return all(any(checkpoint.glob(name)) for name in ("*.safetensors", "optimizer.*", "scheduler.pt", "rng_state*.pth"))
 
-# %% ../nbs/02_train.ipynb #8671b802
+# %% ../nbs/02_train.ipynb #5511b92c
 def open_run(
     cfg: DictConfig, # from `load_config`
 ) -> tuple[Path, Path | None, dict | None]: # run folder; checkpoint to resume from or None; record if complete and reused
@@ -323,7 +344,7 @@ def open_run(
     save_config(cfg, folder)
     return folder, checkpoint, None
 
-# %% ../nbs/02_train.ipynb #506cf2b6
+# %% ../nbs/02_train.ipynb #7617b135
 def _trains_alike(a, b):
     "Whether two configurations describe the same training: reporting, reuse and evaluation don't matter"
     def essence(cfg):
@@ -338,7 +359,7 @@ def _set_aside(folder):
     if previous.exists(): shutil.rmtree(previous)
     folder.rename(previous)
 
-# %% ../nbs/02_train.ipynb #bd969ef6
+# %% ../nbs/02_train.ipynb #261baa44
 class Progress(TrainerCallback):
     "A line of text, and in a notebook a live chart, every few seconds"
     def __init__(
@@ -357,7 +378,7 @@ class Progress(TrainerCallback):
         if self.chart: self.handle = _draw(self.log.rows, self.handle)
         self.log.mark = time.perf_counter() # drawing isn't training
 
-# %% ../nbs/02_train.ipynb #29d2121b
+# %% ../nbs/02_train.ipynb #618fe5bb
 @patch
 def on_log(self: Progress, args, state, control, logs, **kwargs):
     if not state.is_world_process_zero: return
@@ -368,7 +389,7 @@ def on_log(self: Progress, args, state, control, logs, **kwargs):
 def on_train_end(self: Progress, args, state, control, **kwargs):
     if state.is_world_process_zero and self.log.rows and self.shown != state.global_step: self.show(state)
 
-# %% ../nbs/02_train.ipynb #261baa44
+# %% ../nbs/02_train.ipynb #1d53f0da
 def _in_notebook():
     "Whether an IPython kernel shows our output"
     try: return get_ipython().__class__.__name__ == "ZMQInteractiveShell"
@@ -383,16 +404,16 @@ def _progress_line(rows, state):
     return (f"step {r['step']}/{state.max_steps} · loss {r['loss']:.3f} · lr {r['learning_rate']:.1e} · "
             f"{speed:,.0f} tokens/s · {r['seconds']:.0f} s, {left:.0f} s left")
 
-# %% ../nbs/02_train.ipynb #618fe5bb
+# %% ../nbs/02_train.ipynb #0ce13290
 def _evaluation_line(state, logs):
     "validation at step 100: loss 0.51, accuracy 12.5 %"
     accuracy = f", accuracy {logs['eval_accuracy_strict']:.1%} strict, {logs['eval_finished']:.0%} ended" if "eval_accuracy_strict" in logs else ""
     return f"validation at step {state.global_step}: loss {logs['eval_loss']:.3f}{accuracy}"
 
-# %% ../nbs/02_train.ipynb #0140094e
+# %% ../nbs/02_train.ipynb #8a454d63
 PANELS = {"loss": "loss (nats a token)", "learning_rate": "learning rate", "grad_norm": "gradient norm", "tokens_per_second": "tokens/s"}
 
-# %% ../nbs/02_train.ipynb #757a18f9
+# %% ../nbs/02_train.ipynb #5167236e
 def plot_log(
     rows: list[dict], # of a log.jsonl
     figure: Any = None, # a matplotlib Figure to draw on; a new one by default
@@ -411,7 +432,7 @@ def plot_log(
         figure.axes[0].legend(frameon=False)
     return figure
 
-# %% ../nbs/02_train.ipynb #8a454d63
+# %% ../nbs/02_train.ipynb #61b52d63
 def _draw(rows, handle):
     "Show `plot_log`, or update what is shown"
     from IPython.display import Image, display
@@ -422,7 +443,7 @@ def _draw(rows, handle):
     handle.update(picture)
     return handle
 
-# %% ../nbs/02_train.ipynb #a4a169ac
+# %% ../nbs/02_train.ipynb #9b3f9492
 def enable_checkpointing(
     model, # transformers or peft model
 ) -> None:
@@ -431,13 +452,13 @@ def enable_checkpointing(
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else: model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-# %% ../nbs/02_train.ipynb #9b3f9492
+# %% ../nbs/02_train.ipynb #4e44363b
 def _check_memory(cfg, longest):
     "The plan of the run's memory, None for architectures it doesn't know; an error if it can't fit on the GPU"
     free = int(1.1 * torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
     return check_fits(cfg, free, longest)
 
-# %% ../nbs/02_train.ipynb #24567557
+# %% ../nbs/02_train.ipynb #b7ba3a6b
 def load_for_training(cfg):
     "Tokenizer, problems, tokenised splits with their report, and the model, ready to train"
     tokenizer = load_tokenizer(cfg)
@@ -456,7 +477,7 @@ def load_for_training(cfg):
     if cfg.train.gradient_checkpointing: enable_checkpointing(model)
     return tokenizer, rows, tokens, reports, model, base_fingerprint
 
-# %% ../nbs/02_train.ipynb #4e44363b
+# %% ../nbs/02_train.ipynb #7339a402
 def build_trainer(cfg, folder, tokenizer, rows, tokens, model):
     "A `GSM8KTrainer` with its callbacks: (trainer, log, signals)"
     log, signals = RunLog(folder), StopOnSignal()
@@ -471,7 +492,7 @@ def build_trainer(cfg, folder, tokenizer, rows, tokens, model):
     trainer.remove_callback(PrinterCallback) # `Progress` says it in fewer lines
     return trainer, log, signals
 
-# %% ../nbs/02_train.ipynb #7339a402
+# %% ../nbs/02_train.ipynb #d934824b
 @contextmanager
 def wandb_run(
     cfg: DictConfig, # from `load_config`
@@ -492,7 +513,7 @@ def wandb_run(
         raise
     run.finish()
 
-# %% ../nbs/02_train.ipynb #f9845925
+# %% ../nbs/02_train.ipynb #b8468d82
 def _opening_record(cfg, rows, reports, model, base_fingerprint):
     "What is known before the first step"
     train = reports["train"]
@@ -514,7 +535,7 @@ def _closing_record(trainer, log, needed):
             "tokens_per_second": round(last["tokens"] / seconds, 1), "peak_memory": peak, "memory": memory_record(needed, peak if gpu else None),
             "final_loss": sum(r["loss"] for r in final) / len(final), "validation": evals[-1] if evals else None}
 
-# %% ../nbs/02_train.ipynb #b8468d82
+# %% ../nbs/02_train.ipynb #8cf7f594
 def _save_weights(trainer, folder, cfg):
     "The tuned weights and the tokenizer, in model/ or adapter/"
     model, name = trainer.model, "model" if cfg.tuning_method == "full" else "adapter"
@@ -528,7 +549,7 @@ def _save_weights(trainer, folder, cfg):
     shutil.rmtree(whole, ignore_errors=True)
     part.rename(whole)
 
-# %% ../nbs/02_train.ipynb #8dcf4f09
+# %% ../nbs/02_train.ipynb #c31e622c
 def _fit(trainer, log, signals, checkpoint, folder, record, needed=None):
     "Run the Trainer; whatever ends it, the record says so"
     try:
@@ -546,14 +567,14 @@ def _fit(trainer, log, signals, checkpoint, folder, record, needed=None):
         raise TrainingInterrupted(f"{signals.received} at step {step} of {trainer.state.max_steps}: checkpoint-{step} "
                                   f"is in {folder}. The same command goes on from there.")
 
-# %% ../nbs/02_train.ipynb #c31e622c
+# %% ../nbs/02_train.ipynb #b52d2eda
 def _open_on_main(cfg):
     "`open_run` in the main process, its answer in all of them"
     state = PartialState(cpu=not torch.cuda.is_available())
     opened = [open_run(cfg) if state.is_main_process else None]
     return broadcast_object_list(opened)[0] if state.num_processes > 1 else opened[0]
 
-# %% ../nbs/02_train.ipynb #b52d2eda
+# %% ../nbs/02_train.ipynb #7d242f8e
 def _check_base(folder, checkpoint, base_fingerprint):
     "Stop before a checkpoint is loaded onto other base weights"
     began = read_json(folder / "record.json").get("model_fingerprint") if checkpoint else base_fingerprint
@@ -561,7 +582,7 @@ def _check_base(folder, checkpoint, base_fingerprint):
         raise TrainingError(f"{folder}: the run began over base weights {began[:12]}, and they are now {base_fingerprint[:12]}. "
                             "Give the run another name (run_name=...) or delete its folder to start anew.")
 
-# %% ../nbs/02_train.ipynb #7d242f8e
+# %% ../nbs/02_train.ipynb #e0935e3b
 def train(
     cfg: DictConfig, # from `load_config`
     evaluate: bool = True, # ask the tuned model the problems of `cfg.evaluation.split`
@@ -582,7 +603,7 @@ def train(
         _fit(trainer, log, signals, checkpoint, folder, record, reports["memory"])
         return _finish(trainer, cfg, folder, record, run, evaluate)
 
-# %% ../nbs/02_train.ipynb #90db523c
+# %% ../nbs/02_train.ipynb #837c0f45
 def _finish(trainer, cfg, folder, record, run, evaluate):
     "Save the weights, evaluate what was saved, complete the record"
     record |= {"tuned_fingerprint": weights_fingerprint(trainer.model), "processes": trainer.args.world_size}
@@ -603,7 +624,7 @@ def _summarise(run, record, results):
     run.summary.update({f"parameters/{k}": v for k, v in record["parameters"].items()})
     for r in results: run.summary.update({f"{r['split']}/accuracy_{k}": v["value"] for k, v in r["accuracy"].items()})
 
-# %% ../nbs/02_train.ipynb #80b61e0d
+# %% ../nbs/02_train.ipynb #0de92107
 @call_parse
 def main(
     preset: str = "toy", # toy, gemma-3-270m, gemma-2b-it, gemma-2-9b-it
