@@ -80,7 +80,8 @@ report: $(STAMP) ## write report/report.md from the records in results/
 plan: $(STAMP) ## what PRESET needs on a GPU by method, and the cards that it fits (OVERRIDES="...")
 	@$(BIN)/python -m gsm8k_sft.memory --preset $(PRESET) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))")
 
-bench: $(STAMP) ## measure generation on this machine's GPU: results/benchmark/generation.json (ADAPTER=a run's folder with a LoRA adapter of gemma-3-270m)
+bench: $(STAMP) ## measure training and generation on this machine's GPU: results/benchmark (ADAPTER=a run's folder with a LoRA adapter of gemma-3-270m)
+	@$(BIN)/python -m gsm8k_sft.throughput
 	@$(BIN)/python -m gsm8k_sft.benchmark $(if $(ADAPTER),--adapter $(ADAPTER))
 
 prepare: $(STAMP) ## after editing notebooks: export, clean, README.md

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 import torch
 from torch.nn.functional import pad
+from torch.utils._triton import has_triton
 from transformers import AttentionInterface
 from .slots import _flash, _plain_prefill
 
@@ -119,20 +120,22 @@ def _nll_and_slope(z, targets, softcap):
 
 @cache
 def _on(device):
-    "`_nll_and_slope`, compiled where that pays"
+    "`_nll_and_slope`, compiled where that is possible, and how many rows at a time"
+    if device != "cuda" or not has_triton(): return _nll_and_slope, 256
     warnings.filterwarnings("ignore", message="(?s).*Online softmax is disabled")
-    return torch.compile(_nll_and_slope, dynamic=True) if device == "cuda" else _nll_and_slope
+    return torch.compile(_nll_and_slope, dynamic=True), 2048
 
 # %% ../nbs/parts/packing.ipynb #d8eb50a8
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, softcap, dtype, rows):
         of_hidden, of_weight = ctx.needs_input_grad[:2]
-        w, loss, ctx.types = weight.to(dtype), torch.zeros((), device=hidden.device), (hidden.dtype, weight.dtype)
+        nll_and_slope, most = _on(hidden.device.type)
+        w, loss, rows, ctx.types = weight.to(dtype), torch.zeros((), device=hidden.device), rows or most, (hidden.dtype, weight.dtype)
         ctx.grads = [torch.empty_like(hidden, dtype=dtype) if of_hidden else None, torch.zeros_like(w) if of_weight else None]
         for start in range(0, len(targets), rows):
             h = hidden[start:start + rows].to(dtype)
-            nll, slope = _on(h.device.type)(h @ w.T, targets[start:start + rows], softcap)
+            nll, slope = nll_and_slope(h @ w.T, targets[start:start + rows], softcap)
             loss += nll
             if of_hidden: torch.mm(slope, w, out=ctx.grads[0][start:start + rows])
             if of_weight: ctx.grads[1].addmm_(slope.T, h)
@@ -149,7 +152,7 @@ def linear_cross_entropy(
     targets: torch.Tensor, # (tokens,), token ids
     softcap: float | None = None, # Gemma 2: of the logits
     dtype: torch.dtype | None = None, # of the matrix products; the weight's by default
-    rows: int = 2048, # tokens whose logits exist at a time
+    rows: int | None = None, # tokens whose logits exist at a time; None: 2048 where the softmax is compiled, else 256
 ) -> torch.Tensor: # the sum over the tokens, in nats, fp32
     "Cross entropy of hidden states and a head"
     return _LinearCrossEntropy.apply(hidden, weight, targets, softcap, dtype or weight.dtype, rows)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUIET', 'TRAINERS', 'BF16', 'PADDED', 'PACKED40', 'Clock', 'bench_examples', 'our_trainer', 'stock_trainer',
            'trl_trainer', 'without', 'training_cases', 'measure_training', 'matmul_rate', 'utilisation',
-           'bench_training', 'main']
+           'bench_training', 'main', 'training_table', 'plot_waterfall']
 
 # %% ../nbs/parts/throughput.ipynb #9a309d27
 import gc, tempfile, time, traceback
@@ -129,7 +129,7 @@ def without(
     from gsm8k_sft import packing
     def plain(hidden, weight, targets, softcap=None, dtype=None, rows=None):
         return torch.nn.functional.cross_entropy((hidden @ weight.T).float(), targets, reduction="sum")
-    name, other = {"head": ("linear_cross_entropy", plain), "softmax": ("_on", lambda device: packing._nll_and_slope), "": ("PACKED", packing.PACKED)}[lever]
+    name, other = {"head": ("linear_cross_entropy", plain), "softmax": ("_on", lambda device: (packing._nll_and_slope, 2048)), "": ("PACKED", packing.PACKED)}[lever]
     before = getattr(packing, name)
     setattr(packing, name, other)
     try: yield
@@ -141,11 +141,11 @@ PADDED, PACKED40 = BF16 + "train.packing=false ", BF16 + "train.packing=true tra
 
 def _ladder(tuning):
     "From stock to ours, lever by lever; then TRL, which patches transformers, at the end"
-    rows = {"Trainer, checkpointing": ("stock", PADDED + "train.per_device_train_batch_size=8 train.gradient_checkpointing=true", ""),
+    rows = {"Trainer with checkpointing": ("stock", PADDED + "train.per_device_train_batch_size=8 train.gradient_checkpointing=true", ""),
             "Trainer": ("stock", PADDED + "train.per_device_train_batch_size=8 train.gradient_checkpointing=false", ""),
             "packed": ("ours", PACKED40 + "train.speedup=none", "head"), "+ no logits": ("ours", PACKED40 + "train.speedup=none", "softmax"),
             "+ softmax compiled": ("ours", PACKED40 + "train.speedup=none", ""), "+ layers compiled": ("ours", PACKED40 + "train.speedup=compile", "")}
-    trl = {f"TRL, 2,048 x {n}": ("trl", BF16 + f"train.per_device_train_batch_size={n} train.gradient_checkpointing=false", "") for n in (4, 8)}
+    trl = {f"TRL 2048 x {n}": ("trl", BF16 + f"train.per_device_train_batch_size={n} train.gradient_checkpointing=false", "") for n in (4, 8)}
     return [dict(name=k, preset="gemma-2b-it", tuning=tuning, trainer=v[0], overrides=v[1], without=v[2]) for k, v in (rows | trl).items()]
 
 # %% ../nbs/parts/throughput.ipynb #24b10f7c
@@ -153,14 +153,14 @@ def _more():
     "Other shapes, and what else one may ask"
     ours = lambda name, preset, tuning, overrides: dict(name=name, preset=preset, tuning=tuning, trainer="ours", overrides=overrides, without="")
     two, small = BF16 + "train.packing=true train.gradient_checkpointing=false ", "train.packing=true train.optim=adamw_torch_fused "
-    return [ours("ours, 16 examples", "gemma-2b-it", "full", two + "train.per_device_train_batch_size=16"),
-            ours("ours, 56 examples", "gemma-2b-it", "full", two + "train.per_device_train_batch_size=56 train.max_tokens=12800"),
-            ours("ours, checkpointing", "gemma-2b-it", "full", PACKED40 + "train.gradient_checkpointing=true"),
-            ours("ours, dropout 0.05", "gemma-2b-it", "lora", PACKED40 + "lora_config.lora_dropout=0.05"),
-            ours("ours, fp32 masters", "gemma-2b-it", "full", PACKED40 + "model.precision=mixed"),
+    return [ours("ours: 16 examples", "gemma-2b-it", "full", two + "train.per_device_train_batch_size=16"),
+            ours("ours: 56 examples", "gemma-2b-it", "full", two + "train.per_device_train_batch_size=56 train.max_tokens=12800"),
+            ours("ours: checkpointing", "gemma-2b-it", "full", PACKED40 + "train.gradient_checkpointing=true"),
+            ours("ours: dropout 0.05", "gemma-2b-it", "lora", PACKED40 + "lora_config.lora_dropout=0.05"),
+            ours("ours: fp32 masters", "gemma-2b-it", "full", PACKED40 + "model.precision=mixed"),
             ours("ours", "gemma-2b-it", "qlora", PACKED40),
-            *[ours(f"ours, {s}", "gemma-3-270m", "full", small + f"train.per_device_train_batch_size=32 train.speedup={s}") for s in ("none", "compile", "record")],
-            ours("ours, record", "gemma-3-270m", "lora", small + "train.per_device_train_batch_size=32 train.speedup=record"),
+            *[ours(f"ours: {s}", "gemma-3-270m", "full", small + f"train.per_device_train_batch_size=32 train.speedup={s}") for s in ("none", "compile", "record")],
+            ours("ours: record", "gemma-3-270m", "lora", small + "train.per_device_train_batch_size=32 train.speedup=record"),
             ours("ours", "gemma-2-9b-it", "full", BF16 + "train.packing=true train.per_device_train_batch_size=24 train.max_tokens=6144 train.gradient_checkpointing=true"),
             ours("ours", "gemma-2-9b-it", "qlora", BF16 + "train.packing=true train.per_device_train_batch_size=16 train.max_tokens=4096 train.gradient_checkpointing=true")]
 
@@ -286,3 +286,37 @@ def main(
 ):
     "Measure training on this machine's GPU"
     bench_training(out, [n.strip() for n in names.split(",") if n.strip()], steps, say=lambda text: print(text, flush=True))
+
+# %% ../nbs/parts/throughput.ipynb #a9422abb
+def training_table(
+    record: dict, # from `bench_training`
+    preset: str, # whose shape
+): # DataFrame, a row a setting, in the order of measurement
+    "Speed, share of the card and peak memory of each setting"
+    import pandas as pd
+    rows = [{"call": i.get("call"), "tuning": i["tuning"], "setting": i["name"], "tokens/s": i.get("tokens_per_second"), "MFU %": 100 * i["mfu"] if "mfu" in i else None,
+             "peak GiB": i["measured"] / 2**30 if i.get("measured") else None, "first steps, s": i.get("warm_seconds"), "error": i.get("error", "")}
+            for i in record["items"] if i["preset"] == preset]
+    return pd.DataFrame(rows).dropna(axis="columns", how="all").round({"tokens/s": 0, "MFU %": 1, "peak GiB": 1, "first steps, s": 1})
+
+# %% ../nbs/parts/throughput.ipynb #32a05de1
+def plot_waterfall(
+    record: dict, # from `bench_training`
+    preset: str = "gemma-2b-it", # whose shape
+    call: str = "1", # settings of which call, where the record has several
+    axes=None, # two matplotlib Axes, full and LoRA; new ones by default
+): # the Axes
+    "From stock Trainer to ours, lever by lever"
+    from gsm8k_sft.analysis import COLOURS, figure_style
+    with figure_style() as plt:
+        if axes is None: axes = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True, layout="constrained")[1]
+        for ax, tuning in zip(axes, ("full", "lora")):
+            items = [i for i in record["items"] if (i["preset"], i["tuning"], str(i.get("call", call))) == (preset, tuning, call) and "error" not in i]
+            speeds = [i["tokens_per_second"] for i in items]
+            colours = [COLOURS["grey"] if i["trainer"] == "stock" else COLOURS["blue"] for i in items]
+            starts = [min(b, s) if i["trainer"] != "stock" else 0 for i, s, b in zip(items, speeds, [0, *speeds])]
+            ax.barh(range(len(items)), [s - b if b < s else 200 for s, b in zip(speeds, starts)], left=starts, color=colours)
+            for y, speed in enumerate(speeds): ax.text(speed + 500, y, f"{speed:,.0f}", va="center", fontsize=8)
+            ax.set(yticks=range(len(items)), yticklabels=[i["name"] for i in items], xlabel="tokens/s, padding not counted", title={"full": "full fine-tuning", "lora": "LoRA"}[tuning], xlim=(0, 46_000))
+            ax.invert_yaxis()
+    return axes

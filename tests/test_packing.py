@@ -108,7 +108,7 @@ def test_traced_layers_train_alike(tuning, monkeypatch):
     import functools, gsm8k_sft.train as module
     monkeypatch.setattr(module, "compiled_layers", functools.partial(module.compiled_layers, backend="aot_eager"))
     plain = run("plain", tuning, train__packing=True)
-    monkeypatch.setattr(module, "choose_speedup", lambda *args: "compile")
+    monkeypatch.setattr(module, "speedup_of", lambda *args: "compile")
     same(run("compiled", tuning, train__packing=True), plain, 2e-4)
 
 
@@ -116,7 +116,7 @@ def test_filled_chunks_train_alike(monkeypatch):
     "What is recorded on a GPU, launched one by one here"
     import gsm8k_sft.train as module
     plain = run("plain", train__packing=True, train__max_tokens=600, train__gradient_accumulation_steps=2, train__per_device_train_batch_size=4)
-    monkeypatch.setattr(module, "choose_speedup", lambda *args: "record")
+    monkeypatch.setattr(module, "speedup_of", lambda *args: "record")
     monkeypatch.setattr(module, "RecordedStep", lambda loss, parameters: RecordedStep(loss, parameters, recorded=False))
     same(run("filled", train__packing=True, train__max_tokens=600, train__gradient_accumulation_steps=2, train__per_device_train_batch_size=4), plain, 2e-4)
 
