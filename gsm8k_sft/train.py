@@ -599,6 +599,7 @@ def train(
         _check_base(folder, checkpoint, base_fingerprint)
         record = _opening_record(cfg, rows, reports, model, base_fingerprint)
         trainer, log, signals = build_trainer(cfg, folder, tokenizer, rows, tokens, model)
+        record["speedup"] = trainer.speedup
         if trainer.is_world_process_zero(): write_json(folder / "record.json", record)
         _fit(trainer, log, signals, checkpoint, folder, record, reports["memory"])
         return _finish(trainer, cfg, folder, record, run, evaluate)

@@ -157,5 +157,6 @@ def test_gpu_speedups_train_alike(tuning, speedup):
     "Compiled and recorded steps against packed ones that are neither; afterwards the model answers as ever"
     mixed = dict(train__packing=True, model__precision="mixed", train__max_tokens=600)
     plain, fast = run("plain", tuning, **mixed, train__speedup="none"), run(speedup, tuning, **mixed, train__speedup=speedup)
-    for key in ("loss", "grad_norm"): assert [r[key] for r in fast[0]] == pytest.approx([r[key] for r in plain[0]], rel=3e-2)
+    for key, bound in (("loss", 1e-2), ("grad_norm", 6e-2)): # two runs in bf16, three steps apart; a single gradient is held to fp32 above
+        assert [r[key] for r in fast[0]] == pytest.approx([r[key] for r in plain[0]], rel=bound)
     assert [r["tokens"] for r in fast[0]] == [r["tokens"] for r in plain[0]]
