@@ -1,6 +1,6 @@
 # `make help` lists what there is. Everything runs in .venv, made from pyproject.toml with the versions of constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test train evaluate sweep figures report plan bench prepare gemma smoke-gemma clean
+.PHONY: help install demo test train evaluate sweep figures report docs plan bench prepare gemma smoke-gemma clean
 
 PRESET  ?= toy
 TUNING  ?= full
@@ -76,6 +76,9 @@ figures: $(STAMP) ## draw figures/ from the records in results/
 
 report: $(STAMP) ## write report/report.md from the records in results/
 	@$(BIN)/python -m gsm8k_sft.report
+
+docs: $(STAMP) ## build the docs site in _docs/ and crawl it for faults (1 minute; Python 3.11 or later)
+	@$(BIN)/python -W ignore -m gsm8k_sft.docs --out _docs
 
 plan: $(STAMP) ## what PRESET needs on a GPU by method, and the cards that it fits (OVERRIDES="...")
 	@$(BIN)/python -m gsm8k_sft.memory --preset $(PRESET) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))")

@@ -4,7 +4,7 @@ import os
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-SLOW = ("test_train.py", "test_notebooks.py")
+SLOW = ("test_widgets.py", "test_docs.py", "test_processes.py", "test_train.py", "test_notebooks.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -15,7 +15,7 @@ ROOT = project_root(Path(__file__).parent)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 URL = PROJECT["urls"]["Repository"]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-TARGETS = "demo test train evaluate sweep figures report prepare gemma smoke-gemma clean".split()
+TARGETS = "demo test train evaluate sweep figures report docs plan bench prepare gemma smoke-gemma clean".split()
 
 def cells(path): return json.loads(path.read_text(encoding="utf-8"))["cells"]
 def source(cell): return "".join(cell["source"])
