@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CONFIGS', 'TUNINGS', 'DATASETS', 'SCHEMA_VERSION', 'PACKAGES', 'SettingsError', 'project_root', 'setting',
            'project_path', 'ModelConfig', 'LoraSettings', 'QloraSettings', 'DataConfig', 'OneShotExample',
-           'EvaluationConfig', 'TrainConfig', 'Config', 'ConfigError', 'choices', 'check_choice', 'fingerprint',
-           'load_config', 'check_parameters', 'config_table', 'run_folder', 'write_text', 'write_json', 'read_json',
-           'save_config', 'read_config', 'git_commit', 'environment', 'peak_memory', 'set_seed', 'device']
+           'EvaluationConfig', 'StepConfig', 'TrainConfig', 'Config', 'ConfigError', 'choices', 'check_choice',
+           'fingerprint', 'load_config', 'check_parameters', 'config_table', 'run_folder', 'write_text', 'write_json',
+           'read_json', 'save_config', 'read_config', 'git_commit', 'environment', 'peak_memory', 'set_seed', 'device']
 
 # %% ../nbs/00_core.ipynb #c757b63b
 import configparser, difflib, hashlib, importlib.metadata, json, os, platform, shlex, subprocess
@@ -121,12 +121,22 @@ class EvaluationConfig:
 
 # %% ../nbs/00_core.ipynb #6cbf375e
 @dataclass
-class TrainConfig:
+class StepConfig:
+    "How a step is made of examples"
+    per_device_train_batch_size: int = MISSING
+    gradient_accumulation_steps: int = MISSING
+    gradient_checkpointing: bool = MISSING
+    train_sampling_strategy: Literal["random", "group_by_length"] = MISSING
+    packing: bool = MISSING
+    max_tokens: int = MISSING
+    speedup: Literal["auto", "none", "compile", "record"] = MISSING
+
+# %% ../nbs/00_core.ipynb #1e7bff33
+@dataclass
+class TrainConfig(StepConfig):
     "How the weights are trained"
     num_train_epochs: float = MISSING
     max_steps: int = MISSING
-    per_device_train_batch_size: int = MISSING
-    gradient_accumulation_steps: int = MISSING
     learning_rate: float = MISSING
     weight_decay: float = MISSING
     adam_beta1: float = MISSING
@@ -136,11 +146,6 @@ class TrainConfig:
     warmup_steps: float = MISSING
     lr_scheduler_type: Literal["cosine_with_min_lr", "cosine", "linear", "constant_with_warmup", "constant"] = MISSING
     lr_scheduler_kwargs: dict[str, Any] | None = MISSING
-    gradient_checkpointing: bool = MISSING
-    train_sampling_strategy: Literal["random", "group_by_length"] = MISSING
-    packing: bool = MISSING
-    max_tokens: int = MISSING
-    speedup: Literal["auto", "none", "compile", "record"] = MISSING
     logging_steps: int = MISSING
     eval_steps: int = MISSING
     validation_samples: int = MISSING
@@ -151,7 +156,7 @@ class TrainConfig:
     when_done: Literal["restart", "reuse"] = MISSING
     report_to: Literal["auto", "none", "wandb"] = MISSING
 
-# %% ../nbs/00_core.ipynb #1c68b854
+# %% ../nbs/00_core.ipynb #c1670e32
 @dataclass
 class Config:
     "A complete configuration of one experiment"
@@ -168,21 +173,21 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
-# %% ../nbs/00_core.ipynb #e190c585
+# %% ../nbs/00_core.ipynb #ef34d340
 class ConfigError(ValueError):
     "A configuration that can't be run; the message names the file and the key"
 
 CONFIGS = files("gsm8k_sft") / "configs"
 TUNINGS, DATASETS = ("full", "lora", "qlora"), ("main", "socratic")
 
-# %% ../nbs/00_core.ipynb #ef34d340
+# %% ../nbs/00_core.ipynb #e058cd97
 def choices(
     kind: str, # preset or variant
 ) -> list[str]: # the names, sorted
     "The presets or variants that come with the package"
     return sorted(Path(p.name).stem for p in (CONFIGS / kind).iterdir() if p.name.endswith(".yaml"))
 
-# %% ../nbs/00_core.ipynb #ef038ede
+# %% ../nbs/00_core.ipynb #16368630
 def check_choice(
     name: str, # what is being chosen, for the message
     value: Any, # what was given
@@ -194,7 +199,7 @@ def check_choice(
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"{name}: {value!r} is not one of {', '.join(map(str, allowed))}.{hint}")
 
-# %% ../nbs/00_core.ipynb #b5369cbd
+# %% ../nbs/00_core.ipynb #4d2a6289
 def _keys(node, prefix=""):
     "All dotted keys of the schema"
     for key, value in OmegaConf.to_container(node, throw_on_missing=False).items() if isinstance(node, DictConfig) else []:
@@ -210,7 +215,7 @@ def _merge(base, layer, source):
         hint = f" Did you mean '{near[0]}'?" if near and near[0] != key else ""
         raise ConfigError(f"{source}: key '{key}': {text}.{hint}") from None
 
-# %% ../nbs/00_core.ipynb #5d75e0ab
+# %% ../nbs/00_core.ipynb #f3f3e440
 def _read_yaml(path):
     "The mapping in a YAML file, or a `ConfigError` that names the file"
     path = Path(str(path))
@@ -227,7 +232,7 @@ def _dotlist(overrides):
         if "=" not in part: raise ConfigError(f"overrides: {part!r} is not of the form key=value")
     return parts
 
-# %% ../nbs/00_core.ipynb #edce6941
+# %% ../nbs/00_core.ipynb #d49ab40f
 def _layers(preset, tuning, dataset, seed, config, overrides):
     "Pairs of (where it comes from, the keys it sets), weakest first"
     given = {"preset": preset, "variant": f"{tuning}_{dataset}", "seed": seed}
@@ -237,7 +242,7 @@ def _layers(preset, tuning, dataset, seed, config, overrides):
     if config: layers.append((str(config), _read_yaml(config)))
     return layers + [(f"overrides ({o})", OmegaConf.from_dotlist([o])) for o in _dotlist(overrides)]
 
-# %% ../nbs/00_core.ipynb #d49ab40f
+# %% ../nbs/00_core.ipynb #d96d2b05
 def _run_name(cfg, config, overrides):
     "<variant>-s<seed>, with the file's name and a short hash where there is more to tell"
     name = f"{cfg.variant}-s{cfg.seed}"
@@ -246,7 +251,7 @@ def _run_name(cfg, config, overrides):
     stem = f"{Path(config).stem}-" if config else ""
     return f"{name}-{stem}{fingerprint([own, sorted(_dotlist(overrides))], 6)}"
 
-# %% ../nbs/00_core.ipynb #aa8ed823
+# %% ../nbs/00_core.ipynb #0695a4d5
 def fingerprint(
     value: Any, # anything `json.dumps` takes
     length: int = 16, # hexadecimal digits
@@ -254,7 +259,7 @@ def fingerprint(
     "A short SHA-256 of a JSON value"
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:length]
 
-# %% ../nbs/00_core.ipynb #b4252681
+# %% ../nbs/00_core.ipynb #8e93d169
 def _check_parameters(cfg, **given):
     "The parameters and the files must not contradict each other"
     found = {"preset": cfg.preset, "tuning": cfg.tuning_method, "dataset": cfg.data.dataset, "seed": cfg.seed}
@@ -263,7 +268,7 @@ def _check_parameters(cfg, **given):
             raise ConfigError(f"{name}: the parameter says {value!r} but a file or an override says {found[name]!r}. "
                               f"Pass {name}={found[name]!r} as the parameter and leave it out elsewhere.")
 
-# %% ../nbs/00_core.ipynb #8e93d169
+# %% ../nbs/00_core.ipynb #34cc0656
 def _check_bounds(cfg):
     "Every number within its range"
     t, d, l, e = cfg.train, cfg.data, cfg.lora_config, cfg.evaluation
@@ -283,7 +288,7 @@ def _check_bounds(cfg):
     for k in e.shots:
         if k < 0: raise ConfigError(f"evaluation.shots: {k} must not be negative")
 
-# %% ../nbs/00_core.ipynb #34cc0656
+# %% ../nbs/00_core.ipynb #265328f1
 def _check_schedule(cfg):
     "The schedule and its `min_lr` belong together"
     t = cfg.train
@@ -297,7 +302,7 @@ def _check_schedule(cfg):
     if not 0 <= min_lr <= t.learning_rate:
         raise ConfigError(f"train.lr_scheduler_kwargs.min_lr: {min_lr} must lie between 0 and train.learning_rate ({t.learning_rate})")
 
-# %% ../nbs/00_core.ipynb #265328f1
+# %% ../nbs/00_core.ipynb #301d88fa
 def _check_together(cfg):
     "Keys that need each other"
     t, e, targets = cfg.train, cfg.evaluation, cfg.lora_config.target_modules
@@ -314,7 +319,7 @@ def _check_together(cfg):
     tied = {"lm_head", "embed_tokens"} & set(named)
     if tied: raise ConfigError(f"lora_config.target_modules: {', '.join(tied)} is tied in Gemma and can't carry an adapter")
 
-# %% ../nbs/00_core.ipynb #af125bc7
+# %% ../nbs/00_core.ipynb #55cc17a6
 def _check_hardware(cfg):
     "QLoRA, the 8-bit optimizers and compiled or recorded steps need a CUDA GPU"
     import torch
@@ -326,7 +331,7 @@ def _check_hardware(cfg):
     if cfg.train.speedup in ("compile", "record"):
         raise ConfigError(f"train.speedup: {cfg.train.speedup} needs a CUDA GPU, and none is visible here; use train.speedup=auto")
 
-# %% ../nbs/00_core.ipynb #fce56c6d
+# %% ../nbs/00_core.ipynb #1bfc7cc2
 def load_config(
     preset: str = "toy", # a file of configs/preset
     tuning: str = "full", # full, lora or qlora
@@ -348,7 +353,7 @@ def load_config(
     cfg.run_name = cfg.run_name or _run_name(cfg, config, overrides)
     return cfg
 
-# %% ../nbs/00_core.ipynb #eb7a79e6
+# %% ../nbs/00_core.ipynb #63a74786
 def check_parameters(
     given: set[str], # the names that the parameters cell and papermill have set
     allowed: tuple[str, ...] = ("preset", "tuning", "dataset", "seed", "config", "overrides"), # what the notebook takes
@@ -356,7 +361,7 @@ def check_parameters(
     "Raise a `ConfigError` at a parameter that the notebook doesn't have"
     for name in sorted(n for n in given if not n.startswith("_")): check_choice("papermill parameter", name, allowed)
 
-# %% ../nbs/00_core.ipynb #1655f3f9
+# %% ../nbs/00_core.ipynb #6606d10c
 def config_table(
     cfg: DictConfig, # from `load_config`
     changed_only: bool = False, # leave out what base.yaml says too
@@ -368,14 +373,14 @@ def config_table(
     table = pd.DataFrame([(k, str(v), "" if v == b else str(b)) for k, v, b in rows], columns=["key", "value", "default"])
     return table[table.default != ""].reset_index(drop=True) if changed_only else table
 
-# %% ../nbs/00_core.ipynb #cbb4369f
+# %% ../nbs/00_core.ipynb #3d908673
 def run_folder(
     cfg: DictConfig, # from `load_config`
 ) -> Path: # runs/<preset>/<run_name>; not created
     "Where the run of this configuration lives"
     return project_path("runs", cfg.preset, cfg.run_name)
 
-# %% ../nbs/00_core.ipynb #397d8ab2
+# %% ../nbs/00_core.ipynb #950a1086
 def write_text(
     path: Path | str, # the file; its folder is made if need be
     text: str, # what to write, as UTF-8
@@ -391,7 +396,7 @@ def write_text(
     finally: part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/00_core.ipynb #61f04229
+# %% ../nbs/00_core.ipynb #83a81fe4
 SCHEMA_VERSION = 1
 
 def write_json(
@@ -401,7 +406,7 @@ def write_json(
     "Write a record as JSON, atomically"
     return write_text(path, json.dumps({"schema_version": SCHEMA_VERSION, **record}, indent=1, ensure_ascii=False) + "\n")
 
-# %% ../nbs/00_core.ipynb #83a81fe4
+# %% ../nbs/00_core.ipynb #e92dec96
 def read_json(
     path: Path | str, # a file that `write_json` wrote
 ) -> dict: # the record
@@ -412,7 +417,7 @@ def read_json(
     if found != SCHEMA_VERSION: raise ValueError(f"{path}: schema version {found}, but this version of gsm8k_sft reads {SCHEMA_VERSION}")
     return record
 
-# %% ../nbs/00_core.ipynb #fecbddd0
+# %% ../nbs/00_core.ipynb #8c008f57
 def save_config(
     cfg: DictConfig, # from `load_config`
     folder: Path | str, # the run's folder
@@ -420,7 +425,7 @@ def save_config(
     "Save the resolved configuration"
     return write_text(Path(folder) / "config.yaml", OmegaConf.to_yaml(cfg))
 
-# %% ../nbs/00_core.ipynb #8c008f57
+# %% ../nbs/00_core.ipynb #4894e2be
 def read_config(
     path: Path | str, # a config.yaml, or the run folder that holds it
 ) -> DictConfig: # typed by the schema
@@ -431,7 +436,7 @@ def read_config(
     begun = _merge(OmegaConf.structured(Config), since, "base.yaml")
     return _merge(begun, _read_yaml(path), str(path))
 
-# %% ../nbs/00_core.ipynb #04517b19
+# %% ../nbs/00_core.ipynb #42cc480d
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "numpy", "omegaconf")
 
 def _version(name):
@@ -444,7 +449,7 @@ def _cpu_name():
     except OSError: return platform.processor() or platform.machine()
     return next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), platform.machine())
 
-# %% ../nbs/00_core.ipynb #42cc480d
+# %% ../nbs/00_core.ipynb #57102ff3
 def git_commit() -> str | None: # the commit, with "+changes" if files differ from it; outside git what GSM8K_SFT_COMMIT says, or None
     "The project's commit"
     try:
@@ -452,7 +457,7 @@ def git_commit() -> str | None: # the commit, with "+changes" if files differ fr
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError, SettingsError): return os.environ.get("GSM8K_SFT_COMMIT")
 
-# %% ../nbs/00_core.ipynb #57102ff3
+# %% ../nbs/00_core.ipynb #50bb669e
 def environment() -> dict: # python, package versions, hardware, commit
     "The machine and the versions this process runs on"
     import torch
@@ -461,7 +466,7 @@ def environment() -> dict: # python, package versions, hardware, commit
             "packages": {"gsm8k_sft": _version("gsm8k_sft"), **{p: _version(p) for p in PACKAGES}},
             "cpu": _cpu_name(), "cpu_cores": os.cpu_count(), "torch_threads": torch.get_num_threads(), "gpus": gpus}
 
-# %% ../nbs/00_core.ipynb #d98b6c1f
+# %% ../nbs/00_core.ipynb #63f1a47d
 def peak_memory() -> int: # bytes
     "Peak memory of this process: on the GPU if there is one, else resident"
     import resource, torch
@@ -469,7 +474,7 @@ def peak_memory() -> int: # bytes
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
-# %% ../nbs/00_core.ipynb #9b3b0136
+# %% ../nbs/00_core.ipynb #6873c6fd
 def set_seed(
     seed: int, # any non-negative integer
 ) -> None:
