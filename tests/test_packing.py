@@ -102,7 +102,7 @@ def test_a_model_without_the_interface_is_refused():
     with pytest.raises(ValueError, match="train.max_tokens: 0 must be above 0"): load_config("toy", overrides="train.max_tokens=0")
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("tuning", ["lora"]) # full fine-tuning: in the chapter on speed
 def test_traced_layers_train_alike(tuning, monkeypatch):
     "Compiled layers through the whole Trainer; the backend traces and splits, and leaves code generation to the GPU"
     import functools, gsm8k_sft.train as module
