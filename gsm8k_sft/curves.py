@@ -31,26 +31,28 @@ def alt_text(
     "What a figure shows, for those who can't see it"
     axes = np.ravel(axes)
     ax = axes[0]
-    title = ax.get_title(loc="left") or "; ".join(dict.fromkeys(_words(a.get_ylabel()) for a in axes if a.get_ylabel()))
-    across = next((_words(a.get_xlabel()) for a in axes[::-1] if a.get_xlabel()), "")
-    up = _words(ax.get_ylabel()) if len(axes) == 1 else ""
+    title = ax.get_title(loc="left") or ", ".join(dict.fromkeys(_words(a.get_ylabel()).partition(" (")[0] for a in axes if a.get_ylabel()))
+    across = "; ".join(dict.fromkeys(_words(a.get_xlabel()) for a in axes if a.get_xlabel()))
+    up = _words(ax.get_ylabel()) if len(axes) == 1 and ax.get_title(loc="left") else ""
     said = getattr(ax, "alt", None) or "Shown are " + ", ".join(_words(t) for t in ax.get_legend_handles_labels()[1]) + "."
-    return " ".join(filter(None, [f"{title}.", f"Horizontal axis: {across}." if across else "", f"Vertical axis: {up}." if up else "", said]))
+    return " ".join(filter(None, [f"{title[:1].upper()}{title[1:]}." if title else "", f"Horizontal axis: {across}." if across else "", f"Vertical axis: {up}." if up else "", said]))
 
 # %% ../nbs/parts/curves.ipynb #96d14e3f
-METRICS = {"loss": ("loss, nats per token", 1), "eval_loss": ("validation loss, nats per token", 1), "grad_norm": ("gradient norm", 1),
-           "learning_rate": ("learning rate", 1), "tokens_per_second": ("thousand tokens per second", 1000), "memory": ("peak memory, GiB", 2**30)}
+METRICS = {"loss": ("loss, nats per token", 1), "eval_loss": ("validation loss,\nnats per token", 1), "grad_norm": ("gradient norm", 1),
+           "learning_rate": ("learning rate", 1), "tokens_per_second": ("thousand tokens\nper second", 1000), "memory": ("peak memory, GiB", 2**30)}
 BY = {"step": ("optimizer step", 1), "epoch": ("epoch", 1), "tokens": ("tokens seen, millions", 1e6), "seconds": ("training time, minutes", 60)}
 SMOOTHED = ("loss", "grad_norm", "tokens_per_second")
-MANY = 10 # experiments; with more of them, colours and a legend no longer help
+MANY = 30 # runs; with more of them, or more experiments than colours, a legend no longer helps
 
 # %% ../nbs/parts/curves.ipynb #4e40af1d
 def _experiment(run): return re.sub(r"-s\d+", "", run, count=1)
 
+def _many(runs): return len(runs) > MANY or len({re.sub("_(main|socratic)", "", _experiment(run)) for run in runs}) > len(COLOURS)
+
 def _looks(runs):
     "For each run: its experiment, colour and dashes"
     kinds = list(dict.fromkeys(re.sub("_(main|socratic)", "", _experiment(run)) for run in runs))
-    colours = dict(zip(kinds, cycle(COLOURS.values()))) if len(set(map(_experiment, runs))) <= MANY else dict.fromkeys(kinds, COLOURS["grey"])
+    colours = dict.fromkeys(kinds, COLOURS["grey"]) if _many(runs) else dict(zip(kinds, COLOURS.values()))
     return {run: (_experiment(run), colours[re.sub("_(main|socratic)", "", _experiment(run))], "--" if "_socratic" in run else "-") for run in runs}
 
 # %% ../nbs/parts/curves.ipynb #cb7b117b
@@ -76,12 +78,11 @@ def _median(series):
 
 # %% ../nbs/parts/curves.ipynb #6692554a
 def _draw(ax, x, y, smoothed, colour, dashes, halflife, many):
-    "One run; what its last value is"
-    raw = {"alpha": 0.15, "lw": 0.5} if many else {"alpha": 0.3, "lw": 0.8} if smoothed else {"lw": 1.6}
-    marker = "o" if len(x) <= 20 and not many else None
-    ax.plot(x, y, color=colour, ls="-" if smoothed else dashes, marker=marker, ms=4, **raw)
-    if smoothed and not many: ax.plot(x, y := _smooth(y, halflife), color=colour, ls=dashes, lw=1.8)
-    return y[-1]
+    "One run; its x and y as drawn"
+    if smoothed and not many: ax.plot(x, y, color=colour, alpha=0.3, lw=0.8)
+    if smoothed: y = _smooth(y, halflife)
+    ax.plot(x, y, color=colour, ls=dashes, marker="o" if len(x) <= 20 and not many else None, ms=4, **({"alpha": 0.3, "lw": 0.6, "rasterized": True} if many else {"lw": 1.8}))
+    return x, y
 
 def _legend(ax, looks):
     "An entry for each experiment, with the number of its seeds"
@@ -94,7 +95,7 @@ def _ends(looks, firsts, lasts):
     "In words, from where to where each experiment went"
     frame = pd.DataFrame({"name": [look[0] for look in looks.values()], "first": firsts, "last": lasts})
     means = frame.groupby("name", sort=False)[["first", "last"]].mean()
-    if len(means) > MANY: return f"{len(frame)} runs; the median of their last values is {frame['last'].median():.3g}."
+    if len(means) > len(COLOURS) or len(frame) > MANY: return f"{len(frame)} runs; the median of their last values is {frame['last'].median():.3g}."
     return "First and last value, " + "; ".join(f"{name}: {r['first']:.3g} and {r['last']:.3g}" for name, r in means.iterrows()) + "."
 
 # %% ../nbs/parts/curves.ipynb #dd2387d5
@@ -108,15 +109,15 @@ def plot_curves(
     "One metric of each run, raw and smoothed"
     series, own = _series(table, metric, by), ax is None
     looks = _looks(list(series))
-    many = len({look[0] for look in looks.values()}) > MANY
+    many = _many(list(series))
     with figure_style() as plt:
         ax = ax or plt.subplots(figsize=(5.5, 3.4))[1]
-        lasts = [_draw(ax, *series[run], metric in SMOOTHED, *look[1:], halflife, many) for run, look in looks.items()]
-        if many: ax.plot(*_median(list(series.values())), color=COLOURS["blue"], lw=1.8, label=f"median of {len(series)} runs")
+        drawn = [_draw(ax, *series[run], metric in SMOOTHED, *look[1:], halflife, many) for run, look in looks.items()]
+        if many: ax.plot(*_median(drawn), color=COLOURS["blue"], lw=1.8, label=f"median of {len(series)} runs")
         else: _legend(ax, looks)
         _curve_axes(ax, metric, by)
         if own: ax.figure.legend(loc="outside upper center", ncols=2, fontsize=9)
-    _say(ax, _ends(looks, [y[0] for _, y in series.values()], lasts))
+    _say(ax, _ends(looks, [y[0] for _, y in series.values()], [y[-1] for _, y in drawn]))
     return ax
 
 # %% ../nbs/parts/curves.ipynb #afffccee
@@ -172,9 +173,9 @@ def disagreements(
 # %% ../nbs/parts/curves.ipynb #6b3a17c0
 def _points_with_intervals(ax, table, x, legend=True):
     "A point with its interval for each run; data sets differ in their markers"
-    looks = _looks(list(table["run"]))
+    looks, many = _looks(list(table["run"])), _many(list(table["run"]))
     for row in table.itertuples():
-        name, colour, _ = looks[row.run]
+        name, colour = f"{len(table)} runs" if many else looks[row.run][0], looks[row.run][1]
         low, high = [[max(0, 100 * abs(row.accuracy - v))] for v in (row.low, row.high)]
         ax.errorbar([getattr(row, x)], [100 * row.accuracy], yerr=[low, high], color=colour, capsize=3, fmt="s" if "_socratic" in row.run else "o",
                     ms=6, mfc="white" if "_socratic" in row.run else colour, label=name if legend and name not in ax.get_legend_handles_labels()[1] else None)
@@ -244,7 +245,7 @@ def plot_flips(
             bars = ax.barh(range(len(rows)), [sign * getattr(c, key) for c in rows], color=COLOURS[colour], height=0.5)
             ax.bar_label(bars, [str(getattr(c, key)) for c in rows], padding=3, fontsize=9)
         reach = max(1, *(max(c.only_a, c.only_b) for c in rows))
-        ax.set(xlim=(-1.25 * reach, 1.25 * reach), yticks=range(len(rows)), yticklabels=[_pair_label(c) for c in rows], xlabel="problems solved by the first alone (left), by the second alone (right)")
+        ax.set(xlim=(-1.25 * reach, 1.25 * reach), yticks=range(len(rows)), yticklabels=[_pair_label(c) for c in rows], xlabel="problems solved by the first alone (left), by the second alone (right)", title=f"Of {rows[0].n:,} problems" if len({c.n for c in rows}) == 1 else "")
         ax.xaxis.set_major_formatter(lambda x, _: f"{abs(x):g}")
         ax.axvline(0, color="#303030", lw=0.8); ax.invert_yaxis(); ax.grid(axis="y", visible=False)
     _say(ax, " ".join(_flips(c) for c in rows))
@@ -293,9 +294,9 @@ def plot_cost(
         figure, axes = plt.subplots(1, 3, figsize=(7.2, 3.2), sharey=True)
         for ax, (cost, (name, _)) in zip(axes, COSTS.items()):
             _points_with_intervals(ax, table, cost, legend=ax is axes[0])
-            ax.set(xlabel=name, **({"xscale": "log"} if cost == "trainable" else {"xlim": (0, 1.15 * table[cost].max())}))
-        axes[0].set(ylabel="exact answers, %\n(bars: 95 % Wilson interval)")
-        axes[0].margins(x=0.2)
+            ax.set(xlabel=name, xlim=(0, 1.15 * table[cost].max()))
+        axes[0].set(ylabel="exact answers, %\n(bars: 95 % Wilson interval)", xscale="log", xlim=(table["trainable"].min() / 4, 4 * table["trainable"].max()))
+        axes[0].xaxis.set_major_formatter("{x:g}"); axes[0].xaxis.set_minor_formatter("")
         figure.legend(loc="outside upper center", ncols=2, fontsize=9)
     _say(axes[0], " ".join(f"{r.run}: {r.trainable:.3g} million parameters, {r.train_seconds:.3g} minutes, {r.peak_memory:.3g} GiB, {100 * r.accuracy:.1f} %." for r in table.itertuples()))
     return axes

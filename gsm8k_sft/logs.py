@@ -227,7 +227,7 @@ def kind_of(
     if data.startswith(b":W&B"): return "wandb"
     if re.match(rb'\s*\{\s*"', data) and b'"log_history"' in data: return "trainer_state.json"
     if re.search(rb'^\s*\{[^\n]*"step":', data, re.M): return "log.jsonl"
-    if re.search(rb"\{'(eval_|train_)?(loss|runtime)':", data): return "printed"
+    if re.search(rb"\{'[^{}\n]*(?<=')(eval_|train_)?loss':", data): return "printed"
     header = next(csv.reader([data.decode("utf-8-sig", "replace").partition("\n")[0]]), [])
     return "csv" if len(header) > 1 and (any(" - " in h for h in header) or set(header) & set(STEPS)) else None
 

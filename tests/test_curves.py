@@ -1,11 +1,14 @@
 "Figures of many runs in seconds, the same bytes each time, with words beside them"
-import json, time
+import json, math, time
 import numpy as np
+import pandas as pd
 import pytest
 from gsm8k_sft.analysis import save_figure
-from gsm8k_sft.core import project_path
-from gsm8k_sft.curves import alt_text, draw_curves, format_summary, plot_curves, plot_panels, summary_table
-from gsm8k_sft.logs import read_logs
+from gsm8k_sft.core import project_path, write_json
+from gsm8k_sft.curves import (alt_text, disagreements, draw_curves, flipped_items, format_summary, plot_cost, plot_curves, plot_flips, plot_loss_accuracy,
+                              plot_panels, plot_steps, summary_table)
+from gsm8k_sft.logs import read_logs, tidy
+from gsm8k_sft.stats import compare
 
 
 def many_runs(folder, runs, steps):
@@ -52,3 +55,97 @@ def test_summary_of_the_recorded_runs():
     table = summary_table("gemma-3-270m", project_path("results"))
     assert len(table) == 4 and (table["low"] < table["accuracy"]).all() and (table["p"] < 1e-6).all()
     assert format_summary(table).map(lambda v: isinstance(v, str)).all(axis=None)
+
+
+def rows(steps=60, level=0.0): return [{"step": s, "epoch": s / steps, "loss": 2 / s + level, "grad_norm": 1.0, "learning_rate": 1e-4, "tokens": 90 * s,
+                                        "tokens_per_second": 900.0, "memory": 2**30, "seconds": s / 10} for s in range(1, steps + 1)] + [{"step": steps, "eval_loss": 0.3 + level}]
+
+
+def write_run(root, name, method, **kwargs):
+    folder = root / "toy" / name
+    write_json(folder / "record.json", {"status": "complete", "preset": "toy", "run_name": name, "seed": 0, "tuning_method": method, "dataset": "main", "final_loss": 0.1,
+        "parameters": {"total": 10**6, "trainable": 10**5}, "train_seconds": 6.0, "tokens_per_second": 900.0, "peak_memory": 2**30, "validation": {"eval_loss": 0.3}} | kwargs)
+    (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows()))
+    return folder
+
+
+def write_evaluation(root, model, k, run=None):
+    rate = {"k": k, "n": 100, "value": k / 100, "low": max(0, k / 100 - 0.05), "high": min(1, k / 100 + 0.05)}
+    write_json(root / "toy" / "eval" / f"{model}.json", {"status": "complete", "name": model, "configuration": {"preset": "toy", "run_name": run}, "model_type": model,
+        "base_model": "toy", "dataset": "main", "split": "test", "n": 100, "accuracy": {g: rate for g in ("strict", "numeric", "flexible")}, "protocol": {"decoding": "greedy"}})
+
+
+@pytest.fixture
+def results(tmp_path):
+    write_run(tmp_path, "full_main-s0", "full"), write_run(tmp_path, "lora_main-s0", "lora")
+    write_evaluation(tmp_path, "base-0shot", 2), write_evaluation(tmp_path, "full", 40, "full_main-s0")
+    return tmp_path
+
+
+def answers(right): return [{"id": str(i), "strict": bool(r), "gold": "1", "gold_steps": 1 + i % 3, "gold_length": 50} for i, r in enumerate(right)]
+
+
+def test_summary_without_predictions(results):
+    table = summary_table("toy", results).set_index("run_name")
+    full, lora = table.loc["full_main-s0"], table.loc["lora_main-s0"]
+    assert full.difference == pytest.approx(0.38) and math.isnan(full.p) and full.step_seconds == pytest.approx(0.1)
+    assert math.isnan(lora.accuracy) and lora.best_eval_loss == 0.3 and lora.best_step == 60
+    shown = format_summary(summary_table("toy", results))
+    assert shown["McNemar"].tolist() == ["–", "–"] and shown["exact [95 %]"].tolist() == ["40.0 % [35.0, 45.0]", "–"] and shown["step"][0] == "100 ms"
+
+
+def test_summary_of_nothing(tmp_path):
+    assert summary_table(root=tmp_path).empty and format_summary(summary_table(root=tmp_path)).columns[0] == "run"
+    assert draw_curves(tmp_path / "out", "toy", tmp_path) == {}
+
+
+def test_a_run_without_log_or_with_an_empty_one(results):
+    (results / "toy" / "full_main-s0" / "log.jsonl").unlink(), (results / "toy" / "lora_main-s0" / "log.jsonl").write_text("")
+    assert summary_table("toy", results).eval_loss.isna().all()
+    assert [p.rpartition("/")[2] for p in draw_curves(results / "out", "toy", results)] == ["toy-loss-accuracy.png", "toy-main-cost.png"]
+
+
+def test_nan_leaves_a_gap(tmp_path):
+    table = tidy({"a": [{"step": s, "loss": math.nan if s == 30 else 1.0} for s in range(1, 61)]})
+    line = plot_curves(table).lines[1]
+    assert np.isnan(line.get_ydata()).nonzero()[0].tolist() == [29]
+
+
+def test_seeds_look_alike_and_datasets_are_dashed():
+    ax = plot_curves(tidy({name: rows() for name in ("full_main-s0", "full_main-s1", "full_socratic-s0", "lora_main-s0")}))
+    handles, labels = ax.get_legend_handles_labels()
+    assert labels == ["full_main (2 seeds)", "full_socratic", "lora_main"]
+    assert handles[0].get_color() == handles[1].get_color() != handles[2].get_color() and handles[1].get_linestyle() == "--"
+
+
+def test_words_follow_the_numbers():
+    ax = plot_flips(compare(answers([1, 1, 0, 0]), answers([1, 0, 1, 1]), names=("a", "b")))
+    assert "1 of 4 problems solved by both, 1 by the first alone, 2 by the second alone, 0 by neither" in alt_text(ax)
+    assert "a: 50.0 % at 1, 100.0 % at 2, 0.0 % at 3." in alt_text(plot_steps({"a": answers([1, 1, 0, 0])}))
+
+
+def test_flipped_items_are_those_of_the_test():
+    a, b = answers([1, 1, 0, 0]), answers([1, 0, 1, 1])[::-1]
+    found = flipped_items(a, b, ("A", "B"))
+    assert found[["id", "solved_by"]].values.tolist() == [["1", "A"], ["2", "B"], ["3", "B"]]
+    assert flipped_items(a, a).empty and "question" in flipped_items(a, a)
+
+
+def test_loss_and_accuracy_that_disagree():
+    points = pd.DataFrame({"preset": "toy", "run": ["full_main-s0", "full_socratic-s0", "lora_main-s0"], "loss": [0.6, 0.5, 0.7], "accuracy": [0.5, 0.4, 0.4], "low": 0.3, "high": 0.6})
+    assert disagreements(points) == (1, 2), "a tie counts for nothing"
+    assert "disagree in 1 of 2 pairs" in alt_text(plot_loss_accuracy(points))
+
+
+def test_two_presets_share_no_figure():
+    table = pd.DataFrame({"preset": ["a", "b"], "run": "full_main-s0", "loss": 1.0, "accuracy": 0.1, "strict": 0.1, "trainable": 1.0, "train_seconds": 1.0, "peak_memory": 1.0})
+    for plot in (plot_loss_accuracy, plot_cost):
+        with pytest.raises(ValueError, match="one preset"): plot(table)
+
+
+@pytest.mark.parametrize("names", [[f"full_main-s{i}" for i in range(31)], [f"full_main-lr{i}-s0" for i in range(8)]])
+def test_many_runs_are_grey_with_their_median(names, tmp_path):
+    ax = plot_curves(tidy({name: rows() for name in names}))
+    assert ax.get_legend_handles_labels()[1] == [f"median of {len(names)} runs"] and f"{len(names)} runs; the median" in alt_text(ax)
+    first, second = ([p.read_bytes() for p in save_figure(ax, tmp_path / n)] for n in "ab")
+    assert first == second

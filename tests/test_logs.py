@@ -59,3 +59,61 @@ def test_kinds_can_be_mixed(tmp_path):
     csv = write(tmp_path / "chart.csv", "Step,a - train/loss,a - train/loss__MIN,b - train/loss\n1,2.0,2.0,3.0\n2,1.0,1.0,\n")
     table = read_logs([our_log(tmp_path / "run"), csv])
     assert set(table["run"]) == {"run", "a", "b"} and values(table[table["run"] == "a"]) == [2.0, 1.0] and values(table[table["run"] == "b"]) == [3.0]
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", '"text"', '{"loss": 1}', '{"step": null}', '{"step": NaN, "loss": 1}', "\x00\xff", '{"step": 2} {"step": 3}'])
+def test_lines_that_are_no_step(line, tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n' + line + '\n{"step": 3, "loss": 1.0}\n', encoding="latin-1")
+    with pytest.warns(UserWarning, match="line 2: not valid JSON with a step; skipped"): assert values(read_logs(path)) == [2.0, 1.0]
+
+
+def test_a_damaged_first_line_does_not_hide_the_kind(tmp_path):
+    path = write(tmp_path / "x", '{"st\n' + our_log(tmp_path / "run", STEPS[:2]).read_text())
+    with pytest.warns(UserWarning, match="x, line 1"): assert values(read_logs(path)) == [2.0, 1.0]
+
+
+def test_damaged_lines_of_text_and_csv(tmp_path):
+    text = write(tmp_path / "out.txt", "{'epoch': '1', 'loss': '0.5'}\n{'loss': '0.5', 'gr\n{'loss': oops, 'epoch': 1}\n")
+    with pytest.warns(UserWarning) as caught: assert values(read_logs(text)) == [0.5]
+    assert ["line 2: not valid" in str(caught[0].message), "line 3: not valid" in str(caught[1].message)] == [True, True]
+    with pytest.warns(UserWarning, match="line 3: not valid CSV"): assert values(read_logs(write(tmp_path / "e.csv", "Step,loss\n1,2\n2\n3,1\n"))) == [2.0, 1.0]
+
+
+def test_a_damaged_wandb_file_keeps_its_other_records(tmp_path):
+    import wandb
+    with wandb.init(mode="offline", dir=tmp_path, project="p", name="r", settings=wandb.Settings(silent=True, console="off")) as run:
+        for r in STEPS[:4]: run.log({"train/loss": r["loss"], "train/global_step": r["step"], "note": "x" * 50_000}) # longer than a block
+    path, = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert set(read_logs(path)["run"]) == {"r"} and values(read_logs(path)) == [2.0, 1.0, 2 / 3, 0.5]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match=r"record \d+: not valid by its checksum; skipped"): assert 1 <= len(values(read_logs(path))) < 4
+
+
+@pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"\x89PNG\r\n\x1a\n\x00", b'{"accuracy": 1}'])
+def test_other_files_are_no_logs(content, tmp_path):
+    (tmp_path / "odd.dat").write_bytes(content)
+    with pytest.raises(ValueError, match=r"odd\.dat: not a training log"): read_logs(tmp_path / "odd.dat")
+
+
+def test_printed_nan_and_a_logged_null(tmp_path):
+    table = read_logs(write(tmp_path / "out.txt", "{'loss': nan, 'grad_norm': -inf, 'epoch': 1}\n{'loss': 'nan', 'grad_norm': 'inf', 'epoch': '2'}\n"))
+    assert [math.isnan(v) for v in values(table)] == [True, True] and values(table, "grad_norm") == [-math.inf, math.inf]
+    assert values(read_logs(our_log(tmp_path / "run", [STEPS[0], STEPS[1] | {"grad_norm": None}])), "grad_norm") == [1.0]
+
+
+def test_the_newest_checkpoint_speaks_for_a_trainers_folder(tmp_path):
+    for n in (9, 10): write(tmp_path / "b" / f"checkpoint-{n}" / "trainer_state.json", json.dumps({"log_history": STEPS[:n]}))
+    table = read_logs(tmp_path / "b")
+    assert set(table["run"]) == {"b"} and len(values(table)) == 10
+
+
+def test_two_runs_of_one_name(tmp_path):
+    paths = [our_log(tmp_path / preset / "full_main-s0") for preset in ("toy", "gemma")]
+    assert read_logs(paths)["run"].unique().tolist() == ["full_main-s0", "gemma/full_main-s0"]
+
+
+def test_a_chart_without_steps(tmp_path):
+    with pytest.raises(ValueError, match="no column of steps"): read_logs(write(tmp_path / "c.csv", '"Relative Time (Process)","a - loss"\n"1","2"\n'))
