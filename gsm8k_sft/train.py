@@ -640,3 +640,5 @@ def main(
     try: train(load_config(preset, tuning, dataset, seed, config, overrides), evaluate=not no_evaluate)
     except TrainingInterrupted as e: print(e, file=sys.stderr); sys.exit(130)
     except (ValueError, TrainingError) as e: sys.exit(f"{type(e).__name__}: {e}")
+    finally:
+        if torch.distributed.is_initialized(): torch.distributed.destroy_process_group() # its threads must not outlive the interpreter
