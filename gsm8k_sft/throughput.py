@@ -245,10 +245,10 @@ def _clean():
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
 # %% ../nbs/parts/throughput.ipynb #cd0390d9
-def _begun(out):
+def _begun(out, resume):
     "The record as it is, or a new one"
     import torch
-    old = read_json(out) if Path(out).exists() else {}
+    old = read_json(out) if resume and Path(out).exists() else {}
     if old.get("environment", {}).get("gpus") == environment()["gpus"]: return old | {"items": [i for i in old["items"] if "error" not in i]}
     return {"environment": environment(), "matmul_rate": matmul_rate() if torch.cuda.is_available() else None, "items": []}
 
@@ -261,10 +261,11 @@ def bench_training(
     steps: int = 14, # of each
     seconds: int = 100, # allowed for each
     say=print, # told each result
+    resume: bool = False, # keep what the record has already
 ) -> dict: # environment, matmul_rate, items
     "Measure all settings on this machine's GPU"
     from gsm8k_sft.models import load_tokenizer
-    record, rows = _begun(out), bench_examples(load_tokenizer(load_config("gemma-3-270m", training=False)), 256_000, 2000)
+    record, rows = _begun(out, resume), bench_examples(load_tokenizer(load_config("gemma-3-270m", training=False)), 256_000, 2000)
     done = [_name(i) for i in record["items"]]
     for case in training_cases():
         full = _name(case)
@@ -283,9 +284,10 @@ def main(
     out: str = "results/benchmark/training.json", # the record to write
     names: str = "", # only settings whose preset, tuning or name has one of these, separated by commas
     steps: int = 14, # of each setting; the first four don't count
+    resume: bool = False, # go on with the record where it was interrupted
 ):
     "Measure training on this machine's GPU"
-    bench_training(out, [n.strip() for n in names.split(",") if n.strip()], steps, say=lambda text: print(text, flush=True))
+    bench_training(out, [n.strip() for n in names.split(",") if n.strip()], steps, say=lambda text: print(text, flush=True), resume=resume)
 
 # %% ../nbs/parts/throughput.ipynb #a9422abb
 def training_table(
