@@ -245,7 +245,7 @@ def plot_flips(
             bars = ax.barh(range(len(rows)), [sign * getattr(c, key) for c in rows], color=COLOURS[colour], height=0.5)
             ax.bar_label(bars, [str(getattr(c, key)) for c in rows], padding=3, fontsize=9)
         reach = max(1, *(max(c.only_a, c.only_b) for c in rows))
-        ax.set(xlim=(-1.25 * reach, 1.25 * reach), yticks=range(len(rows)), yticklabels=[_pair_label(c) for c in rows], xlabel="problems solved by the first alone (left), by the second alone (right)", title=f"Of {rows[0].n:,} problems" if len({c.n for c in rows}) == 1 else "")
+        ax.set(xlim=(-1.25 * reach, 1.25 * reach), yticks=range(len(rows)), yticklabels=[_pair_label(c) for c in rows], xlabel="problems solved by the first alone (left),\nby the second alone (right)", title=f"Of {rows[0].n:,} problems" if len({c.n for c in rows}) == 1 else "")
         ax.xaxis.set_major_formatter(lambda x, _: f"{abs(x):g}")
         ax.axvline(0, color="#303030", lw=0.8); ax.invert_yaxis(); ax.grid(axis="y", visible=False)
     _say(ax, " ".join(_flips(c) for c in rows))

@@ -52,7 +52,8 @@ def limits(
 ) -> list[str]: # sentences
     "What the numbers can't say"
     said = ["The intervals are 95 % Wilson intervals: they say how sure the accuracy of these very weights is, given the number of problems, "
-            "and nothing about another training run. Overlapping intervals don't decide a comparison on the same problems; a paired test does."]
+            "and nothing about another training run. Overlapping intervals don't decide a comparison on the same problems; a paired test does. "
+            "Its p-values are not corrected for the number of pairs that are shown."]
     means = average_seeds(table)
     once = [f"{r['preset']} {mean_label(r)} on {r['dataset']}" for r in means[(means.seeds < 2) & (means.experiment != "")].to_dict("records")]
     if once: said.append(f"Trained once, so the spread between seeds is not known: {', '.join(once)}.")
