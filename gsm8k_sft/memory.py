@@ -106,7 +106,7 @@ def _packs(cfg): return "packing" in cfg.train and cfg.train.packing
 
 def _attention(cfg, shape, device="cuda"):
     "Gemma 2 caps its attention logits, which sdpa and flash can't"
-    if _packs(cfg): return "plain" if shape.kind == "gemma2" or cfg.model.precision == "fp32" or device == "cpu" else "flash"
+    if _packs(cfg): return "plain" if cfg.model.precision == "fp32" or device == "cpu" else "flash"
     asked = cfg.model.attn_implementation or ("eager" if shape.kind == "gemma2" else "sdpa")
     return asked if asked in ("sdpa", "eager") else "flash"
 
@@ -385,7 +385,7 @@ CONSTANTS = {
     "context": 512 * 2**20, # bytes of a card that the CUDA context takes, outside the allocator
     "fragmentation": 0.04, # of what is allocated: held by the allocator and not usable
     "fused_rows": 2048, # tokens whose logits the fused loss has at a time
-    "fused_bytes": 6, # bytes a logit of theirs: itself, its slope, the slope of the rows before
+    "fused_bytes": 4, # bytes a logit of theirs: itself, its slope, the slope of the rows before
     "activations": 1.0, # factor of what the ledger says
 }
 

@@ -161,7 +161,8 @@ def _more():
             ours("ours", "gemma-2b-it", "qlora", PACKED40),
             *[ours(f"ours: {s}", "gemma-3-270m", "full", small + f"train.per_device_train_batch_size=32 train.speedup={s}") for s in ("none", "compile", "record")],
             ours("ours: record", "gemma-3-270m", "lora", small + "train.per_device_train_batch_size=32 train.speedup=record"),
-            ours("ours", "gemma-2-9b-it", "full", BF16 + "train.packing=true train.per_device_train_batch_size=24 train.max_tokens=6144 train.gradient_checkpointing=true"),
+            ours("ours", "gemma-2-9b-it", "full", BF16 + "train.packing=true train.per_device_train_batch_size=56 train.max_tokens=12800 train.gradient_checkpointing=true"),
+            ours("ours: no checkpointing", "gemma-2-9b-it", "full", BF16 + "train.packing=true train.per_device_train_batch_size=16 train.max_tokens=4096 train.gradient_checkpointing=false"),
             ours("ours", "gemma-2-9b-it", "qlora", BF16 + "train.packing=true train.per_device_train_batch_size=16 train.max_tokens=4096 train.gradient_checkpointing=true")]
 
 def training_cases() -> list[dict]:

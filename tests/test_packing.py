@@ -160,3 +160,32 @@ def test_gpu_speedups_train_alike(tuning, speedup):
     for key, bound in (("loss", 1e-2), ("grad_norm", 6e-2)): # two runs in bf16, three steps apart; a single gradient is held to fp32 above
         assert [r[key] for r in fast[0]] == pytest.approx([r[key] for r in plain[0]], rel=bound)
     assert [r["tokens"] for r in fast[0]] == [r["tokens"] for r in plain[0]]
+
+
+@gpu
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("speedup", ["none", "compile"])
+def test_gpu_soft_cap(speedup, checkpointing, monkeypatch):
+    "Gemma 2's capped scores by FlexAttention: in bf16 no further from fp32 than the plain way in bf16, chunks of several lengths, a window shorter than the examples"
+    from gsm8k_sft import packing
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+    torch.manual_seed(0)
+    config = Gemma2Config(vocab_size=300, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+                          sliding_window=70, query_pre_attn_scalar=1, attn_logit_softcapping=2.0, attn_implementation="eager")
+    model = Gemma2ForCausalLM(config).cuda().train()
+    if checkpointing: model.gradient_checkpointing_enable({"use_reentrant": False})
+    draw = lambda n: {"input_ids": (ids := torch.randint(5, 300, (n,)).tolist()), "labels": [-100] * (n // 2) + ids[n // 2:]}
+    chunks = [{k: v.cuda() if torch.is_tensor(v) else v for k, v in c.items()} for c in PackedCollator(900)([draw(n) for n in (30, 200, 500, 7, 130, 300, 129, 128, 400)])["chunks"]]
+    def gradient(bf16, compiled=()):
+        model.zero_grad()
+        with training_mode(model, compiled):
+            for c in chunks:
+                with torch.autocast("cuda", torch.bfloat16, enabled=bf16): loss = packed_loss(model, model, c, torch.bfloat16 if bf16 else None)
+                loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+    found = gradient(True, compiled_layers(model) if speedup == "compile" else [])
+    assert packing.soft_cap_blocks(config, chunks[0]), "FlexAttention was used"
+    monkeypatch.setattr(packing, "soft_cap_blocks", lambda *args: {})
+    exact, plain = gradient(False), gradient(True)
+    error = lambda g: float((g - exact).norm() / exact.norm())
+    assert error(found) < 1.25 * error(plain), (error(found), error(plain))
