@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRICT', 'FLEXIBLE', 'CLASSES', 'final_number', 'extract_strict', 'extract_flexible', 'normalise', 'to_number',
-           'extract_numeric', 'grade', 'disagreements', 'calculate', 'format_result', 'annotations', 'verdict',
-           'equations', 'n_steps', 'first_slip', 'classify', 'grade_answer', 'class_table', 'breakdown']
+           'own_text', 'extract_numeric', 'grade', 'disagreements', 'calculate', 'format_result', 'annotations',
+           'verdict', 'equations', 'n_steps', 'first_slip', 'classify', 'grade_answer', 'class_table', 'breakdown']
 
 # %% ../nbs/parts/answers.ipynb #07722037
 import re, unicodedata
@@ -122,7 +122,9 @@ def to_number(
 
 # %% ../nbs/parts/answers.ipynb #57f3dd1f
 _QUESTION = re.compile(r"(?:Question|QUESTION)(?: [0-9]{1,4})?:|^[ \t*#]{0,8}(?:Q|Problem)(?: [0-9]{1,4})?:|</s>|<\|im_end\|>|<end_of_turn>|<start_of_turn>|<eos>", re.M)
-def _own(text):
+def own_text(
+    text: str, # a model's
+) -> str: # its beginning, up to where it makes up a question of its own
     "The text up to the next question"
     match = _QUESTION.search(text)
     return text[:match.start()] if match else text
@@ -189,7 +191,7 @@ def _phrase(turn):
 # %% ../nbs/parts/answers.ipynb #923156c0
 def _stated(text):
     "The final answer that a text states, as (its text, its value), or None"
-    own = _own(text)
+    own = own_text(text)
     if match := _HASH.search(own): return _read(_line(own, match.end()))
     turn = _turn(own) if re.search("[Aa]", own) else own
     boxed = deque(_BOXED.finditer(turn), maxlen=1)
@@ -357,7 +359,7 @@ def first_slip(
     text: str, # a model's solution
 ) -> int | None: # from 1; None if no result is wrong
     "The first step whose stated result is wrong: of the annotations, or without these of the plain equations"
-    own = _own(text if isinstance(text, str) else "").partition("####")[0][:20_000]
+    own = own_text(text if isinstance(text, str) else "").partition("####")[0][:20_000]
     steps = annotations(own) or equations(own)
     return next((i for i, (_, stated, value) in enumerate(steps, 1) if verdict(stated, value) == "wrong"), None)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORCED', 'TAIL', 'PROMPT_TOKENS', 'ENGINES', 'left_pad', 'first_stop', 'answering', 'answer_batch', 'Generation',
            'slotted', 'fused_norms', 'Engine', 'Sampling', 'GenerationError', 'nucleus', 'Calculator', 'row_bytes',
-           'which_engine', 'generate']
+           'check_prompts', 'which_engine', 'generate']
 
 # %% ../nbs/parts/generate.ipynb #890c68cf
 import gc, math, os, sys, time
@@ -361,7 +361,12 @@ def _plan(model, length, batch_size):
     return min(batch_size or fitting, fitting), tokens
 
 # %% ../nbs/parts/generate.ipynb #4be067c1
-def _check_prompts(model, token_ids, max_new_tokens, names):
+def check_prompts(
+    model, # transformers model
+    token_ids: list[list[int]], # prompts
+    max_new_tokens: int, # room that each needs after it
+    names: list[str], # of the prompts, for the message
+):
     "Every prompt has tokens, and room for its answer"
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for name, ids in zip(names, token_ids):
@@ -496,7 +501,7 @@ def generate(
     engine = _check_settings(model, max_new_tokens, batch_size, sampling, calculator, engine)
     names = names or [f"prompt {i}" for i in range(len(prompts))]
     token_ids = tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"] if len(prompts) else []
-    _check_prompts(model, token_ids, max_new_tokens, names)
+    check_prompts(model, token_ids, max_new_tokens, names)
     items = [_Item(i, ids, sampling and sampling.uniform(names[i], max_new_tokens + 1)) for i, ids in enumerate(token_ids)]
     if not items: return iter(())
     settings = {"limit": max_new_tokens, "stop_ids": list(stop_ids), "sampling": sampling, "calculator": calculator}

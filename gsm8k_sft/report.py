@@ -13,7 +13,7 @@ import pandas as pd
 from fastcore.script import call_parse
 from .analysis import LABELS, mean_label, average_seeds, comparison_table, draw_figures, error_table, format_table, markdown_table, read_answers, read_evaluations, read_runs, save_figure, size_table
 from .core import project_path, project_root, read_json, write_text
-from .curves import draw_curves, format_summary, summary_table
+from .curves import format_summary, summary_table
 from .sweep import read_matrix, run_name
 
 # %% ../nbs/05_report.ipynb #6895f3ae
@@ -123,23 +123,26 @@ def _means(rows):
     return "\n\n" + markdown_table(shown)
 
 # %% ../nbs/05_report.ipynb #ca6d1c35
-def _errors(preset, dataset, out, root):
+def _figure(name, words):
+    "A figure if it was drawn, with its alternative text"
+    return [f"![{words[name]}]({name})"] if name in words else []
+
+def _errors(preset, dataset, words, root):
     "What went wrong, where predictions are kept"
-    answers, figure = read_answers(preset, dataset, root), f"{preset}-{dataset}-errors.png"
+    answers = read_answers(preset, dataset, root)
     if not answers: return []
     tables = [markdown_table(t.reset_index()) for t in (error_table(answers), size_table(answers, "steps"), size_table(answers, "length"))]
-    return ["What the answers are, in percent:", tables[0], *([f"![What the answers of each model are]({figure})"] if (Path(out) / figure).exists() else []),
+    return ["What the answers are, in percent:", tables[0], *_figure(f"{preset}-{dataset}-errors.png", words),
             "Right answers (exact) in percent, by the steps of the published answer and by its length in characters:", *tables[1:]]
 
 # %% ../nbs/05_report.ipynb #46ca8388
-def _section(rows, evaluations, out, root):
+def _section(rows, evaluations, words, out, root):
     "One preset and data set: table, figure, protocol"
     preset, dataset = rows.preset.iloc[0], rows.dataset.iloc[0]
     mine = [e for e in evaluations if e["configuration"]["preset"] == preset and e["dataset"] == dataset]
     kind = "generated (synthetic) problems" if preset == "toy" else "GSM8K"
-    figure, text = f"{preset}-{dataset}-comparison.png", [f"## {preset} on {dataset}: {kind}", markdown_table(format_table(rows)) + _means(rows)]
-    if (Path(out) / figure).exists(): text.append(f"![Accuracy of each model with its 95 % interval]({figure})")
-    text += _errors(preset, dataset, out, root)
+    text = [f"## {preset} on {dataset}: {kind}", markdown_table(format_table(rows)) + _means(rows)]
+    text += _figure(f"{preset}-{dataset}-comparison.png", words) + _errors(preset, dataset, words, root)
     if mine: text += ["Records: " + ", ".join(f"[{e['name']}]({os.path.relpath(e['file'], out)})" for e in mine), "How it was measured:", "\n".join(protocol_lines(mine)), f"The first question as the model saw it:\n\n```\n{mine[0]['protocol'].get('prompt', '')}\n```"]
     return "\n\n".join(text)
 
@@ -169,12 +172,11 @@ def _warning(table):
 # %% ../nbs/05_report.ipynb #c0d04539
 SHOWN = ("curves-step", "loss-accuracy", "steps", "flips", "cost")
 
-def _training(preset, out, root):
+def _training(preset, words, root):
     "Summary and figures of a preset's runs"
     table = summary_table(preset, root)
     if table.empty: return []
-    drawn = {Path(p).name: alt for p, alt in draw_curves(out, preset, root).items()}
-    figures = [f"![{alt}]({name})" for end in SHOWN for name, alt in drawn.items() if name.endswith(end + ".png")]
+    figures = [f for end in SHOWN for name in words if re.fullmatch(f"{preset}-(main-|socratic-)?{end}.png", name) for f in _figure(name, words)]
     return [f"## Training, cost and accuracy: {preset}", markdown_table(format_summary(table)),
             "The difference is to the zero-shot base model on the same problems, in points, exact; p is McNemar's, exact and two-sided.", *figures]
 
@@ -186,10 +188,10 @@ def make_report(
     "Write report.md and its figures from records"
     out, root = Path(out or project_root() / "report"), root or project_path("results")
     table, evaluations, runs = comparison_table(root=root), read_evaluations(root=root), read_runs(root=root)
-    draw_figures(out, root=root)
+    words = {path.name: said for path, said in draw_figures(out, root=root).items()}
     missing = missing_runs(table, read_matrix())
-    parts = [INTRODUCTION, _warning(table), *_why_small(), *_data(runs), *_chronology(), *(_section(rows, evaluations, out, root) for _, rows in table.groupby(["preset", "dataset"]))]
-    for preset in sorted({r["preset"] for r in runs}): parts += _training(preset, out, root)
+    parts = [INTRODUCTION, _warning(table), *_why_small(), *_data(runs), *_chronology(), *(_section(rows, evaluations, words, out, root) for _, rows in table.groupby(["preset", "dataset"]))]
+    for preset in sorted({r["preset"] for r in runs}): parts += _training(preset, words, root)
     parts += [*_speed(out), *_failed(), "## Missing\n\n" + ("\n".join(f"- {m}" for m in missing) or "Nothing that settings.ini asks for."),
               "## What this doesn't show\n\n" + "\n".join(f"- {l}" for l in (limits(table) if len(table) else [])), *_repeat([*runs, *evaluations])]
     return write_text(out / "report.md", "\n\n".join(filter(None, parts)) + "\n")

@@ -13,12 +13,12 @@ from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 import ipywidgets
-from .analysis import _place, label, read_evaluations
-from .answers import CLASSES, STRICT, _own, annotations, equations, extract_numeric, format_result, verdict
+from .analysis import label, model_order, read_evaluations
+from .answers import CLASSES, STRICT, annotations, equations, extract_numeric, format_result, own_text, verdict
 from .core import check_choice, load_config, project_path
 from .data import Renderer, data_folder, load_gsm8k
 from .evaluate import complete_result, read_predictions
-from .generate import _check_prompts, answering
+from .generate import answering, check_prompts
 
 # %% ../nbs/parts/widgets.ipynb #8aae6083
 def _title(e):
@@ -33,7 +33,7 @@ def evaluations(
     root: Path | str | None = None, # a folder laid out as results/; your own eval_results/ by default
 ) -> dict[str, dict]: # name -> its record, with `title` and `file`
     "The finished evaluations that can be shown, base models first"
-    read = sorted(read_evaluations(None, root), key=lambda e: (e["configuration"]["preset"], _place(e["model_type"]), e["name"]))
+    read = sorted(read_evaluations(None, root), key=lambda e: (e["configuration"]["preset"], model_order(e["model_type"]), e["name"]))
     found = {e["name"]: {**e, "title": _title(e)} for e in read if complete_result(e["file"].parent, e["name"])}
     if not found: raise ValueError(f"{root or project_path('eval_results')}: no finished evaluation here; `make demo` makes some, and results/ has those of the report")
     return found
@@ -104,7 +104,7 @@ def _final(text):
     "(start, end) of the final answer, or None"
     if match := STRICT.search(text): return match.span()
     number = extract_numeric(text)
-    start = _own(text).rfind(number) if number else -1
+    start = own_text(text).rfind(number) if number else -1
     return (start, start + len(number)) if start >= 0 else None
 
 # %% ../nbs/parts/widgets.ipynb #b984db79
@@ -312,7 +312,7 @@ def stream_pair(
     bare, renderer = _adapter_off(base, tuned), Renderer(tokenizer, prompt_style)
     ids = tokenizer(renderer.prompt(question), add_special_tokens=False, verbose=False)["input_ids"]
     models = [tuned if bare else base, tuned]
-    for m in models: _check_prompts(m, [ids], max_new_tokens, ["the question"])
+    for m in models: check_prompts(m, [ids], max_new_tokens, ["the question"])
     return _grow(models, ids, max_new_tokens, renderer.stop_ids, tokenizer, tuned.disable_adapter if bare else nullcontext)
 
 # %% ../nbs/parts/widgets.ipynb #0e2787f8

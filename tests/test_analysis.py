@@ -1,10 +1,12 @@
 "Tables, figures, report and sweep from records as they are found on a disk: partial, damaged, many"
-import os, subprocess, sys
+import os, re, subprocess, sys
+from xml.etree import ElementTree
 
 import pytest
 
-from gsm8k_sft.analysis import average_seeds, comparison_table, draw_figures, format_table, headline, markdown_table, plot_comparison, read_log, read_runs
-from gsm8k_sft.core import write_json
+from gsm8k_sft.analysis import (COLOURS, DARK, GRID, INK, PAPER, average_seeds, comparison_table, draw_figures, format_table, headline, markdown_table, plot_comparison,
+                                read_log, read_runs, write_gallery)
+from gsm8k_sft.core import project_path, write_json
 from gsm8k_sft.report import make_report, missing_runs
 from gsm8k_sft.sweep import read_matrix, run_notebook, sweep
 
@@ -78,15 +80,40 @@ def test_damaged_log_lines_are_named_and_skipped(line, tmp_path):
 
 def test_an_empty_log_draws_nothing(results):
     (results / "toy" / "full_main-s0" / "log.jsonl").write_text("")
-    assert [p.name for p in draw_figures(results / "out", root=results)] == ["toy-main-comparison.png", "toy-main-comparison.svg"]
+    assert [p.name for p in draw_figures(results / "out", root=results)] == [f"toy-main-{kind}.{end}" for kind in ("comparison", "cost") for end in ("png", "svg")]
 
 
 def test_figures_are_the_same_bytes_twice(results):
     log = results / "toy" / "full_main-s0" / "log.jsonl"
     log.write_text("".join(f'{{"step": {s}, "loss": {2 / s}, "grad_norm": 1, "learning_rate": 0.1, "tokens_per_second": 9}}\n' for s in range(1, 30)))
-    first, second = (draw_figures(results / name, root=results) for name in "ab")
-    assert len(first) == 4 and [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    first, second = (draw_figures(results / name, root=results, dark=True) for name in "ab")
+    assert [p.name for p in first] == [f"toy-{kind}{end}" for kind in ("main-comparison", "curves-step", "main-cost") for end in (".png", ".svg", "-dark.svg")]
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second] and list(first.values()) == list(second.values())
     assert not list(results.glob("a/.*")), "no temporary file stays"
+
+
+def test_dark_figures_have_the_dark_colours_and_no_others(results):
+    files = [p for p in draw_figures(results / "out", root=results, dark=True) if p.name.endswith("-dark.svg")]
+    for path in files:
+        found = {c for line in ElementTree.parse(path).iter() for c in re.findall(r"#[0-9a-f]{6}", line.get("style", ""))}
+        assert found <= {DARK.get(c, c) for c in (INK, PAPER, GRID, *COLOURS.values())} and DARK[PAPER] in found, path
+        light = ElementTree.parse(path.with_name(path.name.replace("-dark", "")))
+        assert len(list(light.iter())) == len(list(ElementTree.parse(path).iter()))
+    assert len(files) == 2
+
+
+def test_a_gallery_shows_each_figure_with_its_words(results):
+    words = draw_figures(results / "out", root=results, dark=True)
+    page = write_gallery(words, results / "out").read_text()
+    for name in re.findall(r'(?:src|srcset)="([^"]+)"', page): assert (results / "out" / name).is_file()
+    assert page.count("<picture>") == 2 and "full SFT full_main-s2: exact 88.0 % (83.0 to 93.0)." in page
+    assert all(len(said) > 60 and said.endswith(".") for said in words.values())
+
+
+def test_the_committed_figures_are_all_in_the_gallery():
+    page = project_path("figures", "README.md").read_text(encoding="utf-8")
+    for path in project_path("figures").glob("*.svg"): assert f'"{path.name}"' in page, path
+    assert sum(p.stat().st_size for p in project_path("figures").iterdir()) < 6e6
 
 
 def test_different_problems_share_no_axis(results):
@@ -97,7 +124,7 @@ def test_different_problems_share_no_axis(results):
 def test_a_small_try_is_drawn_apart(results):
     add_evaluation(results, "base-0shot", 1, seed=9, n=8)
     names = [p.stem for p in draw_figures(results / "out", root=results) if p.suffix == ".png"]
-    assert names == ["toy-main-comparison-8", "toy-main-comparison-100"]
+    assert names == ["toy-main-comparison-8", "toy-main-comparison-100", "toy-main-cost"]
 
 
 def test_headline_says_what_is_synthetic(results):
@@ -180,4 +207,4 @@ def test_error_tables_from_kept_predictions(tmp_path):
     assert size_table(answers)["LoRA"].to_dict() == {"1": 100.0, "2": 0.0} and size_table(answers, "length").problems.sum() == 2
     (tmp_path / "toy" / "eval" / "base-5shot0.predictions.jsonl").write_text("{}\n")
     assert list(read_answers("toy", root=tmp_path)) == ["LoRA"], "predictions that are not the result's don't count"
-    assert make_report(tmp_path / "out", tmp_path).read_text().count("wrong plan") == 1
+    assert make_report(tmp_path / "out", tmp_path).read_text().count("| wrong plan |") == 1

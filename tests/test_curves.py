@@ -3,9 +3,9 @@ import json, math, time
 import numpy as np
 import pandas as pd
 import pytest
-from gsm8k_sft.analysis import save_figure
+from gsm8k_sft.analysis import alt_text, save_figure
 from gsm8k_sft.core import project_path, write_json
-from gsm8k_sft.curves import (alt_text, disagreements, draw_curves, flipped_items, format_summary, plot_cost, plot_curves, plot_flips, plot_loss_accuracy,
+from gsm8k_sft.curves import (disagreements, draw_curves, flip_pairs, flipped_items, format_summary, plot_cost, plot_curves, plot_flips, plot_loss_accuracy,
                               plot_panels, plot_steps, summary_table)
 from gsm8k_sft.logs import read_logs, tidy
 from gsm8k_sft.stats import compare
@@ -129,6 +129,12 @@ def test_flipped_items_are_those_of_the_test():
     found = flipped_items(a, b, ("A", "B"))
     assert found[["id", "solved_by"]].values.tolist() == [["1", "A"], ["2", "B"], ["3", "B"]]
     assert flipped_items(a, a).empty and "question" in flipped_items(a, a)
+
+
+def test_only_answers_to_the_same_problems_are_paired():
+    few, many = answers([1, 0]), answers([1, 1, 0])
+    assert flip_pairs({"full SFT": many, "LoRA": few}) == [] and flip_pairs({"LoRA": few}) == []
+    assert [(c.name_a, c.name_b) for c in flip_pairs({"base, zero-shot": few, "full SFT": few, "LoRA": few})] == [("full SFT", "LoRA")]
 
 
 def test_loss_and_accuracy_that_disagree():
