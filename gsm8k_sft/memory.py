@@ -385,7 +385,7 @@ CONSTANTS = {
     "context": 512 * 2**20, # bytes of a card that the CUDA context takes, outside the allocator
     "fragmentation": 0.04, # of what is allocated: held by the allocator and not usable
     "fused_rows": 2048, # tokens whose logits the fused loss has at a time
-    "fused_bytes": 4, # bytes a logit of theirs: itself, its slope, the slope of the rows before
+    "fused_bytes": 4, # bytes a logit of theirs: itself and its slope
     "activations": 1.0, # factor of what the ledger says
 }
 
@@ -820,7 +820,7 @@ def measured_speeds(
     path, found = project_path("results", "benchmark", "training.json"), {}
     if not path.exists(): return found
     for i in benchmark_items(path):
-        if i["preset"] == preset and i["trainer"] == "ours": found[i["tuning"]] = max(found.get(i["tuning"], 0), i["tokens_per_second"])
+        if i["preset"] == preset and i["trainer"] == "ours" and "tokens_per_second" in i: found[i["tuning"]] = max(found.get(i["tuning"], 0), i["tokens_per_second"])
     return found
 
 # %% ../nbs/parts/memory.ipynb #5f1d602b

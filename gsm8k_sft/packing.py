@@ -81,7 +81,9 @@ class Packed:
         bounds: torch.Tensor, # (examples + 1,), int32: where each begins, and the end
         longest: int, # tokens of the longest
         blocks: dict = {}, # from `soft_cap_blocks`
-    ): self.bounds, self.longest, self.length, self.blocks, self.memo = bounds, longest, longest, blocks, {}
+    ):
+        torch._dynamo.maybe_mark_dynamic(bounds, 0) # compiled layers don't start anew for a chunk of fewer examples
+        self.bounds, self.longest, self.length, self.blocks, self.memo = bounds, longest, longest, blocks, {}
 
 # %% ../nbs/parts/packing.ipynb #477d62b5
 BLOCK = 128 # tokens; FlexAttention's
