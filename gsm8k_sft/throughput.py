@@ -300,7 +300,8 @@ def training_table(
     rows = [{"call": i.get("call"), "tuning": i["tuning"], "setting": i["name"], "tokens/s": i.get("tokens_per_second"), "MFU %": 100 * i["mfu"] if "mfu" in i else None,
              "peak GiB": i["measured"] / 2**30 if i.get("measured") else None, "first steps, s": i.get("warm_seconds"), "error": i.get("error", "")}
             for i in record["items"] if i["preset"] == preset]
-    return pd.DataFrame(rows).replace("", None).dropna(axis="columns", how="all").fillna("").round({"tokens/s": 0, "MFU %": 1, "peak GiB": 1, "first steps, s": 1})
+    table = pd.DataFrame(rows).replace("", None).dropna(axis="columns", how="all").round({"tokens/s": 0, "MFU %": 1, "peak GiB": 1, "first steps, s": 1})
+    return table.astype(object).where(table.notna(), "")
 
 # %% ../nbs/parts/throughput.ipynb #32a05de1
 def plot_waterfall(
