@@ -223,9 +223,10 @@ def headline(
     rows = average_seeds(done).merge(done.drop_duplicates(keys), on=keys)
     for (toy, preset, dataset, n), group in rows.groupby([rows.preset == "toy", "preset", "dataset", "n"]):
         what = f"a toy model on {int(n):,} generated problems: **synthetic, to show the path at work**" if toy else f"all models on {int(n):,} test problems of GSM8K {dataset}"
-        figure = f"{preset}-{dataset}-comparison.png"
+        stem = f"{preset}-{dataset}-comparison"
         same = done[(done.preset == preset) & (done.dataset == dataset) & (done.n == n)]
-        drawn = f"\n\n![Accuracy of each model, {preset}. {accuracies_in_words(same)}](../figures/{figure})" if project_path("figures", figure).exists() else ""
+        words = f"Accuracy of each model, {preset}. {accuracies_in_words(same)}"
+        drawn = "\n\n" + picture(f"../figures/{stem}", words) if project_path("figures", f"{stem}-dark.svg").exists() else ""
         blocks.append(f"**{preset}**, {what}:\n\n" + markdown_table(pd.DataFrame([_headline_row(r) for r in group.to_dict("records")])) + drawn)
     waiting = [f"{r['preset']} {label(r['model'])} on {r['dataset']}" for r in table[table.strict.isna()].to_dict("records")]
     if waiting: blocks.append(f"Trained but not evaluated yet: {', '.join(waiting)}.")

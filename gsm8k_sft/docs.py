@@ -56,6 +56,8 @@ def site_links(
     "Links to notebooks as links to pages"
     published = get_config().doc_host + get_config().doc_baseurl.rstrip("/")
     def one(m): return m[0] if m[1] is None else f"{m[1]}({_moved(m[2], where, names, published)})"
+    def picture(m): return m[1] + re.sub(r"^/", os.path.relpath(".", where or ".") + "/", _moved(m[2], where, names, published))
+    text = re.sub(r"(<(?:img|source)\b[^>]*?\bsrc(?:set)?=\")([^\"]+)", picture, text)
     return re.sub(r"```[\s\S]*?```|(\[(?:[^\]`]|`[^`\n]*`)*\])\(([^)\s]+)\)|`[^`\n]*`", one, text)
 
 # %% ../nbs/parts/docs.ipynb #7fd6c995
@@ -149,6 +151,7 @@ class _Page(HTMLParser):
         if tag in ("pre", "code", "script", "style", "math"): self.inside.append(tag)
         if tag == "a" and attrs.get("href") is not None: self.links.append(attrs["href"])
         if tag == "img": self.images.append((attrs.get("src") or "", attrs.get("alt") or ""))
+        if tag == "source": self.images.append((attrs.get("srcset") or "", "the same, dark"))
         if tag == "script" and attrs.get("src"): self.fetched.append(attrs["src"])
         if tag == "link" and attrs.get("rel") == "stylesheet": self.fetched.append(attrs["href"])
 
