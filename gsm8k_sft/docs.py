@@ -222,6 +222,7 @@ def build_site(
         shutil.copytree(report.parent, Path(pages) / "report", ignore=shutil.ignore_patterns("*.md"))
         write_text(Path(pages) / "report" / "index.md", site_links(report.read_text(encoding="utf-8"), "../report", {}))
         render_site(pages, out)
+    shutil.copytree(project_path("figures"), out / "figures", ignore=shutil.ignore_patterns("*.md"), dirs_exist_ok=True) # it takes only what markdown names
     return out
 
 # %% ../nbs/parts/docs.ipynb #686af9c2
