@@ -152,7 +152,8 @@ def _section(rows, evaluations, words, out, root):
     preset, dataset = rows.preset.iloc[0], rows.dataset.iloc[0]
     mine = [e for e in evaluations if e["configuration"]["preset"] == preset and e["dataset"] == dataset]
     kind = "generated (synthetic) problems" if preset == "toy" else "GSM8K"
-    text = [f"## Evaluation: {preset} on {dataset}, {kind}", markdown_table(format_table(rows)) + _means(rows)]
+    said = "Right answers of all models to the same questions; in brackets, and as bars, 95 % Wilson intervals."
+    text = [f"## Evaluation: {preset} on {dataset}, {kind}", said, markdown_table(format_table(rows)) + _means(rows)]
     text += _figure(f"{preset}-{dataset}-comparison.png", words) + _errors(preset, dataset, words, root)
     text += [f for end in ("steps", "flips") for f in _figure(f"{preset}-{dataset}-{end}.png", words)]
     if mine: text.append("Records: " + ", ".join(f"[{e['name']}]({os.path.relpath(e['file'], out)})" for e in mine))
