@@ -82,7 +82,6 @@ class Packed:
         longest: int, # tokens of the longest
         blocks: dict = {}, # from `soft_cap_blocks`
     ):
-        torch._dynamo.maybe_mark_dynamic(bounds, 0) # compiled layers don't start anew for a chunk of fewer examples
         self.bounds, self.longest, self.length, self.blocks, self.memo = bounds, longest, longest, blocks, {}
 
 # %% ../nbs/parts/packing.ipynb #477d62b5

@@ -156,6 +156,7 @@ def _more():
     return [ours("ours: 16 examples", "gemma-2b-it", "full", two + "train.per_device_train_batch_size=16"),
             ours("ours: 56 examples", "gemma-2b-it", "full", two + "train.per_device_train_batch_size=56 train.max_tokens=12800"),
             ours("ours: checkpointing", "gemma-2b-it", "full", PACKED40 + "train.gradient_checkpointing=true"),
+            ours("ours: 36 examples", "gemma-2b-it", "lora", two + "train.per_device_train_batch_size=36"),
             ours("ours: dropout 0.05", "gemma-2b-it", "lora", PACKED40 + "lora_config.lora_dropout=0.05"),
             ours("ours: fp32 masters", "gemma-2b-it", "full", PACKED40 + "model.precision=mixed"),
             ours("ours", "gemma-2b-it", "qlora", PACKED40),
@@ -286,9 +287,10 @@ def main(
     names: str = "", # only settings whose preset, tuning or name has one of these, separated by commas
     steps: int = 14, # of each setting; the first four don't count
     resume: bool = False, # go on with the record where it was interrupted
+    seconds: int = 100, # allowed for each setting
 ):
     "Measure training on this machine's GPU"
-    bench_training(out, [n.strip() for n in names.split(",") if n.strip()], steps, say=lambda text: print(text, flush=True), resume=resume)
+    bench_training(out, [n.strip() for n in names.split(",") if n.strip()], steps, seconds, say=lambda text: print(text, flush=True), resume=resume)
 
 # %% ../nbs/parts/throughput.ipynb #a9422abb
 def training_table(

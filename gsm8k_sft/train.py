@@ -25,7 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from .core import (check_choice, environment, load_config, peak_memory, read_config, read_json, run_folder, save_config, set_seed, setting, write_json, write_text)
 from .memory import check_fits, memory_record
 from .packing import packed_loss
-from .speed import RecordedStep, compiled_layers, packed_collator, speedup_of, training_mode
+from .speed import RecordedStep, compiled_layers, compiles, packed_collator, speedup_of, training_mode
 from .data import TRAINING_SPLITS, Collator, Renderer, data_fingerprint, load_gsm8k, tokenize_split
 from .evaluate import evaluate_run, quick_accuracy
 
@@ -114,7 +114,7 @@ class GSM8KTrainer(Trainer):
         if cfg.train.packing: _check_packing(self.inner)
         self.speedup = speedup_of(cfg, self.inner, self.args.world_size)
         if self.is_fsdp_enabled: self.accelerator.state.fsdp_plugin.mixed_precision_policy = None # autocast as everywhere, not bf16 weights and sums
-        self.compiled, self.recorded = compiled_layers(self.inner) if self.speedup == "compile" else [], None
+        self.compiled, self.recorded = compiled_layers(self.inner) if compiles(self.speedup) else [], None
 
 # %% ../nbs/02_train.ipynb #f5890ff7
 def _check_packing(inner):
