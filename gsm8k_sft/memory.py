@@ -193,7 +193,7 @@ def layer_ledger(
     s: Setup, # from `setup`
 ) -> dict: # item -> bytes a token
     "What one decoder layer keeps for the backward pass"
-    if s.speedup == "compile": return _compiled_ledger(shape, s)
+    if s.speedup in ("compile", "record"): return _compiled_ledger(shape, s)
     h, q, kv, c = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, _product(s)
     norm, sizes = 8 if s.tuning == "full" else 4, linear_sizes(shape)
     kept = {"norms": _norms(shape) * (norm * h + 4)}

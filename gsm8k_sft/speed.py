@@ -13,20 +13,28 @@ from torch.utils._triton import has_triton
 from .packing import PACKED, PackedCollator, packed_loss
 
 # %% ../nbs/parts/speed.ipynb #15f20294
+def _compile_options(inner, backend):
+    "Arguments of torch.compile with which a layer is compiled once"
+    from torch._inductor import config
+    capped, name = getattr(inner.config.get_text_config(), "attn_logit_softcapping", None), "mix_order_reduction_non_strict_mode"
+    options = {"options": {f"triton.{name}": True}} if backend == "inductor" and hasattr(config.triton, name) else {}
+    return {"backend": backend, "dynamic": None if capped else True, **options}
+
+# %% ../nbs/parts/speed.ipynb #61ef3364
 def compiled_layers(
     inner, # causal language model of transformers, without what is wrapped around it
     backend: str = "inductor", # torch.compile's; aot_eager traces and splits without generating code
 ) -> list: # pairs of layer and compiled call, for `training_mode`
     "Compiled calls of the decoder layers; nothing is compiled before the first"
     torch._dynamo.config.recompile_limit = 64 # 8 by default; a process may train several models
-    pairs = []
-    for layer in inner.get_decoder().layers: # dynamic: for any number of tokens from the first step on
-        layer.compile(backend=backend, dynamic=True)
+    pairs, how = [], _compile_options(inner, backend)
+    for layer in inner.get_decoder().layers:
+        layer.compile(**how)
         pairs.append((layer, layer._compiled_call_impl))
         layer._compiled_call_impl = None
     return pairs
 
-# %% ../nbs/parts/speed.ipynb #77ca8735
+# %% ../nbs/parts/speed.ipynb #2b1f9a94
 @contextmanager
 def training_mode(
     inner, # as for `compiled_layers`
@@ -40,7 +48,7 @@ def training_mode(
         inner.config._attn_implementation = before
         for layer, _ in compiled: layer._compiled_call_impl = None
 
-# %% ../nbs/parts/speed.ipynb #040f5ed8
+# %% ../nbs/parts/speed.ipynb #1a37f7ff
 class RecordedStep:
     "Forward and backward pass of a chunk, recorded once for each shape"
     def __init__(self,
@@ -59,7 +67,7 @@ class RecordedStep:
         torch._foreach_zero_(self.gradients)
         for p, g in zip(self.parameters, self.gradients): p.grad = g
 
-# %% ../nbs/parts/speed.ipynb #1a37f7ff
+# %% ../nbs/parts/speed.ipynb #f5ab5d8d
 def _run(self, chunk):
     loss = self.loss(chunk) * self.share
     loss.backward()
@@ -81,7 +89,7 @@ def _record(self, chunk):
 
 RecordedStep._run, RecordedStep._record = _run, _record
 
-# %% ../nbs/parts/speed.ipynb #f5ab5d8d
+# %% ../nbs/parts/speed.ipynb #67686973
 def _call(self, chunk, share):
     "Add a chunk's gradients, times `share`; the loss, times `share`"
     self.share.copy_(torch.as_tensor(share))
@@ -98,7 +106,7 @@ def _call(self, chunk, share):
 
 RecordedStep.__call__ = _call
 
-# %% ../nbs/parts/speed.ipynb #638960dc
+# %% ../nbs/parts/speed.ipynb #84a86193
 class SpeedupError(ValueError):
     "A speedup that this run can't have"
 
@@ -110,7 +118,7 @@ def _cannot_record(cfg, processes):
     if cfg.tuning_method == "qlora": return "4-bit weights"
     return f"{processes} processes" if processes > 1 else ""
 
-# %% ../nbs/parts/speed.ipynb #84a86193
+# %% ../nbs/parts/speed.ipynb #e6b14510
 def choose_speedup(
     cfg, # configuration from `load_config`: train.speedup, train.packing, train.gradient_checkpointing, tuning_method
     parameters: int, # of the model
@@ -125,14 +133,14 @@ def choose_speedup(
     if not (gpu and cfg.train.packing): return "none"
     return "compile" if why_not or parameters >= SMALL else "record"
 
-# %% ../nbs/parts/speed.ipynb #d8fc7c07
+# %% ../nbs/parts/speed.ipynb #6de1aaf3
 def compiles(
     speedup: str, # from `choose_speedup`
 ) -> bool:
     "Whether a run's decoder layers are compiled"
     return speedup == "compile" or (speedup == "record" and has_triton())
 
-# %% ../nbs/parts/speed.ipynb #6de1aaf3
+# %% ../nbs/parts/speed.ipynb #35d4f330
 def speedup_of(
     cfg, # as for `choose_speedup`
     model, # transformers model; its size and device are looked at
@@ -145,7 +153,7 @@ def speedup_of(
     print("train.speedup: Triton is missing, so layers are not compiled; training is about a fifth slower")
     return "none"
 
-# %% ../nbs/parts/speed.ipynb #74498133
+# %% ../nbs/parts/speed.ipynb #048644d2
 def packed_collator(
     cfg, # configuration from `load_config`
     speedup: str, # from `choose_speedup`
