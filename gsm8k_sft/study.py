@@ -10,6 +10,7 @@ __all__ = ['Method', 'Runs', 'Base', 'Study', 'read_study', 'Job', 'rate_name', 
 # %% ../nbs/parts/study.ipynb #db125a0a
 import os, signal, sys, time, traceback
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing import connection, get_context
 from pathlib import Path
 from fastcore.script import call_parse
@@ -131,6 +132,7 @@ def _config(job, ask=""):
     more = [f"run_name={job.name}", "train.when_done=reuse"] if job.tuning else []
     return load_config(job.preset, job.tuning or "full", job.dataset, job.seed, overrides=[*job.overrides, *more, f"evaluation.split={job.split}", *ask.split()], training=False)
 
+@cache
 def result_names(
     job: Job, # of a study
 ) -> list[str]: # in eval_results/
@@ -280,10 +282,10 @@ def run_study(
     say=print, # told each outcome
 ) -> dict: # done, failed (job name -> why), left (jobs), waiting (runs)
     "Do what can be done of a study"
-    end, gpus, failed, done = time.monotonic() + 60 * minutes if minutes else float("inf"), _gpus(), {}, set()
+    end, gpus, failed, seen, n = time.monotonic() + 60 * minutes if minutes else float("inf"), _gpus(), {}, set(), 0
     at = project_path("runs", study.preset)
     team = [Lane(at / f"lane-{i}.log", gpus[i % len(gpus)]) for i in range(lanes * len(gpus))]
-    known = lambda job: job.asked in done or is_done(job)
+    known = lambda job: job.asked in seen or (is_done(job) and not seen.add(job.asked)) # predictions are read once
     try:
         while True:
             _hand_out(study, team, failed, known, end)
@@ -291,12 +293,13 @@ def run_study(
             if not busy or time.monotonic() > end: break
             for pipe in connection.wait([l.pipe for l in busy], max(0.1, min(60, end - time.monotonic()))):
                 job, outcome, text, seconds = next(l for l in busy if l.pipe is pipe).answer()
-                done.add(job.asked) if outcome == "done" else failed.update({job.asked: text})
+                if outcome == "done": n += 1
+                else: failed[job.asked] = text
                 say(f"{job.name} {job.split}: {text} ({outcome}, {seconds:.0f} s)")
     finally:
         for l in team: l.stop(kill=True)
     jobs, waiting = open_jobs(study, known)
-    return {"done": len(done), "failed": {" ".join(k[:2]): v for k, v in failed.items()}, "left": [j for j in jobs if j.asked not in failed], "waiting": waiting}
+    return {"done": n, "failed": {" ".join(k[:2]): v for k, v in failed.items()}, "left": [j for j in jobs if j.asked not in failed], "waiting": waiting}
 
 # %% ../nbs/parts/study.ipynb #b1284cf7
 def _hand_out(study, team, failed, known, end):
