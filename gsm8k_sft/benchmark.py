@@ -13,7 +13,7 @@ from pathlib import Path
 from fastcore.script import call_parse
 from .core import environment, load_config, project_path, read_json, write_json
 
-# %% ../nbs/parts/benchmark.ipynb #ad02b1d2
+# %% ../nbs/parts/benchmark.ipynb #44d39c57
 def random_model(
     cfg, # configuration from `load_config`, of a model whose shape is known
     device: str, # cuda or cpu
@@ -27,7 +27,7 @@ def random_model(
     torch.manual_seed(0)
     with torch.device(device): return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
-# %% ../nbs/parts/benchmark.ipynb #143c970f
+# %% ../nbs/parts/benchmark.ipynb #932421a3
 def turn_prompts(
     cfg, # configuration from `load_config`
     tokenizer, # any of Gemma's
@@ -39,7 +39,7 @@ def turn_prompts(
     texts = [f"<bos><start_of_turn>user\n{q}<end_of_turn>\n<start_of_turn>model\n" for q in rows["question"]]
     return [[t % vocabulary for t in ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
-# %% ../nbs/parts/benchmark.ipynb #44d39c57
+# %% ../nbs/parts/benchmark.ipynb #d11bc227
 def _batches(model, ids, new, size, **settings):
     "transformers' generate, `size` prompts at a time"
     from transformers import GenerationConfig
@@ -57,7 +57,7 @@ def _continuous(model, ids, new):
     done = model.generate_batch(inputs=ids, generation_config=config)
     if len(done) != len(ids) or any(len(r.generated_tokens) != new for r in done.values()): raise RuntimeError("continuous batching left answers out")
 
-# %% ../nbs/parts/benchmark.ipynb #932421a3
+# %% ../nbs/parts/benchmark.ipynb #00f741b2
 def _slots(model, ids, new, rows=None, fused=True, recorded=True):
     "Ours; the switches are for the ablation"
     from gsm8k_sft.generate import Engine, _Item, _slot_answers
@@ -66,7 +66,7 @@ def _slots(model, ids, new, rows=None, fused=True, recorded=True):
     finally: Engine.fused, Engine.recorded = True, True
     if len(done) != len(ids) or {len(t) for t in done} != {new}: raise RuntimeError("slots left answers out")
 
-# %% ../nbs/parts/benchmark.ipynb #d11bc227
+# %% ../nbs/parts/benchmark.ipynb #bb8f7469
 def candidates(
     n: int, # prompts there are
 ) -> dict: # name -> (prompts to answer, seconds allowed, function of model, ids and new tokens)
@@ -83,7 +83,7 @@ def candidates(
         "generate, static cache, compiled": (min(n, 256), 120, lambda m, ids, new: _batches(m, ordered(ids), new, min(n, 256), cache_implementation="static")),
     }
 
-# %% ../nbs/parts/benchmark.ipynb #c349ba8f
+# %% ../nbs/parts/benchmark.ipynb #3e872f71
 @contextmanager
 def at_most(
     seconds: int, # before TimeoutError
@@ -96,7 +96,7 @@ def at_most(
     try: yield
     finally: signal.alarm(0), signal.signal(signal.SIGALRM, before)
 
-# %% ../nbs/parts/benchmark.ipynb #bb8f7469
+# %% ../nbs/parts/benchmark.ipynb #1263ceb1
 def timed(
     run, # function without arguments
     tokens: int, # new tokens that it makes
@@ -115,7 +115,7 @@ def timed(
     took = time.perf_counter() - start
     return {"seconds": round(took, 3), "tokens_per_second": round(tokens / took, 1), "peak_memory": torch.cuda.max_memory_allocated() if cuda else None}
 
-# %% ../nbs/parts/benchmark.ipynb #1263ceb1
+# %% ../nbs/parts/benchmark.ipynb #f9726f9f
 def bench_shape(
     preset: str, # whose shape
     new: int, # new tokens for each prompt
@@ -139,7 +139,7 @@ def bench_shape(
         checkpoint(found)
     return found
 
-# %% ../nbs/parts/benchmark.ipynb #0778da6b
+# %% ../nbs/parts/benchmark.ipynb #53f49829
 def _variants(adapter):
     "name -> (with the adapter: no, merged or as it is; evaluation settings)"
     base = {"base, zero-shot": (None, ""), "base, zero-shot, again": (None, "")}
@@ -148,7 +148,7 @@ def _variants(adapter):
              "LoRA, merged, 4 drawn": ("merged", "samples=4 temperature=0.7 top_p=0.95")}
     return {**base, **(tuned if adapter else {})}
 
-# %% ../nbs/parts/benchmark.ipynb #18f6817d
+# %% ../nbs/parts/benchmark.ipynb #8ed87b67
 def bench_answers(
     preset: str, # whose real weights
     adapter: Path | str | None = None, # a run's folder with config.yaml and adapter/
@@ -171,7 +171,7 @@ def bench_answers(
         checkpoint(found)
     return found
 
-# %% ../nbs/parts/benchmark.ipynb #1ab114c6
+# %% ../nbs/parts/benchmark.ipynb #97c2d1cc
 def _evaluated(model, tokenizer, cfg, limit):
     "What an evaluation found, and the texts"
     import tempfile
@@ -184,7 +184,7 @@ def _evaluated(model, tokenizer, cfg, limit):
         keep = {k: r[k] for k in ("n", "samples", "accuracy", "sampled", "classes", "new_tokens", "seconds", "tokens_per_second", "finish_reasons", "peak_memory")}
         return {**keep, "wall_seconds": round(time.perf_counter() - start, 3)}, [a["text"] for a in read_predictions(r, Path(folder))]
 
-# %% ../nbs/parts/benchmark.ipynb #97c2d1cc
+# %% ../nbs/parts/benchmark.ipynb #0c984d66
 def bench_generation(
     out: Path | str, # the record to write
     adapter: Path | str | None = None, # a run's folder with a LoRA adapter of Gemma 3 270M
@@ -201,7 +201,7 @@ def bench_generation(
         bench_shape(preset, new, names, limit, load_tokenizer(small), say, lambda found: keep(preset, found))
     return read_json(out)
 
-# %% ../nbs/parts/benchmark.ipynb #f21211bd
+# %% ../nbs/parts/benchmark.ipynb #530df891
 @call_parse
 def main(
     out: str = "results/benchmark/generation.json", # the record to write
@@ -211,7 +211,7 @@ def main(
     "Measure generation on this machine's GPU"
     bench_generation(out, adapter or None, limit or None)
 
-# %% ../nbs/parts/benchmark.ipynb #0c984d66
+# %% ../nbs/parts/benchmark.ipynb #5fa52598
 def speed_table(
     record: dict, # from `bench_generation`
     preset: str, # whose shape
@@ -223,7 +223,7 @@ def speed_table(
              "peak GiB": c["peak_memory"] / 2**30 if c.get("peak_memory") else None, "error": c.get("error", "")} for name, c in r["candidates"].items()]
     return pd.DataFrame(rows).round({"seconds": 2, "new tokens/s": 0, "peak GiB": 1})
 
-# %% ../nbs/parts/benchmark.ipynb #530df891
+# %% ../nbs/parts/benchmark.ipynb #46900281
 def answers_table(
     record: dict, # from `bench_generation`
 ): # pandas DataFrame, a row a variant

@@ -185,7 +185,10 @@ def _compiled_ledger(shape, s):
             "attention's result": c * q + 4 * shape.heads, "gate, up, their product": 3 * c * shape.intermediate}
     if shape.kind == "gemma3_text": kept["norms of queries and keys"] = c * (q + kv)
     if s.attention == "plain": kept |= {k: v for k, v in _attention_bytes(shape, s).items() if k == "scores"}
-    return kept if s.tuning == "full" else kept | {"between the adapter's matrices": c * s.r * len(s.targets)}
+    if s.tuning == "full": return kept
+    sizes, early = linear_sizes(shape), len({"q_proj", "k_proj", "v_proj"} & set(s.targets))
+    dropped = {"dropout masks": sum(sizes[t][0] for t in s.targets), "dropped inputs of queries, keys, values": c * h * early} if s.dropout else {}
+    return kept | {"between the adapter's matrices": c * s.r * len(s.targets)} | dropped
 
 # %% ../nbs/parts/memory.ipynb #3ee049f9
 def layer_ledger(
@@ -435,8 +438,8 @@ def _stages(shape, s):
     forward, backward, logits = _loss_bytes(shape, s)
     recomputed, passing = layer if s.checkpointing else 0, _passing(shape, s)
     rest, made = N * _rest(shape, s), head if s.loss == "plain" else 0
-    held, after = (gradients, gradients + head) if s.accumulate or s.speedup == "record" else (0, gradients)
-    if s.speedup == "record": held *= 2 # a copy, while a shape is recorded
+    held, after = (gradients, gradients + head) if s.accumulate or s.speedup.startswith("record") else (0, gradients)
+    if s.speedup.startswith("record"): held *= 2 # a copy, while a shape is recorded
     return {
         "loss": dict(activations=kept + rest, loss=forward, copies=copies, gradients=held),
         "loss, backward": dict(activations=kept + rest, loss=backward, copies=back, gradients=held),
@@ -783,9 +786,9 @@ def run_item(
     "A finished run, as `measure` would describe it"
     cfg, record = read_config(folder), read_json(Path(folder) / "record.json")
     s = setup(cfg, longest)
-    return {"preset": record["preset"], "tuning": record["tuning_method"], "shape": asdict(model_shape(cfg)), "setup": asdict(s), "measured": record["peak_memory"]}
+    return {"preset": record["preset"], "tuning": record["tuning_method"], "shape": asdict(model_shape(cfg)), "setup": asdict(s), "measured": record["peak_memory"] - record.get("before", 0)}
 
-# %% ../nbs/parts/memory.ipynb #2522580d
+# %% ../nbs/parts/memory.ipynb #e627b3d5
 def plot_comparison(
     record: dict, # as for `comparison`
     ax=None, # matplotlib Axes; a new one by default
@@ -805,14 +808,14 @@ def plot_comparison(
         ax.legend()
     return ax
 
-# %% ../nbs/parts/memory.ipynb #e627b3d5
+# %% ../nbs/parts/memory.ipynb #874235ff
 def benchmark_items(
     path: Path | str | None = None, # the record; results/benchmark/training.json by default
 ) -> list[dict]: # for `comparison`; those that the plan knows
     "The settings whose speed and peak were measured on a GPU"
     return [i for i in read_json(path or project_path("results", "benchmark", "training.json"))["items"] if "setup" in i]
 
-# %% ../nbs/parts/memory.ipynb #251af2c5
+# %% ../nbs/parts/memory.ipynb #5f1d602b
 def measured_speeds(
     preset: str, # a preset's name
 ) -> dict: # method -> non-padding tokens/s, the fastest setting on one H100; empty where nothing was measured
@@ -823,7 +826,7 @@ def measured_speeds(
         if i["preset"] == preset and i["trainer"] == "ours" and "tokens_per_second" in i: found[i["tuning"]] = max(found.get(i["tuning"], 0), i["tokens_per_second"])
     return found
 
-# %% ../nbs/parts/memory.ipynb #5f1d602b
+# %% ../nbs/parts/memory.ipynb #30b70983
 def _print_epochs(speeds, tokens_per_epoch, dollars_per_hour):
     "A line a method: minutes, and dollars where the hour has a price"
     for name, speed in speeds.items():
@@ -838,7 +841,7 @@ def _print_plan(preset, tokens, longest, overrides):
     print(plan_table(cfg if overrides else preset, tokens or None, longest or None).to_string(index=False))
     print("not in the total: paged, optimizer state that CUDA may move to the host; cache, of validation answers, which take what room there is")
 
-# %% ../nbs/parts/memory.ipynb #b8f01d35
+# %% ../nbs/parts/memory.ipynb #52d3f367
 @call_parse
 def main(
     preset: str = "gemma-2b-it", # a preset's name

@@ -524,7 +524,7 @@ def _opening_record(cfg, rows, reports, model, base_fingerprint):
             "precision": cfg.model.precision, "dtypes": precision_of(model), "model_fingerprint": base_fingerprint, "data": data,
             "parameters": count_parameters(model), "memory": memory_record(reports["memory"]), "environment": environment()}
 
-def _closing_record(trainer, log, needed):
+def _closing_record(trainer, log, needed, before=0):
     "What is known after the last step"
     peak, gpu = max(trainer.peak, peak_memory()), torch.cuda.is_available()
     steps, evals = [r for r in log.rows if "loss" in r], [r for r in log.rows if "eval_loss" in r]
@@ -532,7 +532,7 @@ def _closing_record(trainer, log, needed):
     last, seconds = steps[-1], log.seconds
     final = steps[-max(1, len(steps) // 20):]
     return {"steps": last["step"], "epochs": last["epoch"], "tokens_seen": last["tokens"], "train_seconds": round(seconds, 2),
-            "tokens_per_second": round(last["tokens"] / seconds, 1), "peak_memory": peak, "memory": memory_record(needed, peak if gpu else None),
+            "tokens_per_second": round(last["tokens"] / seconds, 1), "peak_memory": peak, "memory": memory_record(needed, peak - before if gpu else None),
             "final_loss": sum(r["loss"] for r in final) / len(final), "validation": evals[-1] if evals else None}
 
 # %% ../nbs/02_train.ipynb #8cf7f594
@@ -560,7 +560,7 @@ def _fit(trainer, log, signals, checkpoint, folder, record, needed=None):
         raise
     finally:
         log.close(), signals.restore()
-        if trainer.is_world_process_zero(): record |= _closing_record(trainer, log, needed)
+        if trainer.is_world_process_zero(): record |= _closing_record(trainer, log, needed, record.get("before", 0))
         if trainer.is_world_process_zero(): write_json(folder / "record.json", record)
     if record["status"] == "interrupted":
         step = trainer.state.global_step
@@ -575,6 +575,13 @@ def _open_on_main(cfg):
     return broadcast_object_list(opened)[0] if state.num_processes > 1 else opened[0]
 
 # %% ../nbs/02_train.ipynb #7d242f8e
+def _start_of_memory():
+    "Bytes that the process holds on its GPU already; the peak is counted from here on"
+    if not torch.cuda.is_available(): return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+# %% ../nbs/02_train.ipynb #90db523c
 def _check_base(folder, checkpoint, base_fingerprint):
     "Stop before a checkpoint is loaded onto other base weights"
     began = read_json(folder / "record.json").get("model_fingerprint") if checkpoint else base_fingerprint
@@ -582,7 +589,7 @@ def _check_base(folder, checkpoint, base_fingerprint):
         raise TrainingError(f"{folder}: the run began over base weights {began[:12]}, and they are now {base_fingerprint[:12]}. "
                             "Give the run another name (run_name=...) or delete its folder to start anew.")
 
-# %% ../nbs/02_train.ipynb #e0935e3b
+# %% ../nbs/02_train.ipynb #837c0f45
 def train(
     cfg: DictConfig, # from `load_config`
     evaluate: bool = True, # ask the tuned model the problems of `cfg.evaluation.split`
@@ -593,18 +600,18 @@ def train(
         print(f"{folder} is complete and reused (train.when_done=reuse)")
         return done
     if checkpoint: print(f"going on from {checkpoint}")
-    if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
+    before = _start_of_memory()
     with wandb_run(cfg, folder) as run:
         tokenizer, rows, tokens, reports, model, base_fingerprint = load_for_training(cfg)
         _check_base(folder, checkpoint, base_fingerprint)
-        record = _opening_record(cfg, rows, reports, model, base_fingerprint)
+        record = _opening_record(cfg, rows, reports, model, base_fingerprint) | {"before": before}
         trainer, log, signals = build_trainer(cfg, folder, tokenizer, rows, tokens, model)
         record["speedup"] = trainer.speedup
         if trainer.is_world_process_zero(): write_json(folder / "record.json", record)
         _fit(trainer, log, signals, checkpoint, folder, record, reports["memory"])
         return _finish(trainer, cfg, folder, record, run, evaluate)
 
-# %% ../nbs/02_train.ipynb #837c0f45
+# %% ../nbs/02_train.ipynb #886c7aad
 def _finish(trainer, cfg, folder, record, run, evaluate):
     "Save the weights, evaluate what was saved, complete the record"
     record |= {"tuned_fingerprint": weights_fingerprint(trainer.model), "processes": trainer.args.world_size}
@@ -625,7 +632,7 @@ def _summarise(run, record, results):
     run.summary.update({f"parameters/{k}": v for k, v in record["parameters"].items()})
     for r in results: run.summary.update({f"{r['split']}/accuracy_{k}": v["value"] for k, v in r["accuracy"].items()})
 
-# %% ../nbs/02_train.ipynb #0de92107
+# %% ../nbs/02_train.ipynb #185b3ae8
 @call_parse
 def main(
     preset: str = "toy", # toy, gemma-3-270m, gemma-2b-it, gemma-2-9b-it
