@@ -91,7 +91,7 @@ def model_order(
 
 KEYS = ["preset", "dataset", "model", "run"]
 SCORE_COLUMNS = ["base_model", "split", "n", *(f"{g}{s}" for g in GRADERS for s in ("", "_low", "_high")), "eval_seconds", "eval_tokens_per_second"]
-COST_COLUMNS = ["seed", "train_seconds", "tokens_per_second", "peak_memory", "status", "trainable", "total"]
+COST_COLUMNS = ["seed", "train_seconds", "tokens_per_second", "peak_memory", "lanes", "status", "trainable", "total"]
 
 def _evaluation_row(e):
     "The columns that an evaluation gives"
@@ -107,7 +107,7 @@ def _run_row(r):
     "The columns that a run gives"
     return {"preset": r["preset"], "dataset": r["dataset"], "model": r["tuning_method"], "run": r["run_name"], "status": r["status"],
             "trainable": (r.get("parameters") or {}).get("trainable"), "total": (r.get("parameters") or {}).get("total"),
-            **{c: r.get(c) for c in COST_COLUMNS[:4]}}
+            **{c: r.get(c) for c in COST_COLUMNS[:5]}}
 
 # %% ../nbs/04_analysis.ipynb #95ec0865
 def is_plain(
@@ -228,6 +228,8 @@ def headline(
         words = f"Accuracy of each model, {preset}. {accuracies_in_words(same)}"
         drawn = "\n\n" + picture(f"../figures/{stem}", words) if project_path("figures", f"{stem}-dark.svg").exists() else ""
         blocks.append(f"**{preset}**, {what}:\n\n" + markdown_table(pd.DataFrame([_headline_row(r) for r in group.to_dict("records")])) + drawn)
+    shared = sorted(done[pd.to_numeric(done.lanes) > 1].preset.unique())
+    if shared: blocks.append(f"Runs of {', '.join(shared)} shared their GPU with others: seconds and tokens/s are of the first seed under that load, and no benchmark.")
     waiting = [f"{r['preset']} {label(r['model'])} on {r['dataset']}" for r in table[table.strict.isna()].to_dict("records")]
     if waiting: blocks.append(f"Trained but not evaluated yet: {', '.join(waiting)}.")
     return "\n\n".join(blocks)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 from fastcore.script import call_parse
 from .analysis import LABELS, mean_label, average_seeds, comparison_table, draw_figures, error_table, format_table, markdown_table, read_answers, read_evaluations, read_runs, save_figure, size_table
-from .core import project_path, project_root, read_json, write_text
+from .core import choices, project_path, project_root, read_json, write_text
 from .curves import format_summary, summary_table
+from .study import choice_table, missing_jobs, outcome_table, pair_table, read_study
 from .sweep import read_matrix, run_name
 
 # %% ../nbs/05_report.ipynb #6895f3ae
@@ -41,9 +42,9 @@ def missing_runs(
     "Runs and evaluations that the report should have and hasn't"
     rows = table.to_dict("records")
     done = {(r["preset"], r["run"]) for r in rows if pd.notna(r.get("strict"))}
-    bases = {(r["preset"], r["dataset"], r["model"]) for r in rows}
-    sets = dict.fromkeys((r["preset"], r["dataset"]) for r in [*rows, *matrix])
-    return [f"{p} {d}: {LABELS[b]}" for p, d in sets for b in ("base-0shot", "base-1shot") if (p, d, b) not in bases] + \
+    bases = {(r["preset"], r["model"]) for r in rows} # either data set: the questions are the same
+    presets = dict.fromkeys(r["preset"] for r in [*rows, *matrix])
+    return [f"{p}: {LABELS[b]}" for p in presets for b in ("base-0shot", "base-1shot") if (p, b) not in bases] + \
            [f"{m['preset']} {run_name(m)}" for m in matrix if (m["preset"], run_name(m)) not in done]
 
 # %% ../nbs/05_report.ipynb #0bbfc7e4
@@ -153,6 +154,7 @@ def _section(rows, evaluations, words, out, root):
     mine = [e for e in evaluations if e["configuration"]["preset"] == preset and e["dataset"] == dataset]
     kind = "generated (synthetic) problems" if preset == "toy" else "GSM8K"
     said = "Right answers of all models to the same questions; in brackets, and as bars, 95 % Wilson intervals."
+    if not rows.model.str.startswith("base").any(): said += " The questions are those of the other data set, where the base model's answers to them are."
     text = [f"## Evaluation: {preset} on {dataset}, {kind}", said, markdown_table(format_table(rows)) + _means(rows)]
     text += _figure(f"{preset}-{dataset}-comparison.png", words) + _errors(preset, dataset, words, root)
     text += [f for end in ("steps", "flips") for f in _figure(f"{preset}-{dataset}-{end}.png", words)]
@@ -183,6 +185,17 @@ def _warning(table):
     return ""
 
 # %% ../nbs/05_report.ipynb #3c6a6c9d
+def _study(name, root):
+    "What a study chose, found and compared"
+    study = read_study(name)
+    outcome = outcome_table(study, root)
+    if outcome.empty: return []
+    pairs = pair_table(study, root).to_dict("records")
+    return [f"## Study: {study.preset}", "Each method tried its learning rates on `main` with seed 0 and took the one with most right answers (exact) on the validation problems:", markdown_table(choice_table(study, root)),
+            "With it, on the test problems, mean over seeds and range. *socratic* models are asked the same questions; the calculator fills in the results of `<<...=`:", markdown_table(outcome),
+            f"The {len(pairs)} comparisons, uncorrected for their number; p is McNemar's, of the first seed of each:", "\n".join(f"- {p['sentence']} First seeds: p = {p['p, first seeds']:.2g}." for p in pairs)]
+
+# %% ../nbs/05_report.ipynb #51215805
 def _of(preset, end, words):
     "The figures of a preset whose names end so"
     return [f for name in words if re.fullmatch(f"{preset}-(main-|socratic-)?{end}.png", name) for f in _figure(name, words)]
@@ -205,7 +218,7 @@ def _cost(preset, words, evaluations):
     said = f"The column *evaluation* above is the time of all answers with the engine of that day ({', '.join(sorted(engines))})."
     return [f"## Cost: {preset}", "Trainable parameters, minutes of training and peak memory, each against accuracy. " + said, *figures] if figures else []
 
-# %% ../nbs/05_report.ipynb #51215805
+# %% ../nbs/05_report.ipynb #47b99512
 def make_report(
     out: Path | str | None = None, # folder; report/ in the project by default
     root: Path | str | None = None, # records laid out as results/, which is the default
@@ -214,18 +227,19 @@ def make_report(
     out, root = Path(out or project_root() / "report"), root or project_path("results")
     table, evaluations, runs = comparison_table(root=root), read_evaluations(root=root), read_runs(root=root)
     words = {path.name: said for path, said in draw_figures(out, root=root).items()}
-    missing = missing_runs(table, read_matrix())
+    missing = missing_runs(table, read_matrix()) + [f"study {name}: {job}" for name in choices("study") for job in missing_jobs(read_study(name), root)]
     presets = sorted({r["preset"] for r in [*runs, *(e["configuration"] for e in evaluations)]})
     parts = [INTRODUCTION, _warning(table), *_why_small(), *_method(evaluations), *_data(runs), *_chronology()]
     for preset in presets: parts += _training(preset, words, root)
     parts += [_section(rows, evaluations, words, out, root) for _, rows in table.groupby(["preset", "dataset"])]
+    for name in choices("study"): parts += _study(name, root)
     for preset in presets: parts += _disagreement(preset, words)
     for preset in presets: parts += _cost(preset, words, evaluations)
     parts += [*_speed(out), *_failed(), "## Missing\n\n" + ("\n".join(f"- {m}" for m in missing) or "Nothing that settings.ini asks for."),
               "## Limits\n\n" + "\n".join(f"- {l}" for l in (limits(table) if len(table) else [])), *_repeat([*runs, *evaluations])]
     return write_text(out / "report.md", "\n\n".join(filter(None, parts)) + "\n")
 
-# %% ../nbs/05_report.ipynb #cdf976dc
+# %% ../nbs/05_report.ipynb #8b0c968e
 def _sections(
     text: str, # markdown
 ) -> list[str]: # each begins with its heading
@@ -244,7 +258,7 @@ def _offline(page):
     page = re.sub(r"<script[^>]*src=\"https?://[^>]*>\s*</script>|<link[^>]*href=\"https?://[^>]*>", "", page)
     return re.sub(r"<script[^>]*>(?:(?!</script>).)*(?:mermaid|MathJax)(?:(?!</script>).)*</script>", "", page, flags=re.S)
 
-# %% ../nbs/05_report.ipynb #8b0c968e
+# %% ../nbs/05_report.ipynb #5bd872fe
 PRINT = "@page { size: A4; margin: 18mm 15mm; } table, img, pre { break-inside: avoid; } h2 { break-after: avoid; } body { font-size: 10pt; } table { font-size: 7.5pt; }"
 STYLE = "body { max-width: 62rem; margin: auto; padding: 1rem; } img { max-width: 100%; } table { display: block; overflow-x: auto; } .jp-InputPrompt, .anchor-link { display: none; }"
 
@@ -254,7 +268,7 @@ def _notebook(sections, folder, kind="-"):
     cells = [new_markdown_cell(_with_figures(t, folder), metadata={"slideshow": {"slide_type": kind}}) for t in sections]
     return new_notebook(cells=cells, metadata={"title": sections[0].splitlines()[0].lstrip("# ")})
 
-# %% ../nbs/05_report.ipynb #5bd872fe
+# %% ../nbs/05_report.ipynb #3894a3cd
 def export_html(
     report: Path | str, # report.md, its figures beside it
 ) -> list[Path]: # report.html and report-print.html
@@ -267,7 +281,7 @@ def export_html(
         written.append(write_text(report.parent / name, page.replace("</head>", f"<style>{style}</style></head>", 1)))
     return written
 
-# %% ../nbs/05_report.ipynb #30d9a9b7
+# %% ../nbs/05_report.ipynb #7c8d9b69
 def _slide(section):
     "What of a section goes onto a slide"
     blocks = section.split("\n\n")
@@ -277,7 +291,7 @@ def _slide(section):
     table = of(lambda b: b.startswith("|") and b.count("\n") < 10 and len(b.splitlines()[0]) < 120)
     return "\n\n".join([blocks[0], *prose, *items, *table, *of(lambda b: b.startswith("!["))])
 
-# %% ../nbs/05_report.ipynb #7c8d9b69
+# %% ../nbs/05_report.ipynb #dbbc8ce9
 def export_slides(
     report: Path | str, # report.md, its figures beside it
 ) -> Path: # slides.html
@@ -293,7 +307,7 @@ def export_slides(
     page = page.replace("</head>", f"<style>{style}</style></head>", 1) + f"<script>{script}</script></body></html>"
     return write_text(report.parent / "slides.html", page)
 
-# %% ../nbs/05_report.ipynb #49b40ac7
+# %% ../nbs/05_report.ipynb #29eec8f7
 @call_parse
 def main(
     out: str = "", # folder; report/ in the project by default

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT', 'Method', 'Runs', 'Base', 'Study', 'read_study', 'Job', 'rate_name', 'try_job', 'run_jobs', 'base_job',
            'result_names', 'is_done', 'validation_right', 'choose_rate', 'chosen_rate', 'open_jobs', 'do_job', 'Lane',
-           'run_study', 'collect', 'choice_table', 'outcome_table', 'pair_table', 'main']
+           'run_study', 'collect', 'choice_table', 'outcome_table', 'pair_table', 'missing_jobs', 'main']
 
 # %% ../nbs/parts/study.ipynb #db125a0a
 import gzip, json, os, shutil, signal, sys, time, traceback
@@ -234,8 +234,9 @@ def _attempt(job):
     finally: _clean()
 
 # %% ../nbs/parts/study.ipynb #889ebbc5
-def _lane(pipe, log, gpu):
+def _lane(pipe, log, gpu, lanes):
     "A lane's life"
+    os.environ["GSM8K_SFT_LANES"] = str(lanes) # into the records: speeds under load are no benchmark
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4") # else each lane starts one compiler for each core
     if gpu is not None: os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     Path(log).parent.mkdir(parents=True, exist_ok=True)
@@ -247,13 +248,13 @@ def _lane(pipe, log, gpu):
 # %% ../nbs/parts/study.ipynb #801757a3
 class Lane:
     "A process that does jobs, one after the other"
-    def __init__(self, log, gpu=None):
-        self.log, self.gpu, self.job, self.began = log, gpu, None, 0.0
+    def __init__(self, log, gpu=None, lanes=1):
+        self.log, self.gpu, self.lanes, self.job, self.began = log, gpu, lanes, None, 0.0
         self.start()
     def start(self):
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_lane, args=(theirs, str(self.log), self.gpu), daemon=True)
+        self.process = context.Process(target=_lane, args=(theirs, str(self.log), self.gpu, self.lanes), daemon=True)
         self.process.start()
         theirs.close()
     def give(self, job): self.job, self.began = job, time.monotonic(); self.pipe.send(job)
@@ -263,8 +264,9 @@ class Lane:
         try: return job, *self.pipe.recv(), time.monotonic() - self.began
         except (EOFError, ConnectionResetError):
             self.process.join()
+            code = self.process.exitcode
             self.start()
-            return job, "failed", f"the process died (exit code {self.process.exitcode}); see {self.log}", time.monotonic() - self.began
+            return job, "failed", f"the process died (exit code {code}); see {self.log}", time.monotonic() - self.began
     def stop(self, kill=False):
         if kill and self.job: self.process.terminate() # a training keeps a checkpoint, an evaluation its answers
         try: self.pipe.send(None)
@@ -290,7 +292,7 @@ def run_study(
     "Do what can be done of a study"
     end, gpus, failed, seen, n = time.monotonic() + 60 * minutes if minutes else float("inf"), _gpus(), {}, set(), 0
     at = project_path("runs", study.preset)
-    team = [Lane(at / f"lane-{i}.log", gpus[i % len(gpus)]) for i in range(lanes * len(gpus))]
+    team = [Lane(at / f"lane-{i}.log", gpus[i % len(gpus)], lanes) for i in range(lanes * len(gpus))]
     known = lambda job: job.asked in seen or (is_done(job) and not seen.add(job.asked)) # predictions are read once
     try:
         while True:
@@ -387,7 +389,7 @@ def _found(study, root):
     for folder in _folders(study, root):
         for path in sorted((folder / "eval").glob("*.json")):
             e = read_json(path)
-            if not is_plain(e) or e["split"] != "test" or e.get("limit"): continue
+            if not is_plain(e) or e["split"] != "test": continue
             name = e["configuration"].get("run_name", "").rsplit("-lr", 1)[0] or e["model_type"]
             found.setdefault(name, []).append({**e, "file": path})
     return found
@@ -450,13 +452,28 @@ def pair_table(
                      "seeds": f"{len(each[0])} and {len(each[1])}", "p, first seeds": float(f"{first.p:.2g}"), "shown": found.shown, "sentence": str(found)})
     return pd.DataFrame(rows)
 
-# %% ../nbs/parts/study.ipynb #ee08c87f
+# %% ../nbs/parts/study.ipynb #8f4d677c
+def missing_jobs(
+    study: DictConfig, # from `read_study`
+    root: Path | str | None = None, # results/ by default
+) -> list[str]: # names
+    "What of a study is not kept yet; a method without a chosen rate stands for all its runs"
+    out, missing = Path(root or project_path("results")) / study.preset, []
+    for m in study.methods:
+        rate, right = chosen_rate(study, m, out / "tries" / "validation")
+        if rate is None: missing.append(f"learning rate of {m}")
+    for job in [j for j in _all_jobs(study, out / "tries" / "validation") if j.split == "test"]:
+        absent = [n.split("__")[2] for n in result_names(job) if not (_place(job, out) / "eval" / f"{n}.json").exists()]
+        if absent: missing.append(f"{job.name} ({', '.join(absent)})")
+    return missing
+
+# %% ../nbs/parts/study.ipynb #d8b288cd
 def _choice(study, method):
     "5e-5 31, 1e-4 34 right on validation: 1e-4"
     rate, right = chosen_rate(study, method)
     return ", ".join(f"{rate_name(r)} {n}" for r, n in sorted(right.items())) + f" right on validation: {rate_name(rate) if rate else 'open'}"
 
-# %% ../nbs/parts/study.ipynb #082cdda6
+# %% ../nbs/parts/study.ipynb #efd7f90e
 @call_parse
 def main(
     name: str, # of configs/study, or a YAML file

@@ -144,7 +144,7 @@ def test_runs_that_nobody_evaluated(tmp_path):
     add_run(tmp_path, "full", preset="gemma-3-270m", status="trained")
     table, text = comparison_table(root=tmp_path), make_report(tmp_path / "report", tmp_path).read_text()
     assert headline(table) == "Trained but not evaluated yet: gemma-3-270m full SFT on main."
-    assert "| full SFT (trained) | full_main-s0 | – | not evaluated |" in text and "- gemma-3-270m main: base, zero-shot" in text
+    assert "| full SFT (trained) | full_main-s0 | – | not evaluated |" in text and "- gemma-3-270m: base, zero-shot" in text
 
 
 def test_report_of_nothing(tmp_path):

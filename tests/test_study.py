@@ -1,0 +1,93 @@
+"A study from the first try to its tables: lanes, interruption, failure, what is kept"
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+import pytest
+from gsm8k_sft.core import read_json
+from gsm8k_sft.study import chosen_rate, choice_table, collect, missing_jobs, open_jobs, outcome_table, pair_table, read_study, run_study
+
+STUDY = """
+preset: toy
+overrides: [data.train_samples={train}, data.test_samples=12, train.num_train_epochs={epochs}, train.eval_steps=0, train.validation_samples=0, data.validation_fraction=0.1, train.logging_steps=5, evaluation.max_new_tokens=64]
+methods:
+  full: {{tuning: full, learning_rates: [1.0e-3]}}
+  {more}
+runs:
+  full: {{method: full, datasets: [main, socratic], seeds: [0, 1], ask: ["", evaluation.calculator=true]}}
+  full-wd: {{method: full, overrides: [train.weight_decay=0.1]}}
+base: {{shots: [0]}}
+pairs: [[base, full_main], [full_main, full_socratic], [full_main, full-wd_main]]
+"""
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    for name in ("runs", "eval_results"): monkeypatch.setenv(f"GSM8K_SFT_PATHS_{name.upper()}", str(tmp_path / name))
+
+
+def study(folder, train=24, epochs=1, more=""):
+    (path := Path(folder) / "small.yaml").write_text(STUDY.format(train=train, epochs=epochs, more=more))
+    return read_study(str(path))
+
+
+def test_whole_study_and_what_is_kept(tmp_path):
+    said, small, kept = [], study(tmp_path), tmp_path / "results" / "toy"
+    found = run_study(small, lanes=2, say=said.append)
+    assert (found["failed"], found["left"], found["waiting"]) == ({}, [], 0) and found["done"] == len(said) == 7, "a try, four runs, an arm, the base model"
+    assert run_study(small)["done"] == 0, "nothing is done twice"
+    record = read_json(tmp_path / "runs" / "toy" / "full_main-lr1e-3-s0" / "record.json")
+    assert record["lanes"] == 2 and record["status"] == "complete"
+    collect(small, kept)
+    assert missing_jobs(small, tmp_path / "results") == []
+    assert {p.name for p in (kept / "arms").iterdir()} == {"full-wd_main-lr1e-3-s0", "eval"}
+    assert sorted(p.name.split("__")[0] for p in kept.glob("eval/*.verdicts.jsonl.gz")) == \
+        ["toy-full_main-lr1e-3-s0", "toy-full_main-lr1e-3-s1", "toy-full_main-lr1e-3-s1", "toy-full_socratic-lr1e-3-s0", "toy-full_socratic-lr1e-3-s1", "toy-full_socratic-lr1e-3-s1"], "other seeds, and the calculator's"
+    assert choice_table(small, tmp_path / "results").chosen.tolist() == ["yes"]
+    table = outcome_table(small, tmp_path / "results").set_index("experiment")
+    assert table.seeds.to_dict() == {"full_main": 2, "full_socratic": 2, "base-0shot": "–", "full-wd_main": 1}
+    pairs = pair_table(small, tmp_path / "results")
+    assert pairs.seeds.tolist() == ["1 and 2", "2 and 2", "2 and 1"], "verdicts stand in for predictions; socratic's problems are main's"
+    (next(kept.glob("eval/*main-lr1e-3-s1__test*__full__*.json"))).unlink()
+    assert missing_jobs(small, tmp_path / "results") == ["full_main-lr1e-3-s1 (full)"]
+
+
+def test_a_failure_is_told_and_the_rest_goes_on(tmp_path):
+    broken = study(tmp_path, more="lora: {tuning: lora, learning_rates: [1.0e-3], overrides: ['lora_config.target_modules=[nothing]']}")
+    found = run_study(broken)
+    assert list(found["failed"]) == ["lora_main-lr1e-3-s0 validation"] and "nothing" in found["failed"]["lora_main-lr1e-3-s0 validation"]
+    assert found["left"] == [] and chosen_rate(broken, "lora") == (None, {1e-3: None})
+
+
+def test_a_killed_lane_is_replaced(tmp_path):
+    import gsm8k_sft.study as module
+    small, killed = study(tmp_path, train=200), []
+    def kill(lane, job):
+        "The first job's process dies in the middle of it"
+        give(lane, job)
+        if not killed:
+            time.sleep(4)
+            os.kill(lane.process.pid, signal.SIGKILL)
+            killed.append(job.name)
+    give, module.Lane.give = module.Lane.give, kill
+    try: found = run_study(small)
+    finally: module.Lane.give = give
+    assert list(found["failed"]) == [f"{killed[0]} validation"] and "exit code -9" in next(iter(found["failed"].values()))
+    assert found["done"] == 1, "the base model was asked by the process that followed"
+
+
+def test_time_is_up_and_the_same_command_goes_on(tmp_path):
+    study(tmp_path, train=400, epochs=6)
+    command = [sys.executable, "-m", "gsm8k_sft.study", str(tmp_path / "small.yaml"), "--minutes"]
+    first = subprocess.run([*command, "0.3"], capture_output=True, text=True, timeout=150)
+    run = tmp_path / "runs" / "toy" / "full_main-lr1e-3-s0"
+    assert "0 done, 0 failed" in first.stdout and list(run.glob("checkpoint-*")), first.stdout + first.stderr
+    steps = [json.loads(l)["step"] for l in (run / "log.jsonl").read_text().splitlines()]
+    small = read_study(str(tmp_path / "small.yaml"))
+    assert open_jobs(small)[1] == 5, "five runs wait for the learning rate"
+    subprocess.run([*command, "0.6"], capture_output=True, text=True, timeout=200)
+    log = (tmp_path / "runs" / "toy" / "lane-0.log").read_text()
+    assert "going on from" in log and steps[-1] > 0 and steps == sorted(set(steps))
