@@ -369,7 +369,7 @@ def _title(table):
     "What was asked, and how often; made-up problems are called so"
     row = table.iloc[0]
     kind = "generated (synthetic)" if row.preset == "toy" else f"GSM8K {row.dataset}"
-    return f"{row.preset}: accuracy on {int(row.n):,} {kind} problems, {row.split} split"
+    return f"{row.preset}: {int(row.n):,} {kind} problems, {row.split}"
 
 # %% ../nbs/04_analysis.ipynb #9ae41be9
 def _span(table):
