@@ -69,7 +69,7 @@ evaluate: $(STAMP) ## evaluate the base model of PRESET, and its run of TUNING, 
 	@$(BIN)/python -m gsm8k_sft.evaluate --run $(RUNS)/$(PRESET)/$(TUNING)_$(DATASET)-s$(SEED) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))")
 
 sweep: $(STAMP) ## every run of settings.ini [sweep], or of STUDY=name (LANES=3 at a time on a GPU, for MINUTES=9); goes on where it stopped
-	@$(BIN)/python -m gsm8k_sft.$(if $(STUDY),study $(STUDY) --lanes $(or $(LANES),1) --minutes $(or $(MINUTES),0),sweep)
+	@$(BIN)/python -m gsm8k_sft.$(if $(STUDY),study $(STUDY) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))") --lanes $(or $(LANES),1) --minutes $(or $(MINUTES),0),sweep)
 
 figures: $(STAMP) ## draw figures/ from the records in results/
 	@$(BIN)/python -m gsm8k_sft.analysis --figures

@@ -120,11 +120,13 @@ def result_name(
     "The name of an evaluation's files"
     _check_model_type(model_type)
     e = cfg.evaluation
-    kind = model_type + (f"-{e.samples}x-t{e.temperature:g}" if e.temperature else "") + ("-calculator" if e.calculator else "")
-    configuration = cfg.preset if model_type.startswith("base") else f"{cfg.preset}-{cfg.run_name}"
+    base = model_type.startswith("base")
+    style = f"-{cfg.data.prompt_style}" if base and cfg.data.prompt_style != "auto" else ""
+    kind = model_type + style + (f"-{e.samples}x-t{e.temperature:g}" if e.temperature else "") + ("-calculator" if e.calculator else "")
+    configuration = cfg.preset if base else f"{cfg.preset}-{cfg.run_name}"
     split = cfg.evaluation.split + (f"-first{first}" if first else "")
-    base = Path(cfg.model.path).resolve().name if cfg.model.path else cfg.model.name
-    name = "__".join(re.sub(r"[^\w.-]+|_{2,}", "-", part, flags=re.ASCII) for part in (configuration, split, kind, base, cfg.data.dataset))
+    weights = Path(cfg.model.path).resolve().name if cfg.model.path else cfg.model.name
+    name = "__".join(re.sub(r"[^\w.-]+|_{2,}", "-", part, flags=re.ASCII) for part in (configuration, split, kind, weights, cfg.data.dataset))
     return name if len(name) < 200 else f"{name[:180]}-{fingerprint(name)}"
 
 # %% ../nbs/03_evaluate.ipynb #94f2bf9a
@@ -526,7 +528,7 @@ def _numbers(name, text):
 
 @call_parse
 def main(
-    preset: str = "", # the base model of toy, gemma-3-270m, gemma-2b-it or gemma-2-9b-it
+    preset: str = "", # the base model of a file of configs/preset: toy, gemma-3-270m, gemma-2b-it ...
     run: str = "", # or a run's folder: its tuned model
     dataset: str = "main", # main or socratic; a run knows its own
     split: str = "", # test or validation; as the configuration says by default

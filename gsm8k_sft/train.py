@@ -636,7 +636,7 @@ def _summarise(run, record, results):
 # %% ../nbs/02_train.ipynb #185b3ae8
 @call_parse
 def main(
-    preset: str = "toy", # toy, gemma-3-270m, gemma-2b-it, gemma-2-9b-it
+    preset: str = "toy", # a file of configs/preset: toy, gemma-3-270m, gemma-2b-it ...
     tuning: str = "full", # full, lora, qlora
     dataset: str = "main", # main, socratic
     seed: int = 0, # data order, adapter initialisation, dropout

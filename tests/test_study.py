@@ -19,7 +19,7 @@ methods:
 runs:
   full: {{method: full, datasets: [main, socratic], seeds: [0, 1], ask: ["", evaluation.calculator=true]}}
   full-wd: {{method: full, overrides: [train.weight_decay=0.1]}}
-base: {{shots: [0]}}
+base: [{{shots: [0]}}, {{shots: [0, 1], overrides: [data.prompt_style=plain]}}]
 pairs: [[base, full_main], [full_main, full_socratic], [full_main, full-wd_main]]
 """
 
@@ -37,7 +37,7 @@ def study(folder, train=24, epochs=1, more=""):
 def test_whole_study_and_what_is_kept(tmp_path):
     said, small, kept = [], study(tmp_path), tmp_path / "results" / "toy"
     found = run_study(small, lanes=2, say=said.append)
-    assert (found["failed"], found["left"], found["waiting"]) == ({}, [], 0) and found["done"] == len(said) == 7, "a try, four runs, an arm, the base model"
+    assert (found["failed"], found["left"], found["waiting"]) == ({}, [], 0) and found["done"] == len(said) == 8, "a try, four runs, an arm, the base model with and without template"
     assert run_study(small)["done"] == 0, "nothing is done twice"
     record = read_json(tmp_path / "runs" / "toy" / "full_main-lr1e-3-s0" / "record.json")
     assert record["lanes"] == 2 and record["status"] == "complete"
@@ -48,7 +48,7 @@ def test_whole_study_and_what_is_kept(tmp_path):
         ["toy-full_main-lr1e-3-s0", "toy-full_main-lr1e-3-s1", "toy-full_main-lr1e-3-s1", "toy-full_socratic-lr1e-3-s0", "toy-full_socratic-lr1e-3-s1", "toy-full_socratic-lr1e-3-s1"], "other seeds, and the calculator's"
     assert choice_table(small, tmp_path / "results").chosen.tolist() == ["yes"]
     table = outcome_table(small, tmp_path / "results").set_index("experiment")
-    assert table.seeds.to_dict() == {"full_main": 2, "full_socratic": 2, "base-0shot": "–", "full-wd_main": 1}
+    assert table.seeds.to_dict() == {"full_main": 2, "full_socratic": 2, "base-0shot": "–", "base-0shot-plain": "–", "base-1shot-plain": "–", "full-wd_main": 1}
     pairs = pair_table(small, tmp_path / "results")
     assert pairs.seeds.tolist() == ["1 and 2", "2 and 2", "2 and 1"], "verdicts stand in for predictions; socratic's problems are main's"
     (next(kept.glob("eval/*main-lr1e-3-s1__test*__full__*.json"))).unlink()
@@ -76,7 +76,7 @@ def test_a_killed_lane_is_replaced(tmp_path):
     try: found = run_study(small)
     finally: module.Lane.give = give
     assert list(found["failed"]) == [f"{killed[0]} validation"] and "exit code -9" in next(iter(found["failed"].values()))
-    assert found["done"] == 1, "the base model was asked by the process that followed"
+    assert found["done"] == 2, "the base model was asked by the process that followed"
 
 
 def test_time_is_up_and_the_same_command_goes_on(tmp_path):
