@@ -16,9 +16,9 @@ from .packing import PACKED, PackedCollator, packed_loss
 def _compile_options(inner, backend):
     "Arguments of torch.compile with which a layer is compiled once"
     from torch._inductor import config
-    capped, name = getattr(inner.config.get_text_config(), "attn_logit_softcapping", None), "mix_order_reduction_non_strict_mode"
-    options = {"options": {f"triton.{name}": True}} if backend == "inductor" and hasattr(config.triton, name) else {}
-    return {"backend": backend, "dynamic": None if capped else True, **options}
+    name = "mix_order_reduction_non_strict_mode"
+    if getattr(inner.config.get_text_config(), "attn_logit_softcapping", None): return {"backend": backend}
+    return {"backend": backend, "dynamic": True} | ({"options": {f"triton.{name}": True}} if backend == "inductor" and hasattr(config.triton, name) else {})
 
 # %% ../nbs/parts/speed.ipynb #61ef3364
 def compiled_layers(

@@ -112,6 +112,25 @@ def test_traced_layers_train_alike(tuning, monkeypatch):
     same(run("compiled", tuning, train__packing=True), plain, 2e-4)
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_layers_are_compiled_once(tuning):
+    "Chunks of other lengths, of fewer examples, with a longer example: no new code"
+    cfg = load_config("toy", tuning, overrides=[*SMALL.split(), "train.packing=true"])
+    _, _, tokens, _, model, _ = load_for_training(cfg)
+    inner, made, counts = model.get_base_model() if tuning == "lora" else model, [], []
+    def backend(graph, inputs):
+        made.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+    torch._dynamo.reset()
+    layers = compiled_layers(inner, backend)
+    lengths = sorted(range(18), key=lambda i: len(tokens["train"][i]["input_ids"]))
+    for ids in (lengths[:5], lengths[3:8], lengths[5:8], lengths[6:18]):
+        chunk = PackedCollator(10**5)([tokens["train"][i] for i in ids])["chunks"][0]
+        with training_mode(inner, layers): packed_loss(model, inner, chunk).backward()
+        counts.append(len(made))
+    assert counts[0] > 0 and len(set(counts)) == 1, counts
+
+
 def test_filled_chunks_train_alike(monkeypatch):
     "What is recorded on a GPU, launched one by one here"
     import gsm8k_sft.train as module
