@@ -102,7 +102,7 @@ def test_damage_is_named(tmp_path, toy):
     with pytest.raises(ValueError, match=r"\.json: not valid JSON .* delete it"): evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=6, folder=tmp_path)
 
 
-@pytest.mark.parametrize("change", ["data.prompt_style=plain", "evaluation.batch_size=3", "evaluation.max_new_tokens=15", "one_shot_example.answer=18"])
+@pytest.mark.parametrize("change", ["evaluation.batch_size=3", "evaluation.max_new_tokens=15", "one_shot_example.answer=18"])
 def test_another_protocol_is_another_evaluation(change, tmp_path, toy):
     model, tokenizer, rows, cfg = toy
     other = load_config("toy", overrides=f"{BRIEF} {change}")
@@ -110,6 +110,15 @@ def test_another_protocol_is_another_evaluation(change, tmp_path, toy):
     assert first["name"] == second["name"] and first["protocol"]["fingerprint"] != second["protocol"]["fingerprint"]
     old = tmp_path / "previous" / f"{first['name']}.{first['protocol']['fingerprint']}.json"
     assert json.loads(old.read_text()) == first and complete_result(tmp_path, first["name"]) == second
+
+
+def test_two_prompt_styles_stand_side_by_side(tmp_path, toy):
+    "An instruct model's template and the plain prompt are both asked of a base model, and neither result makes way for the other"
+    model, tokenizer, rows, cfg = toy
+    plain = load_config("toy", overrides=f"{BRIEF} data.prompt_style=plain")
+    first, second = (evaluate(model, tokenizer, rows, c, "base-1shot", 1, limit=5, folder=tmp_path, progress=False) for c in (cfg, plain))
+    assert second["name"] == first["name"].replace("base-1shot", "base-1shot-plain") and not (tmp_path / "previous").exists()
+    assert first["protocol"]["prompt"] != second["protocol"]["prompt"] and complete_result(tmp_path, first["name"]) == first
 
 
 def test_other_weights_or_problems_are_another_evaluation(tmp_path, toy):
