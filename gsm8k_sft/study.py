@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .core import CONFIGS, DATASETS, TUNINGS, ConfigError, SettingsError, check_choice, choices, load_config, project_path, read_json, run_folder
 from .evaluate import complete_result, prediction_bytes, read_predictions, result_name
 
-# %% ../nbs/parts/study.ipynb #763fdee7
+# %% ../nbs/parts/study.ipynb #78252f79
 @dataclass
 class Method:
     "What tries learning rates on `main`, seed 0"
@@ -37,7 +37,7 @@ class Runs:
     overrides: list[str] = field(default_factory=list)
     ask: list[str] = field(default_factory=lambda: [""]) # evaluation settings, one evaluation each
 
-# %% ../nbs/parts/study.ipynb #034f7f9e
+# %% ../nbs/parts/study.ipynb #c7c04b06
 @dataclass
 class Base:
     "What the untuned model is asked"
@@ -54,7 +54,7 @@ class Study:
     base: list[Base] = field(default_factory=list)
     pairs: list[list[str]] = field(default_factory=list) # two experiments to compare: <run>_<dataset>, or base
 
-# %% ../nbs/parts/study.ipynb #883bb168
+# %% ../nbs/parts/study.ipynb #7ad36a28
 def read_study(
     name: str, # of configs/study, or a YAML file's path
 ) -> DictConfig: # a `Study`, checked
@@ -66,7 +66,7 @@ def read_study(
     _check_study(study, path)
     return study
 
-# %% ../nbs/parts/study.ipynb #619afb57
+# %% ../nbs/parts/study.ipynb #696223d8
 def _check_study(study, path):
     "Names that a study uses are there"
     check_choice(f"{path}: preset", study.preset, choices("preset"))
@@ -81,7 +81,7 @@ def _check_study(study, path):
     for pair in study.pairs:
         for name in pair: check_choice(f"{path}: pairs", name, known)
 
-# %% ../nbs/parts/study.ipynb #7fe4ebbe
+# %% ../nbs/parts/study.ipynb #8465105b
 @dataclass(frozen=True)
 class Job:
     "One training and what its model is asked; without tuning, the untuned model"
@@ -98,7 +98,7 @@ class Job:
     @property
     def asked(self): return self.name, self.split, self.ask
 
-# %% ../nbs/parts/study.ipynb #78252f79
+# %% ../nbs/parts/study.ipynb #88b4c9e9
 def rate_name(
     rate: float, # a learning rate
 ) -> str: # 5e-5
@@ -108,7 +108,7 @@ def rate_name(
 
 def _training(rate): return (f"train.learning_rate={rate_name(rate)}", f"train.lr_scheduler_kwargs.min_lr={rate_name(rate / 10)}")
 
-# %% ../nbs/parts/study.ipynb #7ad36a28
+# %% ../nbs/parts/study.ipynb #a1636ddf
 def try_job(
     study: DictConfig, # from `read_study`
     method: str, # one of its methods
@@ -135,7 +135,7 @@ def base_jobs(
     name = lambda b: "-".join(["base", *(o.split("=", 1)[1] for o in b.overrides)])
     return [Job(study.preset, name(b), None, overrides=(*study.overrides, *b.overrides), shots=tuple(b.shots)) for b in study.base]
 
-# %% ../nbs/parts/study.ipynb #7b68c615
+# %% ../nbs/parts/study.ipynb #22896ad7
 def _config(job, ask=""):
     "The configuration of a job's evaluation"
     more = [f"run_name={job.name}", "train.when_done=reuse"] if job.tuning else []
@@ -149,15 +149,20 @@ def result_names(
     asked = [(f"base-{k}shot", "") for k in job.shots] if not job.tuning else [(job.tuning, ask) for ask in job.ask]
     return [result_name(cfg := _config(job, ask), kind, cfg.data.test_samples if job.split == "test" else None) for kind, ask in asked]
 
-def is_done(job, folder=None): return all(complete_result(folder or project_path("eval_results"), n) for n in result_names(job))
+def is_done(
+    job: Job, # of a study
+    folder: Path | None = None, # eval_results by default
+) -> bool:
+    "Whether all evaluations of a job are there"
+    return all(complete_result(folder or project_path("eval_results"), n) for n in result_names(job))
 
-# %% ../nbs/parts/study.ipynb #8465105b
+# %% ../nbs/parts/study.ipynb #4685694c
 def _record_of(name, folder):
     "The file of a result, whatever the weights were called where it was made; None if there is none"
     parts = name.split("__")
     return next(Path(folder).glob("__".join([*parts[:3], "*", *parts[4:]]) + ".json"), None)
 
-# %% ../nbs/parts/study.ipynb #88b4c9e9
+# %% ../nbs/parts/study.ipynb #73ea1e84
 def validation_right(
     job: Job, # a try
     folder: Path | None = None, # eval_results by default
@@ -181,7 +186,7 @@ def choose_rate(
     if best in further and not any(abs(further[best] / r - 1) < 1e-6 for r in rates): return None, sorted([*rates, further[best]])
     return best, rates
 
-# %% ../nbs/parts/study.ipynb #a1636ddf
+# %% ../nbs/parts/study.ipynb #801757a3
 def chosen_rate(
     study: DictConfig, # from `read_study`
     method: str, # one of its methods
@@ -195,7 +200,7 @@ def chosen_rate(
         if not new: return rate, right
         right |= {r: validation_right(try_job(study, method, r), folder) for r in new}
 
-# %% ../nbs/parts/study.ipynb #99f52c09
+# %% ../nbs/parts/study.ipynb #ea67db9b
 def open_jobs(
     study: DictConfig, # from `read_study`
     done=is_done, # tells whether a job is done
@@ -212,7 +217,7 @@ def open_jobs(
     jobs += [j for j in base_jobs(study) if not done(j)]
     return jobs, waiting
 
-# %% ../nbs/parts/study.ipynb #c4c5800e
+# %% ../nbs/parts/study.ipynb #a562358f
 def do_job(
     job: Job, # of a study
 ) -> str: # what came out, in a line
@@ -227,7 +232,7 @@ def do_job(
 
 def _said(results): return ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
 
-# %% ../nbs/parts/study.ipynb #73ea1e84
+# %% ../nbs/parts/study.ipynb #4d1788d6
 def _clean():
     import gc
     from gsm8k_sft.throughput import _forget_embeddings
@@ -244,7 +249,7 @@ def _attempt(job):
         return "interrupted" if type(e).__name__ == "TrainingInterrupted" else "failed", f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
     finally: _clean()
 
-# %% ../nbs/parts/study.ipynb #801757a3
+# %% ../nbs/parts/study.ipynb #91be6856
 def _lane(pipe, log, gpu, lanes):
     "A lane's life"
     os.environ["GSM8K_SFT_LANES"] = str(lanes) # into the records: speeds under load are no benchmark
@@ -256,7 +261,7 @@ def _lane(pipe, log, gpu, lanes):
     signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the process that hands out the jobs
     while (job := pipe.recv()) is not None: pipe.send(_attempt(job))
 
-# %% ../nbs/parts/study.ipynb #ea67db9b
+# %% ../nbs/parts/study.ipynb #cbf0d245
 class Lane:
     "A process that does jobs, one after the other"
     def __init__(self, log, gpu=None, lanes=1):
@@ -285,7 +290,7 @@ class Lane:
         self.process.join(60 if self.job else 10)
         if self.process.is_alive(): self.process.kill()
 
-# %% ../nbs/parts/study.ipynb #76e7ea3a
+# %% ../nbs/parts/study.ipynb #862b7037
 def _gpus():
     "Indices of the GPUs that there are, as text; one None for a CPU"
     import torch
@@ -293,7 +298,7 @@ def _gpus():
     n = torch.cuda.device_count()
     return (seen.split(",")[:n] if seen else [str(i) for i in range(n)]) or [None]
 
-# %% ../nbs/parts/study.ipynb #b1284cf7
+# %% ../nbs/parts/study.ipynb #742bdeae
 def run_study(
     study: DictConfig, # from `read_study`
     lanes: int = 1, # processes on each GPU
@@ -320,7 +325,7 @@ def run_study(
     jobs, waiting = open_jobs(study, known)
     return {"done": n, "failed": {" ".join(k[:2]): v for k, v in failed.items()}, "left": [j for j in jobs if j.asked not in failed], "waiting": waiting}
 
-# %% ../nbs/parts/study.ipynb #4f636d3f
+# %% ../nbs/parts/study.ipynb #f7618732
 def _hand_out(study, team, failed, known, end):
     "A job for each lane that has none"
     if time.monotonic() > end: return
@@ -331,7 +336,7 @@ def _hand_out(study, team, failed, known, end):
         taken.add(job.name)
         free.pop(0).give(job)
 
-# %% ../nbs/parts/study.ipynb #903b47ed
+# %% ../nbs/parts/study.ipynb #faad1311
 KEPT = ("id", "sample", "strict", "numeric", "flexible", "class", "finish_reason", "n_tokens")
 
 def _packed(text): return gzip.compress(text.encode(), mtime=0)
@@ -345,7 +350,7 @@ def _keep_evaluation(name, whole, source, out):
         rows = [{k: a[k] for k in KEPT if k in a} for a in read_predictions(name, source)]
         (out / f"{name}.verdicts.jsonl.gz").write_bytes(_packed("".join(json.dumps(r) + "\n" for r in rows)))
 
-# %% ../nbs/parts/study.ipynb #4d1788d6
+# %% ../nbs/parts/study.ipynb #4746e783
 def _place(job, out):
     "The folder of results/ that a job belongs into"
     if job.split == "validation": return out / "tries"
@@ -358,7 +363,7 @@ def _all_jobs(study, folder):
     yield from (j for n, r in study.runs.items() if rates[r.method][0] for j in run_jobs(study, n, rates[r.method][0]))
     yield from base_jobs(study)
 
-# %% ../nbs/parts/study.ipynb #cefa8361
+# %% ../nbs/parts/study.ipynb #de170c9d
 def collect(
     study: DictConfig, # from `read_study`
     out: Path | str | None = None, # results/<preset> by default
@@ -376,7 +381,7 @@ def collect(
         kept += found
     return kept
 
-# %% ../nbs/parts/study.ipynb #cbf0d245
+# %% ../nbs/parts/study.ipynb #604198f4
 def choice_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -390,7 +395,7 @@ def choice_table(
         rows += [{"method": m, "learning rate": rate_name(r), "right": n, "chosen": "yes" if r == rate else ""} for r, n in sorted(right.items()) if n is not None]
     return pd.DataFrame(rows, columns=["method", "learning rate", "right", "chosen"])
 
-# %% ../nbs/parts/study.ipynb #f7618732
+# %% ../nbs/parts/study.ipynb #ee08c87f
 def _folders(study, root): return [p for p in (Path(root or project_path("results")) / study.preset / d for d in (".", "arms")) if (p / "eval").exists()]
 
 def _found(study, root):
@@ -405,7 +410,7 @@ def _found(study, root):
             found.setdefault(name, []).append({**e, "file": path})
     return found
 
-# %% ../nbs/parts/study.ipynb #5d5e7099
+# %% ../nbs/parts/study.ipynb #082cdda6
 def _drawn_seeds(values):
     "9.0 % (8.7 to 9.4)"
     return f"{100 * sum(values) / len(values):.1f} %" + (f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else "")
@@ -415,7 +420,7 @@ def _with_calculator(study, root, name):
     found = [e for e in map(read_json, files) if e["split"] == "test" and e["configuration"].get("run_name", "").rsplit("-lr", 1)[0] == name]
     return [e["accuracy"]["strict"]["value"] for e in found]
 
-# %% ../nbs/parts/study.ipynb #faad1311
+# %% ../nbs/parts/study.ipynb #d8b288cd
 def outcome_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -431,7 +436,7 @@ def outcome_table(
                      "last number": _drawn_seeds(shares("flexible")), "exact, with calculator": _drawn_seeds(more) if more else "–"})
     return pd.DataFrame(rows)
 
-# %% ../nbs/parts/study.ipynb #462aac75
+# %% ../nbs/parts/study.ipynb #06a06ea6
 def _verdicts(e):
     "What the graders said of each answer"
     folder = e["file"].parent
@@ -445,7 +450,7 @@ def _sides(study, root):
     bases = [v for k, v in found.items() if k.startswith("base-")]
     return found | ({"base": max(bases, key=lambda v: v[0]["accuracy"]["strict"]["value"])} if bases else {})
 
-# %% ../nbs/parts/study.ipynb #604198f4
+# %% ../nbs/parts/study.ipynb #c51a514b
 def pair_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -463,7 +468,7 @@ def pair_table(
                      "seeds": f"{len(each[0])} and {len(each[1])}", "p, first seeds": float(f"{first.p:.2g}"), "shown": found.shown, "sentence": str(found)})
     return pd.DataFrame(rows)
 
-# %% ../nbs/parts/study.ipynb #ee08c87f
+# %% ../nbs/parts/study.ipynb #12b8df43
 def missing_jobs(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -478,13 +483,13 @@ def missing_jobs(
         if absent: missing.append(f"{job.name} ({', '.join(absent)})")
     return missing
 
-# %% ../nbs/parts/study.ipynb #efd7f90e
+# %% ../nbs/parts/study.ipynb #e73d898c
 def _choice(study, method):
     "5e-5 31, 1e-4 34 right on validation: 1e-4"
     rate, right = chosen_rate(study, method)
     return ", ".join(f"{rate_name(r)} {n}" for r, n in sorted(right.items())) + f" right on validation: {rate_name(rate) if rate else 'open'}"
 
-# %% ../nbs/parts/study.ipynb #06a06ea6
+# %% ../nbs/parts/study.ipynb #bc54a2da
 @call_parse
 def main(
     name: str, # of configs/study, or a YAML file
