@@ -58,7 +58,7 @@ demo: $(STAMP) ## the toy experiment by papermill: base model, full SFT and LoRA
 	@echo "[3/3] python -m gsm8k_sft.analysis --preset toy"
 	@$(BIN)/python -m gsm8k_sft.analysis --preset toy
 
-test: $(STAMP) ## run every notebook and every test (12 minutes)
+test: $(STAMP) ## run every notebook and every test (15 minutes)
 	@$(BIN)/python -m pytest -v --durations=10
 
 train: $(STAMP) ## train and evaluate one variant: PRESET, TUNING, DATASET, SEED, OVERRIDES
