@@ -68,8 +68,8 @@ evaluate: $(STAMP) ## evaluate the base model of PRESET, and its run of TUNING, 
 	@$(BIN)/python -m gsm8k_sft.evaluate --preset $(PRESET) --dataset $(DATASET) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))")
 	@$(BIN)/python -m gsm8k_sft.evaluate --run $(RUNS)/$(PRESET)/$(TUNING)_$(DATASET)-s$(SEED) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))")
 
-sweep: $(STAMP) ## every run of settings.ini [sweep], or of STUDY=name (LANES=3 at a time on a GPU, for MINUTES=9); goes on where it stopped
-	@$(BIN)/python -m gsm8k_sft.$(if $(STUDY),study $(STUDY) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))") --lanes $(or $(LANES),1) --minutes $(or $(MINUTES),0),sweep)
+sweep: $(STAMP) ## every run of settings.ini [sweep], or of STUDY=name (LANES=3 at a time on a GPU, for MINUTES=9; REST=1 leaves out what results/ has); goes on where it stopped
+	@$(BIN)/python -m gsm8k_sft.$(if $(STUDY),study $(STUDY) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))") --lanes $(or $(LANES),1) --minutes $(or $(MINUTES),0) $(if $(REST),--rest),sweep)
 
 figures: $(STAMP) ## draw figures/ from the records in results/
 	@$(BIN)/python -m gsm8k_sft.analysis --figures

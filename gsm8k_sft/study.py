@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT', 'Method', 'Runs', 'Base', 'Study', 'read_study', 'Job', 'rate_name', 'try_job', 'run_jobs', 'base_jobs',
            'result_names', 'is_done', 'validation_right', 'choose_rate', 'chosen_rate', 'open_jobs', 'do_job', 'Lane',
-           'run_study', 'collect', 'choice_table', 'outcome_table', 'pair_table', 'missing_jobs', 'main']
+           'run_study', 'collect', 'rest_of', 'choice_table', 'outcome_table', 'pair_table', 'missing_jobs', 'main']
 
 # %% ../nbs/parts/study.ipynb #db125a0a
 import gzip, json, os, shutil, signal, sys, time, traceback
@@ -304,12 +304,13 @@ def run_study(
     lanes: int = 1, # processes on each GPU
     minutes: float | None = None, # after which nothing new is begun and what runs is stopped; None: no limit
     say=print, # told each outcome
+    done=is_done, # tells whether a job is done
 ) -> dict: # done, failed (job name -> why), left (jobs), waiting (runs)
     "Do what can be done of a study"
     end, gpus, failed, seen, n = time.monotonic() + 60 * minutes if minutes else float("inf"), _gpus(), {}, set(), 0
     at = project_path("runs", study.preset)
     team = [Lane(at / f"lane-{i}.log", gpus[i % len(gpus)], lanes) for i in range(lanes * len(gpus))]
-    known = lambda job: job.asked in seen or (is_done(job) and not seen.add(job.asked)) # predictions are read once
+    known = lambda job: job.asked in seen or (done(job) and not seen.add(job.asked)) # predictions are read once
     try:
         while True:
             _hand_out(study, team, failed, known, end)
@@ -344,6 +345,7 @@ def _packed(text): return gzip.compress(text.encode(), mtime=0)
 def _keep_evaluation(name, whole, source, out):
     "Copy a result; its answers, or what was said of them"
     out.mkdir(parents=True, exist_ok=True)
+    if (out / f"{name}.json").exists(): return
     shutil.copy(source / f"{name}.json", out)
     if whole: (out / f"{name}.predictions.jsonl.gz").write_bytes(_packed(prediction_bytes(name, source).decode()))
     elif whole is not None:
@@ -372,7 +374,7 @@ def collect(
     out, source, kept = Path(out or project_path("results", study.preset)), project_path("eval_results"), []
     for job in _all_jobs(study, source):
         found, at = [n for n in result_names(job) if complete_result(source, n)], _place(job, out)
-        if found and job.tuning:
+        if found and job.tuning and not (at / job.name).exists():
             (at / job.name).mkdir(parents=True, exist_ok=True)
             for file in ("config.yaml", "record.json", "log.jsonl"): shutil.copy(project_path("runs", study.preset, job.name, file), at / job.name)
         for name in found:
@@ -382,6 +384,19 @@ def collect(
     return kept
 
 # %% ../nbs/parts/study.ipynb #604198f4
+def rest_of(
+    study: DictConfig, # from `read_study`
+    root: Path | str | None = None, # results/ by default
+): # function of a job: whether it is done here or kept there; for `run_study`
+    "Take over the choices that are kept"
+    out, here = Path(root or project_path("results")) / study.preset, project_path("eval_results")
+    here.mkdir(parents=True, exist_ok=True)
+    for path in (out / "tries" / "validation").glob("*.json"):
+        if not (here / path.name).exists(): shutil.copy(path, here)
+    def done(job): return is_done(job) or all(_record_of(n, _place(job, out) / "eval") for n in result_names(job))
+    return done
+
+# %% ../nbs/parts/study.ipynb #8f4d677c
 def choice_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -395,7 +410,7 @@ def choice_table(
         rows += [{"method": m, "learning rate": rate_name(r), "right": n, "chosen": "yes" if r == rate else ""} for r, n in sorted(right.items()) if n is not None]
     return pd.DataFrame(rows, columns=["method", "learning rate", "right", "chosen"])
 
-# %% ../nbs/parts/study.ipynb #ee08c87f
+# %% ../nbs/parts/study.ipynb #d8b288cd
 def _folders(study, root): return [p for p in (Path(root or project_path("results")) / study.preset / d for d in (".", "arms")) if (p / "eval").exists()]
 
 def _found(study, root):
@@ -410,7 +425,7 @@ def _found(study, root):
             found.setdefault(name, []).append({**e, "file": path})
     return found
 
-# %% ../nbs/parts/study.ipynb #082cdda6
+# %% ../nbs/parts/study.ipynb #efd7f90e
 def _drawn_seeds(values):
     "9.0 % (8.7 to 9.4)"
     return f"{100 * sum(values) / len(values):.1f} %" + (f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else "")
@@ -420,7 +435,7 @@ def _with_calculator(study, root, name):
     found = [e for e in map(read_json, files) if e["split"] == "test" and e["configuration"].get("run_name", "").rsplit("-lr", 1)[0] == name]
     return [e["accuracy"]["strict"]["value"] for e in found]
 
-# %% ../nbs/parts/study.ipynb #d8b288cd
+# %% ../nbs/parts/study.ipynb #06a06ea6
 def outcome_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -436,7 +451,7 @@ def outcome_table(
                      "last number": _drawn_seeds(shares("flexible")), "exact, with calculator": _drawn_seeds(more) if more else "–"})
     return pd.DataFrame(rows)
 
-# %% ../nbs/parts/study.ipynb #06a06ea6
+# %% ../nbs/parts/study.ipynb #12b8df43
 def _verdicts(e):
     "What the graders said of each answer"
     folder = e["file"].parent
@@ -450,7 +465,7 @@ def _sides(study, root):
     bases = [v for k, v in found.items() if k.startswith("base-")]
     return found | ({"base": max(bases, key=lambda v: v[0]["accuracy"]["strict"]["value"])} if bases else {})
 
-# %% ../nbs/parts/study.ipynb #c51a514b
+# %% ../nbs/parts/study.ipynb #53d12a9f
 def pair_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -468,7 +483,7 @@ def pair_table(
                      "seeds": f"{len(each[0])} and {len(each[1])}", "p, first seeds": float(f"{first.p:.2g}"), "shown": found.shown, "sentence": str(found)})
     return pd.DataFrame(rows)
 
-# %% ../nbs/parts/study.ipynb #12b8df43
+# %% ../nbs/parts/study.ipynb #e73d898c
 def missing_jobs(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -483,13 +498,13 @@ def missing_jobs(
         if absent: missing.append(f"{job.name} ({', '.join(absent)})")
     return missing
 
-# %% ../nbs/parts/study.ipynb #e73d898c
+# %% ../nbs/parts/study.ipynb #5b738814
 def _choice(study, method):
     "5e-5 31, 1e-4 34 right on validation: 1e-4"
     rate, right = chosen_rate(study, method)
     return ", ".join(f"{rate_name(r)} {n}" for r, n in sorted(right.items())) + f" right on validation: {rate_name(rate) if rate else 'open'}"
 
-# %% ../nbs/parts/study.ipynb #bc54a2da
+# %% ../nbs/parts/study.ipynb #2f7d89bf
 @call_parse
 def main(
     name: str, # of configs/study, or a YAML file
@@ -498,16 +513,18 @@ def main(
     minutes: float = 0, # after which nothing new is begun and what runs is stopped; 0: no limit
     dry_run: bool = False, # only list what can be done now
     keep: bool = False, # only copy what is done into results/
+    rest: bool = False, # leave out what results/ has already
 ):
     "Do what can be done of a study; the same command goes on"
     try: study = read_study(name)
     except (ConfigError, SettingsError) as e: sys.exit(f"{type(e).__name__}: {e}")
     study.overrides = [*study.overrides, *overrides.split()]
     if keep: print(f"{len(collect(study))} evaluations are in {os.path.relpath(project_path('results', study.preset))}"); return
+    done = rest_of(study) if rest else is_done
     if dry_run:
-        jobs, waiting = open_jobs(study)
+        jobs, waiting = open_jobs(study, done)
         print("\n".join(f"{j.name} {j.split}" for j in jobs) + f"\n{len(jobs)} jobs now, {waiting} runs wait for a learning rate"); return
-    found = run_study(study, lanes, minutes or None, say=lambda text: print(text, flush=True))
+    found = run_study(study, lanes, minutes or None, say=lambda text: print(text, flush=True), done=done)
     for m in study.methods: print(f"{m}: " + _choice(study, m))
     print(f"{found['done']} done, {len(found['failed'])} failed, {len(found['left'])} left, {found['waiting']} wait for a learning rate")
     if found["failed"]: sys.exit(1)

@@ -1,6 +1,7 @@
 "A study from the first try to its tables: lanes, interruption, failure, what is kept"
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 from pathlib import Path
 import pytest
 from gsm8k_sft.core import read_json
-from gsm8k_sft.study import chosen_rate, choice_table, collect, missing_jobs, open_jobs, outcome_table, pair_table, read_study, run_study
+from gsm8k_sft.study import chosen_rate, choice_table, collect, missing_jobs, open_jobs, outcome_table, pair_table, read_study, rest_of, run_study
 
 STUDY = """
 preset: toy
@@ -51,7 +52,10 @@ def test_whole_study_and_what_is_kept(tmp_path):
     assert table.seeds.to_dict() == {"full_main": 2, "full_socratic": 2, "base-0shot": "–", "base-0shot-plain": "–", "base-1shot-plain": "–", "full-wd_main": 1}
     pairs = pair_table(small, tmp_path / "results")
     assert pairs.seeds.tolist() == ["1 and 2", "2 and 2", "2 and 1"], "verdicts stand in for predictions; socratic's problems are main's"
+    for name in ("runs", "eval_results"): shutil.rmtree(tmp_path / name)
+    assert len(open_jobs(small)[0]) == 3 and open_jobs(small, rest_of(small, tmp_path / "results")) == ([], 0), "a fresh clone with results/ has nothing left to do"
     (next(kept.glob("eval/*main-lr1e-3-s1__test*__full__*.json"))).unlink()
+    assert [j.name for j in open_jobs(small, rest_of(small, tmp_path / "results"))[0]] == ["full_main-lr1e-3-s1"]
     assert missing_jobs(small, tmp_path / "results") == ["full_main-lr1e-3-s1 (full)"]
 
 
