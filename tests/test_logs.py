@@ -1,5 +1,5 @@
 "Training logs as they are found: damaged, empty, resumed, of many kinds"
-import json, math
+import json, math, time
 import pytest
 from gsm8k_sft.logs import COLUMNS, read_logs
 
@@ -85,6 +85,9 @@ def test_a_damaged_wandb_file_keeps_its_other_records(tmp_path):
     with wandb.init(mode="offline", dir=tmp_path, project="p", name="r", settings=wandb.Settings(silent=True, console="off")) as run:
         for r in STEPS[:4]: run.log({"train/loss": r["loss"], "train/global_step": r["step"], "note": "x" * 50_000}) # longer than a block
     path, = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    for _ in range(100): # wandb's writer is another process, and may be behind when the run has ended
+        if len(values(read_logs(path))) == 4: break
+        time.sleep(0.1)
     assert set(read_logs(path)["run"]) == {"r"} and values(read_logs(path)) == [2.0, 1.0, 2 / 3, 0.5]
     data, left = path.read_bytes(), []
     with pytest.warns(UserWarning, match=r"record \d+: not valid by its checksum; skipped"):
