@@ -118,6 +118,7 @@ class EvaluationConfig:
     calculator: bool = MISSING
     engine: Literal["auto", "slots", "transformers"] = MISSING
     save_every: int = MISSING
+    other_texts: int = MISSING
 
 # %% ../nbs/00_core.ipynb #6cbf375e
 @dataclass
@@ -282,6 +283,7 @@ def _check_bounds(cfg):
         if not value > 0: raise ConfigError(f"{key}: {value} must be above 0")
     for key, value in {"data.validation_fraction": d.validation_fraction, "lora_config.lora_dropout": l.lora_dropout}.items():
         if not 0 <= value < 1: raise ConfigError(f"{key}: {value} must be at least 0 and below 1")
+    if e.other_texts < 0: raise ConfigError(f"evaluation.other_texts: {e.other_texts} must not be negative")
     for key in ("eval_steps", "validation_samples", "early_stopping_patience", "warmup_steps", "weight_decay"):
         if t[key] < 0: raise ConfigError(f"train.{key}: {t[key]} must not be negative")
     if t.max_steps == 0: raise ConfigError("train.max_steps: 0 trains nothing; -1 follows num_train_epochs")

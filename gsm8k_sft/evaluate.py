@@ -20,6 +20,7 @@ from .answers import calculate, format_result, grade, grade_answer
 from .core import (ConfigError, SettingsError, _dotlist, _merge, check_choice, environment, fingerprint, load_config, peak_memory,
     project_path, project_root, read_config, read_json, write_json, write_text)
 from .data import Renderer, data_fingerprint, load_gsm8k, refuse_test
+from .forgetting import measure_elsewhere
 from .generate import Calculator, Sampling, generate, which_engine
 from .models import load_model, load_tokenizer, load_tuned, weights_fingerprint
 from .stats import wilson_interval
@@ -391,6 +392,7 @@ def evaluate(
         if progress: print(f"{name}: {len(rows)} problems" + (f", {len(found)} of them answered earlier" if found else ""), flush=True)
         answers = _graded(_ask(model, tokenizer, rows, prompts, cfg, file, found, progress), rows, cfg.evaluation.samples)
         record = _result(name, cfg, model_type, first, run, protocol, answers, len(found))
+        if cfg.evaluation.other_texts: record["elsewhere"] = measure_elsewhere(model, tokenizer, cfg.evaluation.other_texts)
         return _said(_finish(folder, name, record, answers), progress)
 
 # %% ../nbs/03_evaluate.ipynb #b5b11ae0

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 import pytest
 from gsm8k_sft.core import read_json
-from gsm8k_sft.study import chosen_rate, choice_table, collect, missing_jobs, open_jobs, outcome_table, pair_table, read_study, rest_of, run_study
+from gsm8k_sft.study import Setting, chosen_setting, choice_table, collect, forgetting_table, missing_jobs, open_jobs, outcome_table, pair_table, read_study, rest_of, run_study
 
 STUDY = """
 preset: toy
-overrides: [data.train_samples={train}, data.test_samples=12, train.num_train_epochs={epochs}, train.eval_steps=0, train.validation_samples=0, data.validation_fraction=0.1, train.logging_steps=5, evaluation.max_new_tokens=64]
+overrides: [data.train_samples={train}, data.test_samples=12, train.num_train_epochs={epochs}, train.eval_steps=0, train.validation_samples=0, data.validation_fraction=0.1, train.logging_steps=5, evaluation.max_new_tokens=64, evaluation.other_texts=2]
 methods:
   full: {{tuning: full, learning_rates: [1.0e-3]}}
   {more}
@@ -51,7 +51,12 @@ def test_whole_study_and_what_is_kept(tmp_path):
     table = outcome_table(small, tmp_path / "results").set_index("experiment")
     assert table.seeds.to_dict() == {"full_main": 2, "full_socratic": 2, "base-0shot": "–", "base-0shot-plain": "–", "base-1shot-plain": "–", "full-wd_main": 1}
     pairs = pair_table(small, tmp_path / "results")
-    assert pairs.seeds.tolist() == ["1 and 2", "2 and 2", "2 and 1"], "verdicts stand in for predictions; socratic's problems are main's"
+    assert pairs.grader.tolist() == ["strict", "flexible", "strict", "strict"] and pairs.seeds.tolist() == ["1 and 2", "1 and 2", "2 and 2", "2 and 1"], "verdicts stand in for predictions; socratic's problems are main's"
+    lost = forgetting_table(small, tmp_path / "results").set_index(["a", "b"])
+    assert list(lost.index) == [("base", "full_main"), ("base", "full_socratic"), ("base", "full-wd_main"), ("full_main", "full_socratic"), ("full_main", "full-wd_main")]
+    losses = lambda name: [read_json(p)["elsewhere"]["code"] for p in kept.glob(f"eval/toy{name}*.json") if "calculator" not in p.name]
+    mean = sum(map(sum, losses("-full_main"))) / 4 - sum(losses("__test*base-0shot_")[0]) / 2
+    assert lost.code["base", "full_main"].startswith(f"{mean:+.3f} ["), "two seeds, two texts"
     for name in ("runs", "eval_results"): shutil.rmtree(tmp_path / name)
     assert len(open_jobs(small)[0]) == 3 and open_jobs(small, rest_of(small, tmp_path / "results")) == ([], 0), "a fresh clone with results/ has nothing left to do"
     (next(kept.glob("eval/*main-lr1e-3-s1__test*__full__*.json"))).unlink()
@@ -63,7 +68,7 @@ def test_a_failure_is_told_and_the_rest_goes_on(tmp_path):
     broken = study(tmp_path, more="lora: {tuning: lora, learning_rates: [1.0e-3], overrides: ['lora_config.target_modules=[nothing]']}")
     found = run_study(broken)
     assert list(found["failed"]) == ["lora_main-lr1e-3-s0 validation"] and "nothing" in found["failed"]["lora_main-lr1e-3-s0 validation"]
-    assert found["left"] == [] and chosen_rate(broken, "lora") == (None, {1e-3: None})
+    assert found["left"] == [] and chosen_setting(broken, "lora") == (None, {Setting(1e-3): None})
 
 
 def test_a_killed_lane_is_replaced(tmp_path):
