@@ -329,7 +329,7 @@ def run_study(
     done=is_done, # tells whether a job is done
 ) -> dict: # done, failed (job name -> why), left (jobs), waiting (runs)
     "Do what can be done of a study"
-    end, gpus, failed, seen, n = time.monotonic() + 60 * minutes if minutes else float("inf"), _gpus(), {}, set(), 0
+    end, gpus, failed, seen, again, n = time.monotonic() + 60 * minutes if minutes else float("inf"), _gpus(), {}, set(), set(), 0
     at = project_path("runs", study.preset)
     team = [Lane(at / f"lane-{i}.log", gpus[i % len(gpus)], lanes) for i in range(lanes * len(gpus))]
     known = lambda job: job.asked in seen or (done(job) and not seen.add(job.asked)) # predictions are read once
@@ -341,6 +341,7 @@ def run_study(
             for pipe in connection.wait([l.pipe for l in busy], max(0.1, min(60, end - time.monotonic()))):
                 job, outcome, text, seconds = next(l for l in busy if l.pipe is pipe).answer()
                 if outcome == "done": n += 1
+                elif "OutOfMemoryError" in text and job.asked not in again: again.add(job.asked) # others had the memory
                 else: failed[job.asked] = text
                 say(f"{job.name} {job.split}: {text} ({outcome}, {seconds:.0f} s)")
     finally:
@@ -357,9 +358,13 @@ def _hand_out(study, team, failed, known, end):
         if job.asked in failed or job.name in taken: continue # two jobs of one run: one after the other
         if not free: break
         taken.add(job.name)
-        free.pop(0).give(job)
+        free.remove(lane := _freest(free, team))
+        lane.give(job)
 
 # %% ../nbs/parts/study.ipynb #de170c9d
+def _freest(free, team): return min(free, key=lambda lane: sum(l.job is not None and l.gpu == lane.gpu for l in team))
+
+# %% ../nbs/parts/study.ipynb #3bcd3f7d
 KEPT = ("id", "sample", "strict", "numeric", "flexible", "class", "finish_reason", "n_tokens")
 
 def _packed(text): return gzip.compress(text.encode(), mtime=0)
@@ -374,7 +379,7 @@ def _keep_evaluation(name, whole, source, out):
         rows = [{k: a[k] for k in KEPT if k in a} for a in read_predictions(name, source)]
         (out / f"{name}.verdicts.jsonl.gz").write_bytes(_packed("".join(json.dumps(r) + "\n" for r in rows)))
 
-# %% ../nbs/parts/study.ipynb #462aac75
+# %% ../nbs/parts/study.ipynb #8f4d677c
 def _place(job, out):
     "The folder of results/ that a job belongs into"
     if job.split == "validation": return out / "tries"
@@ -387,7 +392,7 @@ def _all_jobs(study, folder):
     yield from (j for n, r in study.runs.items() if settings[r.method][0] for j in run_jobs(study, n, settings[r.method][0]))
     yield from base_jobs(study)
 
-# %% ../nbs/parts/study.ipynb #604198f4
+# %% ../nbs/parts/study.ipynb #ee08c87f
 def collect(
     study: DictConfig, # from `read_study`
     out: Path | str | None = None, # results/<preset> by default
@@ -405,7 +410,7 @@ def collect(
         kept += found
     return kept
 
-# %% ../nbs/parts/study.ipynb #8f4d677c
+# %% ../nbs/parts/study.ipynb #d8b288cd
 def rest_of(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -418,7 +423,7 @@ def rest_of(
     def done(job): return is_done(job) or all(_record_of(n, _place(job, out) / "eval") for n in result_names(job))
     return done
 
-# %% ../nbs/parts/study.ipynb #082cdda6
+# %% ../nbs/parts/study.ipynb #06a06ea6
 def choice_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -432,7 +437,7 @@ def choice_table(
         rows += [{"method": m, "learning rate": s.name, "right": n, "chosen": "yes" if s == setting else ""} for s, n in sorted(right.items(), key=lambda i: i[0].rate) if n is not None]
     return pd.DataFrame(rows, columns=["method", "learning rate", "right", "chosen"])
 
-# %% ../nbs/parts/study.ipynb #06a06ea6
+# %% ../nbs/parts/study.ipynb #53d12a9f
 def _folders(study, root): return [p for p in (Path(root or project_path("results")) / study.preset / d for d in (".", "arms")) if (p / "eval").exists()]
 
 def _protocol(e): return e["name"].split("__")[2] # base-1shot-plain
@@ -449,7 +454,7 @@ def _found(study, root):
             found.setdefault(name, []).append({**e, "file": path})
     return found
 
-# %% ../nbs/parts/study.ipynb #c51a514b
+# %% ../nbs/parts/study.ipynb #e73d898c
 def _drawn_seeds(values):
     "9.0 % (8.7 to 9.4)"
     return f"{100 * sum(values) / len(values):.1f} %" + (f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else "")
@@ -461,7 +466,7 @@ def _with_calculator(study, root):
         if e["split"] == "test": found.setdefault(e["configuration"].get("run_name", "").rsplit("-lr", 1)[0], []).append(e["accuracy"]["strict"]["value"])
     return found
 
-# %% ../nbs/parts/study.ipynb #12b8df43
+# %% ../nbs/parts/study.ipynb #bc54a2da
 def outcome_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -477,7 +482,7 @@ def outcome_table(
                      "last number": _drawn_seeds(shares("flexible")), "exact, with calculator": _drawn_seeds(more) if more else "–"})
     return pd.DataFrame(rows)
 
-# %% ../nbs/parts/study.ipynb #e73d898c
+# %% ../nbs/parts/study.ipynb #2f7d89bf
 def _verdicts(e):
     "What the graders said of each answer"
     folder = e["file"].parent
@@ -490,7 +495,7 @@ def _sides(found, metric):
     bases = [v for k, v in found.items() if k.startswith("base-")]
     return found | ({"base": max(bases, key=lambda v: v[0]["accuracy"][metric]["value"])} if bases else {})
 
-# %% ../nbs/parts/study.ipynb #bc54a2da
+# %% ../nbs/parts/study.ipynb #c0030ca0
 def _pair(sides, a, b, metric):
     "One comparison"
     from gsm8k_sft.stats import compare, compare_seeds
@@ -500,7 +505,7 @@ def _pair(sides, a, b, metric):
     points = {k: round(100 * getattr(found, k), 1) for k in ("difference", "low", "high")}
     return {"a": names[0], "b": names[1], "grader": metric, **points, "seeds": f"{len(each[0])} and {len(each[1])}", "p, first seeds": float(f"{first.p:.2g}"), "shown": found.shown, "sentence": str(found)}
 
-# %% ../nbs/parts/study.ipynb #5b738814
+# %% ../nbs/parts/study.ipynb #e549fb13
 def pair_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -512,7 +517,7 @@ def pair_table(
     asked = [(a, b, metric) for a, b in study.pairs for metric in sides if metric == "strict" or "base" in (a, b)]
     return pd.DataFrame([_pair(sides[metric], a, b, metric) for a, b, metric in asked if a in sides[metric] and b in sides[metric]])
 
-# %% ../nbs/parts/study.ipynb #c0030ca0
+# %% ../nbs/parts/study.ipynb #2f2a9be5
 def forgetting_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -527,7 +532,7 @@ def forgetting_table(
     said = lambda a, b, kind: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*rise(measured[a], measured[b], kind))
     return pd.DataFrame([{"a": a, "b": b, **{kind: said(a, b, kind) for kind in ("code", "prose")}} for a, b in pairs if measured.get(a) and measured.get(b)])
 
-# %% ../nbs/parts/study.ipynb #e549fb13
+# %% ../nbs/parts/study.ipynb #4b4b5a99
 def missing_jobs(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -541,13 +546,13 @@ def missing_jobs(
         if absent: missing.append(f"{job.name} ({', '.join(absent)})")
     return missing
 
-# %% ../nbs/parts/study.ipynb #2f2a9be5
+# %% ../nbs/parts/study.ipynb #497e0bf5
 def _choice(study, method):
     "5e-5 31, 1e-4 34 right on validation: 1e-4"
     setting, right = chosen_setting(study, method)
     return ", ".join(f"{s.name} {n}" for s, n in right.items()) + f" right on validation: {setting.name if setting else 'open'}"
 
-# %% ../nbs/parts/study.ipynb #4b4b5a99
+# %% ../nbs/parts/study.ipynb #15262447
 @call_parse
 def main(
     name: str, # of configs/study, or a YAML file

@@ -71,6 +71,19 @@ def test_a_failure_is_told_and_the_rest_goes_on(tmp_path):
     assert found["left"] == [] and chosen_setting(broken, "lora") == (None, {Setting(1e-3): None})
 
 
+def test_memory_was_short_and_the_job_is_tried_once_more(tmp_path, monkeypatch):
+    import gsm8k_sft.study as module
+    broken, given = study(tmp_path, more="lora: {tuning: lora, learning_rates: [1.0e-3], overrides: ['lora_config.target_modules=[nothing]']}"), []
+    answer, give = module.Lane.answer, module.Lane.give
+    def short(lane):
+        job, outcome, text, seconds = answer(lane)
+        return job, outcome, "OutOfMemoryError: CUDA out of memory." if outcome == "failed" else text, seconds
+    monkeypatch.setattr(module.Lane, "answer", short)
+    monkeypatch.setattr(module.Lane, "give", lambda lane, job: (given.append(job.name), give(lane, job)))
+    found = run_study(broken)
+    assert given.count("lora_main-lr1e-3-s0") == 2 and list(found["failed"]) == ["lora_main-lr1e-3-s0 validation"], "twice is enough"
+
+
 def test_a_killed_lane_is_replaced(tmp_path):
     import gsm8k_sft.study as module
     small, killed = study(tmp_path, train=200), []
