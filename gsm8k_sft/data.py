@@ -395,7 +395,7 @@ def _find_bos(self: Renderer):
 # %% ../nbs/01_data.ipynb #fa3b9f2b
 @patch
 def _find_end(self: Renderer):
-    "Set ending (text), end_token, end_token_id, stop_ids"
+    "Set ending (text), end_token, end_token_id, stop_ids, stop_texts"
     tokenizer, special = self.tokenizer, _special_tokens(self.tokenizer)
     if self.style == "plain" and tokenizer.eos_token is None:
         raise DataError("this tokenizer names no eos token, so a plain answer can't end")
@@ -403,6 +403,7 @@ def _find_end(self: Renderer):
     self.end_token = self.ending.strip()
     self.end_token_id = special[self.end_token]
     self.stop_ids = list(dict.fromkeys(special[t] for t in (self.end_token, tokenizer.eos_token, *TEXT_ENDS) if t in special))
+    self.stop_texts = ["Question:"] if self.style == "plain" else []
 
 # %% ../nbs/01_data.ipynb #a1c0f4ee
 @patch

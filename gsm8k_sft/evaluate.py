@@ -100,7 +100,7 @@ def evaluation_protocol(
     prompts, e = [renderer.prompt(q, examples) for q in rows["question"]], cfg.evaluation
     protocol = {"prompts_fingerprint": fingerprint(prompts), "shots": examples, "prompt_style": renderer.style, "renderer": renderer.describe(),
         "decoding": {k: e[k] for k in ("temperature", "top_p", "samples", "seed")} if e.temperature else "greedy", "calculator": e.calculator,
-        "engine": which_engine(model, e.engine), "max_new_tokens": e.max_new_tokens, "stop_tokens": tokenizer.convert_ids_to_tokens(renderer.stop_ids),
+        "engine": which_engine(model, e.engine), "max_new_tokens": e.max_new_tokens, "stop_tokens": tokenizer.convert_ids_to_tokens(renderer.stop_ids), **({"stop_texts": renderer.stop_texts} if renderer.stop_texts else {}),
         "grader": GRADER, "batch_size": e.batch_size, "dtype": _weights_dtype(model), "attn_implementation": model.config._attn_implementation,
         "device": model.device.type, "model_fingerprint": model_fingerprint or weights_fingerprint(model), "data_fingerprint": data_fingerprint(rows)}
     seeds = {"seed": cfg.seed, "validation_seed": cfg.data.validation_seed}
@@ -307,7 +307,7 @@ def _ask(model, tokenizer, rows, prompts, cfg, file, found, progress):
     todo = [(i, k) for i, row in enumerate(rows) for k in range(e.samples) if (row["id"], k) not in done]
     names = [rows[i]["id"] + (f"#{k}" if e.samples > 1 else "") for i, k in todo]
     answers = generate(model, tokenizer, [prompts[i] for i, _ in todo], e.max_new_tokens, e.batch_size,
-                       Renderer(tokenizer, cfg.data.prompt_style).stop_ids, names, progress, **decoding(cfg, tokenizer))
+                       (renderer := Renderer(tokenizer, cfg.data.prompt_style)).stop_ids, names, progress, **decoding(cfg, tokenizer), stop_texts=renderer.stop_texts)
     new = []
     try:
         for answer in answers:
@@ -468,7 +468,7 @@ def quick_accuracy(
     refuse_test(rows)
     start, renderer, e = time.perf_counter(), Renderer(tokenizer, cfg.data.prompt_style), cfg.evaluation
     prompts = [renderer.prompt(q) for q in rows["question"]]
-    answers = list(generate(model, tokenizer, prompts, e.max_new_tokens, e.batch_size, renderer.stop_ids, list(rows["id"]), False, engine=e.engine))
+    answers = list(generate(model, tokenizer, prompts, e.max_new_tokens, e.batch_size, renderer.stop_ids, list(rows["id"]), False, engine=e.engine, stop_texts=renderer.stop_texts))
     grades = [grade(a.text, rows[a.index]["answer"]) for a in answers]
     n, shares = len(answers), {g: sum(x[g] for x in grades) / max(len(grades), 1) for g in GRADERS}
     return {"n": n, **shares, "finished": sum(a.finish_reason == "stop" for a in answers) / max(n, 1),

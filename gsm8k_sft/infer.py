@@ -74,7 +74,7 @@ def answer_all(
     from gsm8k_sft.generate import generate
     renderer = Renderer(tokenizer, prompt_style)
     prompts = [renderer.prompt(q) for q in questions]
-    found = generate(model, tokenizer, prompts, max_new_tokens, batch_size, renderer.stop_ids, progress=progress)
+    found = generate(model, tokenizer, prompts, max_new_tokens, batch_size, renderer.stop_ids, progress=progress, stop_texts=renderer.stop_texts)
     return [_row(questions[g.index], g) for g in sorted(found, key=lambda g: g.index)]
 
 # %% ../nbs/parts/infer.ipynb #1365c109

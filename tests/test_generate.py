@@ -213,6 +213,23 @@ def test_calculator_by_hand(tokenizer):
         assert [g.text for g in sorted(found, key=lambda g: g.index)] == expected
 
 
+def test_a_text_ends_an_answer_and_frees_its_row(tokenizer, monkeypatch):
+    "Cut where the text begins, whatever the rows, beside a calculator too; and the rows don't run on to the limit"
+    model, texts, steps = make(scale=4), [tokenizer.decode(p) for p in prompts()], []
+    free = {g.index: g.text for g in generate(model, tokenizer, texts, 200, 6, [], progress=False)}
+    letters = [c for c in "etaoinsr" if sum(c in text[:40] for text in free.values()) >= 4]
+    assert letters, "most answers should hold the text early"
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda self, n: (steps.append(n), step(self, n))[1])
+    for rows, calculator in ((6, None), (2, None), (6, Calculator(tokenizer, lambda text: None))):
+        steps.clear()
+        found = list(generate(model, tokenizer, texts, 200, rows, [], progress=False, calculator=calculator, stop_texts=letters))
+        for g in found:
+            at = min((free[g.index].find(c) for c in letters if c in free[g.index]), default=len(free[g.index]))
+            assert g.text == free[g.index][:at] and g.finish_reason == ("stop" if at < len(free[g.index]) else "length")
+        assert sum(steps) < 1.2 * sum(g.n_tokens for g in found), "no row does much more than its answer took"
+
+
 def test_what_transformers_engine_lacks(tokenizer):
     with pytest.raises(GenerationError, match="use engine=slots"): generate(make(), tokenizer, ["<bos>a"], 3, 1, [1], sampling=Sampling(), engine="transformers")
     with pytest.raises(GenerationError, match="top_p"): Sampling(1.0, 0.0)
