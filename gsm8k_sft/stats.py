@@ -330,9 +330,9 @@ def _two_level(a, b, n_resamples, seed):
     return _draw_seeds(accuracies[:, len(a):], rng) - _draw_seeds(accuracies[:, :len(a)], rng)
 
 # %% ../nbs/parts/stats.ipynb #9316647a
-def _seeds(values):
+def _seeds(values, seedless=False):
     "The accuracies of one side in words"
-    if len(values) == 1: return f"{_percent(values[0])} % (one seed)"
+    if len(values) == 1: return f"{_percent(values[0])} %" + ("" if seedless else " (one seed)")
     return f"{_percent(np.mean(values))} % (mean of {len(values)} seeds, {_percent(min(values))} to {_percent(max(values))})"
 
 @dataclass
@@ -348,17 +348,19 @@ class SeedComparison:
     low: float # of the interval of the difference
     high: float
     confidence: float = 0.95
+    seedless: tuple[str, ...] = () # names of what no seed changes: an untuned model's greedy answers
 
     @property
     def shown(self): return not self.low <= 0 <= self.high
     @property
-    def single(self): return [n for n, v in ((self.name_a, self.accuracies_a), (self.name_b, self.accuracies_b)) if len(v) == 1]
+    def single(self): return [n for n, v in ((self.name_a, self.accuracies_a), (self.name_b, self.accuracies_b)) if len(v) == 1 and n not in self.seedless]
 
 # %% ../nbs/parts/stats.ipynb #47768b86
 def _seed_sentence(self):
-    levels = "problems" if len(self.single) == 2 else "seeds and problems"
+    levels = "seeds and problems" if max(len(self.accuracies_a), len(self.accuracies_b)) > 1 else "problems"
     note = f" The spread between seeds of {' and of '.join(self.single)} is unknown and not in the interval." if self.single else ""
-    return (f"{self.name_a} answers {_seeds(self.accuracies_a)} and {self.name_b} {_seeds(self.accuracies_b)} of the same {self.n:,} problems right ({self.metric}): "
+    a, b = _seeds(self.accuracies_a, self.name_a in self.seedless), _seeds(self.accuracies_b, self.name_b in self.seedless)
+    return (f"{self.name_a} answers {a} and {self.name_b} {b} of the same {self.n:,} problems right ({self.metric}): "
             f"a difference of {_points(self.difference)} points, {100 * self.confidence:g} % interval [{_points(self.low)}, {_points(self.high)}] "
             f"(bootstrap over {levels}): {_verdict(self.shown, self.confidence)}.{note}")
 
@@ -374,6 +376,7 @@ def compare_seeds(
     confidence: float = 0.95, # of the interval
     n_resamples: int = 10_000, # draws
     seed: int = 0, # of the draws
+    seedless: tuple[str, ...] = (), # of `names`, what no seed changes: an untuned model's greedy answers
 ) -> SeedComparison: # its str says it all
     "Compare two methods by several seeds of each, on the problems that all were asked"
     if not (runs_a and runs_b): raise ValueError("compare_seeds: at least one run of each is needed")
@@ -384,4 +387,4 @@ def compare_seeds(
     a, b, names = answers[:split], answers[split:], _names([runs[0], runs[split]], names)
     low, high = np.quantile(_two_level(a, b, n_resamples, seed), [(1 - confidence) / 2, (1 + confidence) / 2])
     means = [x.mean(axis=1).tolist() for x in (a, b)]
-    return SeedComparison(*names, metric, a.shape[1], *means, float(np.mean(means[1]) - np.mean(means[0])), float(low), float(high), confidence)
+    return SeedComparison(*names, metric, a.shape[1], *means, float(np.mean(means[1]) - np.mean(means[0])), float(low), float(high), confidence, seedless)

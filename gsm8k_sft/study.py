@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .core import CONFIGS, DATASETS, TUNINGS, ConfigError, SettingsError, check_choice, choices, load_config, project_path, read_json, run_folder
 from .evaluate import complete_result, prediction_bytes, read_predictions, result_name
 
-# %% ../nbs/parts/study.ipynb #78252f79
+# %% ../nbs/parts/study.ipynb #a1636ddf
 @dataclass
 class Method:
     "What tries learning rates, and then numbers of epochs, on `main`, seed 0"
@@ -39,7 +39,7 @@ class Runs:
     overrides: list[str] = field(default_factory=list)
     ask: list[str] = field(default_factory=lambda: [""]) # evaluation settings, one evaluation each
 
-# %% ../nbs/parts/study.ipynb #c7c04b06
+# %% ../nbs/parts/study.ipynb #99f52c09
 @dataclass
 class Base:
     "What the untuned model is asked"
@@ -56,7 +56,7 @@ class Study:
     base: list[Base] = field(default_factory=list)
     pairs: list[list[str]] = field(default_factory=list) # two experiments to compare: <run>_<dataset>, or base
 
-# %% ../nbs/parts/study.ipynb #7ad36a28
+# %% ../nbs/parts/study.ipynb #d1c65127
 def read_study(
     name: str, # of configs/study, or a YAML file's path
 ) -> DictConfig: # a `Study`, checked
@@ -68,7 +68,7 @@ def read_study(
     _check_study(study, path)
     return study
 
-# %% ../nbs/parts/study.ipynb #696223d8
+# %% ../nbs/parts/study.ipynb #22896ad7
 def _check_study(study, path):
     "Names that a study uses are there"
     check_choice(f"{path}: preset", study.preset, choices("preset"))
@@ -83,7 +83,7 @@ def _check_study(study, path):
     for pair in study.pairs:
         for name in pair: check_choice(f"{path}: pairs", name, known)
 
-# %% ../nbs/parts/study.ipynb #8465105b
+# %% ../nbs/parts/study.ipynb #889ebbc5
 @dataclass(frozen=True)
 class Job:
     "One training and what its model is asked; without tuning, the untuned model"
@@ -100,7 +100,7 @@ class Job:
     @property
     def asked(self): return self.name, self.split, self.ask
 
-# %% ../nbs/parts/study.ipynb #88b4c9e9
+# %% ../nbs/parts/study.ipynb #801757a3
 def rate_name(
     rate: float, # a learning rate
 ) -> str: # 5e-5
@@ -122,7 +122,7 @@ class Setting:
         epochs = () if self.epochs is None else (f"train.num_train_epochs={self.epochs:g}",)
         return (f"train.learning_rate={rate_name(self.rate)}", f"train.lr_scheduler_kwargs.min_lr={rate_name(self.rate / 10)}", *epochs)
 
-# %% ../nbs/parts/study.ipynb #a1636ddf
+# %% ../nbs/parts/study.ipynb #76e7ea3a
 def try_job(
     study: DictConfig, # from `read_study`
     method: str, # one of its methods
@@ -149,7 +149,7 @@ def base_jobs(
     name = lambda b: "-".join(["base", *(o.split("=", 1)[1] for o in b.overrides)])
     return [Job(study.preset, name(b), None, overrides=(*study.overrides, *b.overrides), shots=tuple(b.shots)) for b in study.base]
 
-# %% ../nbs/parts/study.ipynb #22896ad7
+# %% ../nbs/parts/study.ipynb #a562358f
 def _config(job, ask=""):
     "The configuration of a job's evaluation"
     more = [f"run_name={job.name}", "train.when_done=reuse"] if job.tuning else []
@@ -170,13 +170,13 @@ def is_done(
     "Whether all evaluations of a job are there"
     return all(complete_result(folder or project_path("eval_results"), n) for n in result_names(job))
 
-# %% ../nbs/parts/study.ipynb #4685694c
+# %% ../nbs/parts/study.ipynb #cefa8361
 def _record_of(name, folder):
     "The file of a result, whatever the weights were called where it was made; None if there is none"
     parts = name.split("__")
     return next(Path(folder).glob("__".join([*parts[:3], "*", *parts[4:]]) + ".json"), None)
 
-# %% ../nbs/parts/study.ipynb #73ea1e84
+# %% ../nbs/parts/study.ipynb #91be6856
 def validation_right(
     job: Job, # a try
     folder: Path | None = None, # eval_results by default
@@ -200,7 +200,7 @@ def choose_rate(
     if best in further and not any(abs(further[best] / r - 1) < 1e-6 for r in rates): return None, sorted([*rates, further[best]])
     return best, rates
 
-# %% ../nbs/parts/study.ipynb #801757a3
+# %% ../nbs/parts/study.ipynb #862b7037
 def chosen_setting(
     study: DictConfig, # from `read_study`
     method: str, # one of its methods
@@ -221,7 +221,7 @@ def chosen_setting(
     if any(right[s] is None for s in of_rate): return None, right
     return min(of_rate, key=lambda s: (-right[s], s.epochs or 0)), right
 
-# %% ../nbs/parts/study.ipynb #ea67db9b
+# %% ../nbs/parts/study.ipynb #742bdeae
 def open_jobs(
     study: DictConfig, # from `read_study`
     done=is_done, # tells whether a job is done
@@ -238,7 +238,7 @@ def open_jobs(
     jobs += [j for j in base_jobs(study) if not done(j)]
     return jobs, waiting
 
-# %% ../nbs/parts/study.ipynb #4d1788d6
+# %% ../nbs/parts/study.ipynb #462aac75
 def do_job(
     job: Job, # of a study
 ) -> str: # what came out, in a line
@@ -253,7 +253,7 @@ def do_job(
 
 def _said(results): return ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
 
-# %% ../nbs/parts/study.ipynb #91be6856
+# %% ../nbs/parts/study.ipynb #3bcd3f7d
 def _clean():
     import gc
     from gsm8k_sft.throughput import _forget_embeddings
@@ -270,7 +270,7 @@ def _attempt(job):
         return "interrupted" if type(e).__name__ == "TrainingInterrupted" else "failed", f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
     finally: _clean()
 
-# %% ../nbs/parts/study.ipynb #862b7037
+# %% ../nbs/parts/study.ipynb #ee08c87f
 def _lane(pipe, log, gpu, lanes):
     "A lane's life"
     os.environ["GSM8K_SFT_LANES"] = str(lanes) # into the records: speeds under load are no benchmark
@@ -282,11 +282,11 @@ def _lane(pipe, log, gpu, lanes):
     signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the process that hands out the jobs
     while (job := pipe.recv()) is not None: pipe.send(_attempt(job))
 
-# %% ../nbs/parts/study.ipynb #742bdeae
+# %% ../nbs/parts/study.ipynb #082cdda6
 class Lane:
     "A process that does jobs, one after the other"
     def __init__(self, log, gpu=None, lanes=1):
-        self.log, self.gpu, self.lanes, self.job, self.began = log, gpu, lanes, None, 0.0
+        self.log, self.gpu, self.lanes, self.job, self.began, self.compiled = log, gpu, lanes, None, 0.0, set()
         self.start()
     def start(self):
         context = get_context("spawn")
@@ -294,14 +294,17 @@ class Lane:
         self.process = context.Process(target=_lane, args=(theirs, str(self.log), self.gpu, self.lanes), daemon=True)
         self.process.start()
         theirs.close()
-    def give(self, job): self.job, self.began = job, time.monotonic(); self.pipe.send(job)
+    def give(self, job):
+        self.job, self.began = job, time.monotonic()
+        self.compiled.add(job.tuning)
+        self.pipe.send(job)
     def answer(self):
         "A job's outcome; a process that died is replaced"
         job, self.job = self.job, None
         try: return job, *self.pipe.recv(), time.monotonic() - self.began
         except (EOFError, ConnectionResetError):
             self.process.join()
-            code = self.process.exitcode
+            code, self.compiled = self.process.exitcode, set()
             self.start()
             return job, "failed", f"the process died (exit code {code}); see {self.log}", time.monotonic() - self.began
     def stop(self):
@@ -312,7 +315,7 @@ class Lane:
         self.process.join(60 if self.job else 10)
         if self.process.is_alive(): self.process.kill()
 
-# %% ../nbs/parts/study.ipynb #f7618732
+# %% ../nbs/parts/study.ipynb #d8b288cd
 def _gpus():
     "Indices of the GPUs that there are, as text; one None for a CPU"
     import torch
@@ -320,7 +323,7 @@ def _gpus():
     n = torch.cuda.device_count()
     return (seen.split(",")[:n] if seen else [str(i) for i in range(n)]) or [None]
 
-# %% ../nbs/parts/study.ipynb #5d5e7099
+# %% ../nbs/parts/study.ipynb #efd7f90e
 def run_study(
     study: DictConfig, # from `read_study`
     lanes: int = 1, # processes on each GPU
@@ -349,7 +352,7 @@ def run_study(
     jobs, waiting = open_jobs(study, known)
     return {"done": n, "failed": {" ".join(k[:2]): v for k, v in failed.items()}, "left": [j for j in jobs if j.asked not in failed], "waiting": waiting}
 
-# %% ../nbs/parts/study.ipynb #faad1311
+# %% ../nbs/parts/study.ipynb #06a06ea6
 def _hand_out(study, team, failed, known, end):
     "A job for each lane that has none"
     if time.monotonic() > end: return
@@ -358,13 +361,13 @@ def _hand_out(study, team, failed, known, end):
         if job.asked in failed or job.name in taken: continue # two jobs of one run: one after the other
         if not free: break
         taken.add(job.name)
-        free.remove(lane := _freest(free, team))
+        free.remove(lane := _best(free, team, job))
         lane.give(job)
 
-# %% ../nbs/parts/study.ipynb #de170c9d
-def _freest(free, team): return min(free, key=lambda lane: sum(l.job is not None and l.gpu == lane.gpu for l in team))
+# %% ../nbs/parts/study.ipynb #12b8df43
+def _best(free, team, job): return min(free, key=lambda lane: (sum(l.job is not None and l.gpu == lane.gpu for l in team), job.tuning not in lane.compiled))
 
-# %% ../nbs/parts/study.ipynb #3bcd3f7d
+# %% ../nbs/parts/study.ipynb #bc54a2da
 KEPT = ("id", "sample", "strict", "numeric", "flexible", "class", "finish_reason", "n_tokens")
 
 def _packed(text): return gzip.compress(text.encode(), mtime=0)
@@ -379,11 +382,17 @@ def _keep_evaluation(name, whole, source, out):
         rows = [{k: a[k] for k in KEPT if k in a} for a in read_predictions(name, source)]
         (out / f"{name}.verdicts.jsonl.gz").write_bytes(_packed("".join(json.dumps(r) + "\n" for r in rows)))
 
-# %% ../nbs/parts/study.ipynb #8f4d677c
+# %% ../nbs/parts/study.ipynb #5b738814
 def _place(job, out):
     "The folder of results/ that a job belongs into"
     if job.split == "validation": return out / "tries"
     return out if job.name.split("_")[0] in (*TUNINGS, "base") else out / "arms"
+
+def _whole(name, job, at):
+    "True: answers are kept whole; False: what was said of them; None: counts only"
+    kind = name.split("__")[2]
+    if "x-t" in kind or at.name == "tries": return None
+    return job.seed == 0 and at.name != "arms" and kind in ("full", "lora", "base-0shot")
 
 def _all_jobs(study, folder):
     "Every job that can be named by now"
@@ -392,7 +401,7 @@ def _all_jobs(study, folder):
     yield from (j for n, r in study.runs.items() if settings[r.method][0] for j in run_jobs(study, n, settings[r.method][0]))
     yield from base_jobs(study)
 
-# %% ../nbs/parts/study.ipynb #ee08c87f
+# %% ../nbs/parts/study.ipynb #2f7d89bf
 def collect(
     study: DictConfig, # from `read_study`
     out: Path | str | None = None, # results/<preset> by default
@@ -404,13 +413,11 @@ def collect(
         if found and job.tuning and not (at / job.name).exists():
             (at / job.name).mkdir(parents=True, exist_ok=True)
             for file in ("config.yaml", "record.json", "log.jsonl"): shutil.copy(project_path("runs", study.preset, job.name, file), at / job.name)
-        for name in found:
-            drawn = "x-t" in name.split("__")[2]
-            _keep_evaluation(name, None if drawn or at.name == "tries" else job.seed == 0 and not name.split("__")[2].endswith("calculator"), source, at / ("validation" if at.name == "tries" else "eval"))
+        for name in found: _keep_evaluation(name, _whole(name, job, at), source, at / ("validation" if at.name == "tries" else "eval"))
         kept += found
     return kept
 
-# %% ../nbs/parts/study.ipynb #d8b288cd
+# %% ../nbs/parts/study.ipynb #e549fb13
 def rest_of(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -423,7 +430,7 @@ def rest_of(
     def done(job): return is_done(job) or all(_record_of(n, _place(job, out) / "eval") for n in result_names(job))
     return done
 
-# %% ../nbs/parts/study.ipynb #06a06ea6
+# %% ../nbs/parts/study.ipynb #2f2a9be5
 def choice_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -437,7 +444,7 @@ def choice_table(
         rows += [{"method": m, "learning rate": s.name, "right": n, "chosen": "yes" if s == setting else ""} for s, n in sorted(right.items(), key=lambda i: i[0].rate) if n is not None]
     return pd.DataFrame(rows, columns=["method", "learning rate", "right", "chosen"])
 
-# %% ../nbs/parts/study.ipynb #53d12a9f
+# %% ../nbs/parts/study.ipynb #497e0bf5
 def _folders(study, root): return [p for p in (Path(root or project_path("results")) / study.preset / d for d in (".", "arms")) if (p / "eval").exists()]
 
 def _protocol(e): return e["name"].split("__")[2] # base-1shot-plain
@@ -454,35 +461,37 @@ def _found(study, root):
             found.setdefault(name, []).append({**e, "file": path})
     return found
 
-# %% ../nbs/parts/study.ipynb #e73d898c
+# %% ../nbs/parts/study.ipynb #15262447
 def _drawn_seeds(values):
     "9.0 % (8.7 to 9.4)"
     return f"{100 * sum(values) / len(values):.1f} %" + (f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else "")
 
-def _with_calculator(study, root):
-    "experiment -> shares that are right with the calculator, by seed"
-    files, found = [p for f in _folders(study, root) for p in sorted((f / "eval").glob("*-calculator__*.json"))], {}
-    for e in map(read_json, files):
-        if e["split"] == "test": found.setdefault(e["configuration"].get("run_name", "").rsplit("-lr", 1)[0], []).append(e["accuracy"]["strict"]["value"])
+def _asked_otherwise(study, root):
+    "experiment -> shares that are right with the calculator, and by majority of drawn answers, by seed"
+    found = {}
+    for e in (read_json(p) for f in _folders(study, root) for p in sorted((f / "eval").glob("*.json"))):
+        mine = found.setdefault(e["configuration"].get("run_name", "").rsplit("-lr", 1)[0], {"calculator": [], "majority": []})
+        if e["split"] == "test" and e["protocol"].get("calculator"): mine["calculator"].append(e["accuracy"]["strict"]["value"])
+        if e["split"] == "test" and e["samples"] > 1: mine["majority"].append(e["sampled"]["strict"][f"maj@{e['samples']}"])
     return found
 
-# %% ../nbs/parts/study.ipynb #bc54a2da
+# %% ../nbs/parts/study.ipynb #aaa8e925
 def outcome_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
 ): # DataFrame, a row an experiment
     "Test accuracy of every experiment: mean over seeds and range"
     import pandas as pd
-    rows, helped = [], _with_calculator(study, root)
+    rows, otherwise = [], _asked_otherwise(study, root)
     for name, found in _found(study, root).items():
         first, shares = found[0], lambda g: [e["accuracy"][g]["value"] for e in found]
         rate = first["configuration"].get("run_name", "-lr–-s").rsplit("-lr", 1)[1].rsplit("-s", 1)[0]
-        more = helped.get(name)
+        more = {k: _drawn_seeds(v) if v else "–" for k, v in otherwise.get(name, {"calculator": [], "majority": []}).items()}
         rows.append({"experiment": name, "learning rate": rate, "seeds": len(found) if "run_name" in first["configuration"] else "–", "exact": _drawn_seeds(shares("strict")),
-                     "last number": _drawn_seeds(shares("flexible")), "exact, with calculator": _drawn_seeds(more) if more else "–"})
+                     "number": _drawn_seeds(shares("numeric")), "last number": _drawn_seeds(shares("flexible")), "exact, with calculator": more["calculator"], "exact, majority of 8": more["majority"]})
     return pd.DataFrame(rows)
 
-# %% ../nbs/parts/study.ipynb #2f7d89bf
+# %% ../nbs/parts/study.ipynb #8b3764db
 def _verdicts(e):
     "What the graders said of each answer"
     folder = e["file"].parent
@@ -495,17 +504,17 @@ def _sides(found, metric):
     bases = [v for k, v in found.items() if k.startswith("base-")]
     return found | ({"base": max(bases, key=lambda v: v[0]["accuracy"][metric]["value"])} if bases else {})
 
-# %% ../nbs/parts/study.ipynb #c0030ca0
+# %% ../nbs/parts/study.ipynb #16c62d7d
 def _pair(sides, a, b, metric):
     "One comparison"
     from gsm8k_sft.stats import compare, compare_seeds
     names = tuple(_protocol(sides[x][0]) if x == "base" else x for x in (a, b))
     each = [[_verdicts(e) for e in sides[x]] for x in (a, b)]
-    found, first = compare_seeds(*each, metric, names=names), compare(each[0][0], each[1][0], metric, names=names)
+    found, first = compare_seeds(*each, metric, names=names, seedless=tuple(n for n, x in zip(names, (a, b)) if x == "base")), compare(each[0][0], each[1][0], metric, names=names)
     points = {k: round(100 * getattr(found, k), 1) for k in ("difference", "low", "high")}
     return {"a": names[0], "b": names[1], "grader": metric, **points, "seeds": f"{len(each[0])} and {len(each[1])}", "p, first seeds": float(f"{first.p:.2g}"), "shown": found.shown, "sentence": str(found)}
 
-# %% ../nbs/parts/study.ipynb #e549fb13
+# %% ../nbs/parts/study.ipynb #df4ae106
 def pair_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -513,11 +522,11 @@ def pair_table(
     "The comparisons that the study was made for"
     import pandas as pd
     found = _found(study, root)
-    sides = {metric: _sides(found, metric) for metric in ("strict", "flexible")}
+    sides = {metric: _sides(found, metric) for metric in ("strict", "numeric", "flexible")}
     asked = [(a, b, metric) for a, b in study.pairs for metric in sides if metric == "strict" or "base" in (a, b)]
     return pd.DataFrame([_pair(sides[metric], a, b, metric) for a, b, metric in asked if a in sides[metric] and b in sides[metric]])
 
-# %% ../nbs/parts/study.ipynb #2f2a9be5
+# %% ../nbs/parts/study.ipynb #c91ba4aa
 def forgetting_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -532,7 +541,7 @@ def forgetting_table(
     said = lambda a, b, kind: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*rise(measured[a], measured[b], kind))
     return pd.DataFrame([{"a": a, "b": b, **{kind: said(a, b, kind) for kind in ("code", "prose")}} for a, b in pairs if measured.get(a) and measured.get(b)])
 
-# %% ../nbs/parts/study.ipynb #4b4b5a99
+# %% ../nbs/parts/study.ipynb #b701a4e4
 def missing_jobs(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -546,13 +555,13 @@ def missing_jobs(
         if absent: missing.append(f"{job.name} ({', '.join(absent)})")
     return missing
 
-# %% ../nbs/parts/study.ipynb #497e0bf5
+# %% ../nbs/parts/study.ipynb #cd614d42
 def _choice(study, method):
     "5e-5 31, 1e-4 34 right on validation: 1e-4"
     setting, right = chosen_setting(study, method)
     return ", ".join(f"{s.name} {n}" for s, n in right.items()) + f" right on validation: {setting.name if setting else 'open'}"
 
-# %% ../nbs/parts/study.ipynb #15262447
+# %% ../nbs/parts/study.ipynb #84c66174
 @call_parse
 def main(
     name: str, # of configs/study, or a YAML file

@@ -51,7 +51,8 @@ def test_whole_study_and_what_is_kept(tmp_path):
     table = outcome_table(small, tmp_path / "results").set_index("experiment")
     assert table.seeds.to_dict() == {"full_main": 2, "full_socratic": 2, "base-0shot": "–", "base-0shot-plain": "–", "base-1shot-plain": "–", "full-wd_main": 1}
     pairs = pair_table(small, tmp_path / "results")
-    assert pairs.grader.tolist() == ["strict", "flexible", "strict", "strict"] and pairs.seeds.tolist() == ["1 and 2", "1 and 2", "2 and 2", "2 and 1"], "verdicts stand in for predictions; socratic's problems are main's"
+    assert pairs.grader.tolist() == ["strict", "numeric", "flexible", "strict", "strict"] and pairs.seeds.tolist() == ["1 and 2"] * 3 + ["2 and 2", "2 and 1"], "verdicts stand in for predictions; socratic's problems are main's"
+    assert "spread between seeds" not in pairs.sentence[0] and "spread between seeds of full-wd_main" in pairs.sentence[4], "an untuned model has no seeds"
     lost = forgetting_table(small, tmp_path / "results").set_index(["a", "b"])
     assert list(lost.index) == [("base", "full_main"), ("base", "full_socratic"), ("base", "full-wd_main"), ("full_main", "full_socratic"), ("full_main", "full-wd_main")]
     losses = lambda name: [read_json(p)["elsewhere"]["code"] for p in kept.glob(f"eval/toy{name}*.json") if "calculator" not in p.name]
