@@ -275,9 +275,9 @@ def error_table(
 def size_table(
     answers: dict[str, list[dict]], # from `read_answers`
     by: str = "steps", # steps or length (characters) of the published answer
-) -> pd.DataFrame: # a row for each size: problems, and percent right (strict) of each model
+) -> pd.DataFrame: # a row for each size: problems, and percent right of each model, by the number that the answer states
     "Accuracy by the size of the problem"
-    parts = {name: breakdown(a, by) for name, a in answers.items()}
+    parts = {name: breakdown(a, by, "numeric") for name, a in answers.items()}
     n = next(iter(parts.values())).n
     return pd.DataFrame({"problems": n, **{name: (100 * p.share).round(1) for name, p in parts.items()}})[n > 0]
 

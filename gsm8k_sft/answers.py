@@ -410,14 +410,15 @@ _BINS = {"steps": ("gold_steps", lambda n: "8+" if n >= 8 else str(n), [*map(str
 
 # %% ../nbs/parts/answers.ipynb #9bd80193
 def breakdown(
-    answers: list, # predictions, each with `strict` and gold_steps or gold_length
+    answers: list, # predictions, each with the grader's verdict and gold_steps or gold_length
     by: str = "steps", # "steps": annotations of the gold answer; "length": its characters
+    grader: str = "strict", # what counts as right: strict, numeric or flexible
 ): # DataFrame: a row for each bin, with n, right and share (NaN where n is 0)
     "The accuracy by the size of the problem"
     import pandas as pd
     if by not in _BINS: raise ValueError(f"by: {by!r} must be one of {', '.join(_BINS)}")
     key, label, labels = _BINS[by]
-    n, right = Counter(label(a[key]) for a in answers), Counter(label(a[key]) for a in answers if a["strict"])
+    n, right = Counter(label(a[key]) for a in answers), Counter(label(a[key]) for a in answers if a[grader])
     labels = ["0"] * ("0" in n) + labels
     table = pd.DataFrame({"n": [n[k] for k in labels], "right": [right[k] for k in labels]}, index=pd.Index(labels, name=by))
     return table.assign(share=table["right"] / table["n"])

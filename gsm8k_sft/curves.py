@@ -200,13 +200,13 @@ def plot_steps(
 ): # Axes
     "Accuracy by the size of the problem"
     if not answers: raise ValueError("plot_steps: no predictions")
-    parts = {name: (p := breakdown(a, by))[p["n"] > 0] for name, a in answers.items()}
+    parts = {name: (p := breakdown(a, by, "numeric"))[p["n"] > 0] for name, a in answers.items()}
     first = next(iter(parts.values()))
     with figure_style() as plt:
         ax = ax or plt.subplots(figsize=(6.4, 3.8))[1]
         shifts = (np.arange(len(parts)) - (len(parts) - 1) / 2) * min(0.12, 0.6 / len(parts))
         for (name, part), shift, colour in zip(parts.items(), shifts, _model_colours(parts)): _share(part, shift, ax, colour, name)
-        ax.set(xticks=range(len(first)), xticklabels=[f"{k}\n{n}" for k, n in zip(first.index, first["n"])], ylim=(0, None), ylabel="exact answers, %\n(bars: 95 % Wilson interval)",
+        ax.set(xticks=range(len(first)), xticklabels=[f"{k}\n{n}" for k, n in zip(first.index, first["n"])], ylim=(0, None), ylabel="right by the stated number, %\n(bars: 95 % Wilson interval)",
                xlabel=("steps" if by == "steps" else "characters") + " of the published answer; below: problems")
         ax.grid(axis="x", visible=False)
         ax.figure.legend(loc="outside upper center", ncols=2, fontsize=9)
@@ -299,7 +299,7 @@ def _against_base(evaluation, bases, metric):
     "The difference to the base model with its interval, and McNemar's p"
     same = lambda e: all(e[k] == evaluation[k] for k in ("dataset", "split", "n")) and e["configuration"]["preset"] == evaluation["configuration"]["preset"]
     base = next(filter(same, bases), None)
-    if base is None: return {}
+    if base is None or not all(e["accuracy"].get(metric) for e in (base, evaluation)): return {}
     try: c = compare(base, evaluation, metric, folder=evaluation["file"].parent)
     except (ValueError, OSError): # predictions are gone, or not comparable
         return {"difference": evaluation["accuracy"][metric]["value"] - base["accuracy"][metric]["value"]}
@@ -354,10 +354,12 @@ def curve_figures(
     root: Path | str | None = None, # a folder laid out as results/; your own runs by default
 ): # yields a name and the Axes
     "Each figure of this chapter that the records allow"
-    runs = {r["run_name"]: path for r in read_runs(preset, root) if (path := r["file"].parent / "log.jsonl").exists() and path.stat().st_size}
+    records = read_runs(preset, root)
+    shared = any((r.get("lanes") or 1) > 1 for r in records) # seconds beside other runs say nothing
+    runs = {r["run_name"]: path for r in records if (path := r["file"].parent / "log.jsonl").exists() and path.stat().st_size}
     logs = read_logs(runs) if runs else ()
     for by in BY if len(logs) else ():
-        if by != "epoch" and logs[by].notna().any(): yield f"{preset}-curves-{by}", plot_panels(logs, by)
+        if by != "epoch" and not (shared and by == "seconds") and logs[by].notna().any(): yield f"{preset}-curves-{by}", plot_panels(logs, by)
     if len(points := loss_accuracy(preset, root)): yield f"{preset}-loss-accuracy", plot_loss_accuracy(points)
     table = comparison_table(preset, root).dropna(subset=["run", "strict", *COSTS])
     for dataset, rows in table.groupby("dataset"): yield f"{preset}-{dataset}-cost", plot_cost(rows)
@@ -369,11 +371,12 @@ def curve_figures(
 # %% ../nbs/parts/curves.ipynb #1d0996cc
 def flip_pairs(
     answers: dict[str, list[dict]], # name of each model -> its predictions, from `read_answers`
+    metric: str = "numeric", # what counts as solved: the number that the answer states, so that an untuned model's form doesn't; or strict, flexible
 ) -> list[Comparison]: # of models that were asked the same problems
     "The comparisons worth a row: tuned models in pairs of different methods, else all in pairs"
     tuned, asked = [name for name in answers if not name.startswith("base")], {name: {x["id"] for x in a} for name, a in answers.items()}
     pairs = [(a, b) for a, b in combinations(tuned, 2) if a.split(" (")[0] != b.split(" (")[0]]
-    return [compare(answers[a], answers[b], names=(a, b)) for a, b in pairs or combinations(answers, 2) if asked[a] == asked[b]]
+    return [compare(answers[a], answers[b], metric, names=(a, b)) for a, b in pairs or combinations(answers, 2) if asked[a] == asked[b]]
 
 # %% ../nbs/parts/curves.ipynb #58cf62a7
 def draw_curves(

@@ -145,7 +145,7 @@ def _errors(preset, dataset, words, root):
     if not answers: return []
     tables = [markdown_table(t.reset_index()) for t in (error_table(answers), size_table(answers, "steps"), size_table(answers, "length"))]
     return ["What the answers are, in percent:", tables[0], *_figure(f"{preset}-{dataset}-errors.png", words),
-            "Right answers (exact) in percent, by the steps of the published answer and by its length in characters:", *tables[1:]]
+            "Right answers (by the number that the answer states) in percent, by the steps of the published answer and by its length in characters:", *tables[1:]]
 
 # %% ../nbs/05_report.ipynb #2dd3e21f
 def _section(rows, evaluations, words, out, root):
@@ -204,10 +204,10 @@ def _of(preset, end, words):
 
 def _training(preset, words, root):
     "Summary and curves of a preset's runs"
-    table = summary_table(preset, root)
+    table = summary_table(preset, root, metric="numeric")
     if table.empty: return []
-    return [f"## Training: {preset}", "*full* trains all weights, *LoRA* an adapter beside the frozen ones.", markdown_table(format_summary(table)),
-            "The difference is to the zero-shot base model on the same problems, in points, exact; p is McNemar's, exact and two-sided.", *_of(preset, "curves-step", words)]
+    return [f"## Training: {preset}", "*full* trains all weights, *LoRA* an adapter beside the frozen ones.", markdown_table(format_summary(table).rename(columns={"exact [95 %]": "number [95 %]"})),
+            "The difference is to the zero-shot base model on the same problems, in points, by the number that the answer states: an untuned model doesn't know the form that an exact answer has. p is McNemar's, exact and two-sided.", *_of(preset, "curves-step", words)]
 
 def _disagreement(preset, words):
     figures = _of(preset, "loss-accuracy", words)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from gsm8k_sft.analysis import alt_text, save_figure
-from gsm8k_sft.core import project_path, write_json
+from gsm8k_sft.core import project_path, read_json, write_json
 from gsm8k_sft.curves import (disagreements, draw_curves, flip_pairs, flipped_items, format_summary, plot_cost, plot_curves, plot_flips, plot_loss_accuracy,
                               plot_panels, plot_steps, summary_table)
 from gsm8k_sft.logs import read_logs, tidy
@@ -83,7 +83,7 @@ def results(tmp_path):
     return tmp_path
 
 
-def answers(right): return [{"id": str(i), "strict": bool(r), "gold": "1", "gold_steps": 1 + i % 3, "gold_length": 50} for i, r in enumerate(right)]
+def answers(right): return [{"id": str(i), "strict": bool(r), "numeric": bool(r), "gold": "1", "gold_steps": 1 + i % 3, "gold_length": 50} for i, r in enumerate(right)]
 
 
 def test_summary_without_predictions(results):
@@ -104,6 +104,13 @@ def test_a_run_without_log_or_with_an_empty_one(results):
     (results / "toy" / "full_main-s0" / "log.jsonl").unlink(), (results / "toy" / "lora_main-s0" / "log.jsonl").write_text("")
     assert summary_table("toy", results).eval_loss.isna().all()
     assert [p.rpartition("/")[2] for p in draw_curves(results / "out", "toy", results)] == ["toy-loss-accuracy.png", "toy-main-cost.png"]
+
+
+def test_seconds_beside_other_runs_are_not_drawn(results):
+    alone = [p.rpartition("/")[2] for p in draw_curves(results / "alone", "toy", results)]
+    path = results / "toy" / "full_main-s0" / "record.json"
+    write_json(path, {k: v for k, v in read_json(path).items() if k != "schema_version"} | {"lanes": 3})
+    assert set(alone) - {p.rpartition("/")[2] for p in draw_curves(results / "beside", "toy", results)} == {"toy-curves-seconds.png"}
 
 
 def test_nan_leaves_a_gap(tmp_path):
