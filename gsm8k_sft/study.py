@@ -307,15 +307,19 @@ class Lane:
             code, self.compiled = self.process.exitcode, set()
             self.start()
             return job, "failed", f"the process died (exit code {code}); see {self.log}", time.monotonic() - self.began
-    def stop(self):
-        "Let it end; what it is at is interrupted"
-        if self.job: self.process.terminate() # a training keeps a checkpoint, an evaluation its answers
-        try: self.pipe.send(None)
-        except OSError: pass # it is gone already
-        self.process.join(60 if self.job else 10)
-        if self.process.is_alive(): self.process.kill()
 
-# %% ../nbs/parts/study.ipynb #d8b288cd
+# %% ../nbs/parts/study.ipynb #efd7f90e
+def _stop(self):
+    "Let it end; what it is at is interrupted"
+    if self.job: self.process.terminate()
+    try: self.pipe.send(None)
+    except OSError: pass # it is gone already
+    self.process.join(60 if self.job else 10)
+    if self.process.is_alive(): self.process.kill()
+
+Lane.stop = _stop
+
+# %% ../nbs/parts/study.ipynb #06a06ea6
 def _gpus():
     "Indices of the GPUs that there are, as text; one None for a CPU"
     import torch
@@ -323,7 +327,7 @@ def _gpus():
     n = torch.cuda.device_count()
     return (seen.split(",")[:n] if seen else [str(i) for i in range(n)]) or [None]
 
-# %% ../nbs/parts/study.ipynb #efd7f90e
+# %% ../nbs/parts/study.ipynb #c51a514b
 def run_study(
     study: DictConfig, # from `read_study`
     lanes: int = 1, # processes on each GPU
@@ -352,7 +356,7 @@ def run_study(
     jobs, waiting = open_jobs(study, known)
     return {"done": n, "failed": {" ".join(k[:2]): v for k, v in failed.items()}, "left": [j for j in jobs if j.asked not in failed], "waiting": waiting}
 
-# %% ../nbs/parts/study.ipynb #06a06ea6
+# %% ../nbs/parts/study.ipynb #12b8df43
 def _hand_out(study, team, failed, known, end):
     "A job for each lane that has none"
     if time.monotonic() > end: return
@@ -364,10 +368,10 @@ def _hand_out(study, team, failed, known, end):
         free.remove(lane := _best(free, team, job))
         lane.give(job)
 
-# %% ../nbs/parts/study.ipynb #12b8df43
+# %% ../nbs/parts/study.ipynb #e73d898c
 def _best(free, team, job): return min(free, key=lambda lane: (sum(l.job is not None and l.gpu == lane.gpu for l in team), job.tuning not in lane.compiled))
 
-# %% ../nbs/parts/study.ipynb #bc54a2da
+# %% ../nbs/parts/study.ipynb #2f7d89bf
 KEPT = ("id", "sample", "strict", "numeric", "flexible", "class", "finish_reason", "n_tokens")
 
 def _packed(text): return gzip.compress(text.encode(), mtime=0)
@@ -382,7 +386,7 @@ def _keep_evaluation(name, whole, source, out):
         rows = [{k: a[k] for k in KEPT if k in a} for a in read_predictions(name, source)]
         (out / f"{name}.verdicts.jsonl.gz").write_bytes(_packed("".join(json.dumps(r) + "\n" for r in rows)))
 
-# %% ../nbs/parts/study.ipynb #5b738814
+# %% ../nbs/parts/study.ipynb #c0030ca0
 def _place(job, out):
     "The folder of results/ that a job belongs into"
     if job.split == "validation": return out / "tries"
@@ -401,7 +405,7 @@ def _all_jobs(study, folder):
     yield from (j for n, r in study.runs.items() if settings[r.method][0] for j in run_jobs(study, n, settings[r.method][0]))
     yield from base_jobs(study)
 
-# %% ../nbs/parts/study.ipynb #2f7d89bf
+# %% ../nbs/parts/study.ipynb #e549fb13
 def collect(
     study: DictConfig, # from `read_study`
     out: Path | str | None = None, # results/<preset> by default
@@ -417,7 +421,7 @@ def collect(
         kept += found
     return kept
 
-# %% ../nbs/parts/study.ipynb #e549fb13
+# %% ../nbs/parts/study.ipynb #2f2a9be5
 def rest_of(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -430,7 +434,7 @@ def rest_of(
     def done(job): return is_done(job) or all(_record_of(n, _place(job, out) / "eval") for n in result_names(job))
     return done
 
-# %% ../nbs/parts/study.ipynb #2f2a9be5
+# %% ../nbs/parts/study.ipynb #7ab0f20b
 def choice_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -444,7 +448,7 @@ def choice_table(
         rows += [{"method": m, "learning rate": s.name, "right": n, "chosen": "yes" if s == setting else ""} for s, n in sorted(right.items(), key=lambda i: i[0].rate) if n is not None]
     return pd.DataFrame(rows, columns=["method", "learning rate", "right", "chosen"])
 
-# %% ../nbs/parts/study.ipynb #497e0bf5
+# %% ../nbs/parts/study.ipynb #aaa8e925
 def _folders(study, root): return [p for p in (Path(root or project_path("results")) / study.preset / d for d in (".", "arms")) if (p / "eval").exists()]
 
 def _protocol(e): return e["name"].split("__")[2] # base-1shot-plain
@@ -461,7 +465,7 @@ def _found(study, root):
             found.setdefault(name, []).append({**e, "file": path})
     return found
 
-# %% ../nbs/parts/study.ipynb #15262447
+# %% ../nbs/parts/study.ipynb #8bbed5a0
 def _drawn_seeds(values):
     "9.0 % (8.7 to 9.4)"
     return f"{100 * sum(values) / len(values):.1f} %" + (f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else "")
@@ -475,7 +479,7 @@ def _asked_otherwise(study, root):
         if e["split"] == "test" and e["samples"] > 1: mine["majority"].append(e["sampled"]["strict"][f"maj@{e['samples']}"])
     return found
 
-# %% ../nbs/parts/study.ipynb #aaa8e925
+# %% ../nbs/parts/study.ipynb #8b3764db
 def outcome_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -491,7 +495,7 @@ def outcome_table(
                      "number": _drawn_seeds(shares("numeric")), "last number": _drawn_seeds(shares("flexible")), "exact, with calculator": more["calculator"], "exact, majority of 8": more["majority"]})
     return pd.DataFrame(rows)
 
-# %% ../nbs/parts/study.ipynb #8b3764db
+# %% ../nbs/parts/study.ipynb #df4ae106
 def _verdicts(e):
     "What the graders said of each answer"
     folder = e["file"].parent
@@ -504,7 +508,7 @@ def _sides(found, metric):
     bases = [v for k, v in found.items() if k.startswith("base-")]
     return found | ({"base": max(bases, key=lambda v: v[0]["accuracy"][metric]["value"])} if bases else {})
 
-# %% ../nbs/parts/study.ipynb #16c62d7d
+# %% ../nbs/parts/study.ipynb #4877dfe1
 def _pair(sides, a, b, metric):
     "One comparison"
     from gsm8k_sft.stats import compare, compare_seeds
@@ -514,7 +518,7 @@ def _pair(sides, a, b, metric):
     points = {k: round(100 * getattr(found, k), 1) for k in ("difference", "low", "high")}
     return {"a": names[0], "b": names[1], "grader": metric, **points, "seeds": f"{len(each[0])} and {len(each[1])}", "p, first seeds": float(f"{first.p:.2g}"), "shown": found.shown, "sentence": str(found)}
 
-# %% ../nbs/parts/study.ipynb #df4ae106
+# %% ../nbs/parts/study.ipynb #c91ba4aa
 def pair_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -526,7 +530,7 @@ def pair_table(
     asked = [(a, b, metric) for a, b in study.pairs for metric in sides if metric == "strict" or "base" in (a, b)]
     return pd.DataFrame([_pair(sides[metric], a, b, metric) for a, b, metric in asked if a in sides[metric] and b in sides[metric]])
 
-# %% ../nbs/parts/study.ipynb #c91ba4aa
+# %% ../nbs/parts/study.ipynb #9da35d36
 def forgetting_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -541,7 +545,7 @@ def forgetting_table(
     said = lambda a, b, kind: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*rise(measured[a], measured[b], kind))
     return pd.DataFrame([{"a": a, "b": b, **{kind: said(a, b, kind) for kind in ("code", "prose")}} for a, b in pairs if measured.get(a) and measured.get(b)])
 
-# %% ../nbs/parts/study.ipynb #b701a4e4
+# %% ../nbs/parts/study.ipynb #cd614d42
 def missing_jobs(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -555,13 +559,13 @@ def missing_jobs(
         if absent: missing.append(f"{job.name} ({', '.join(absent)})")
     return missing
 
-# %% ../nbs/parts/study.ipynb #cd614d42
+# %% ../nbs/parts/study.ipynb #eac70bd3
 def _choice(study, method):
     "5e-5 31, 1e-4 34 right on validation: 1e-4"
     setting, right = chosen_setting(study, method)
     return ", ".join(f"{s.name} {n}" for s, n in right.items()) + f" right on validation: {setting.name if setting else 'open'}"
 
-# %% ../nbs/parts/study.ipynb #84c66174
+# %% ../nbs/parts/study.ipynb #fcc66a57
 @call_parse
 def main(
     name: str, # of configs/study, or a YAML file
