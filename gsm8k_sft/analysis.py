@@ -176,9 +176,10 @@ def _experiment(table):
 
 def mean_label(
     row: dict, # of `average_seeds`
-) -> str: # "LoRA", or "LoRA (lora_main-1a2b3c)" for a run with overrides
+    dataset: bool = False, # say which one it was trained on, unless it is main
+) -> str: # "LoRA", "LoRA on socratic", or "LoRA (lora_main-1a2b3c)" for a run with overrides
     "The model's name, with its experiment if that isn't the plain one"
-    return label(row["model"]) + ("" if row["experiment"] in ("", f"{row['model']}_{row['dataset']}") else f" ({row['experiment']})")
+    return label(row["model"]) + (f" on {row['dataset']}" if dataset and row["dataset"] != "main" else "") + ("" if row["experiment"] in ("", f"{row['model']}_{row['dataset']}") else f" ({row['experiment']})")
 
 # %% ../nbs/04_analysis.ipynb #f7254eaa
 def average_seeds(
@@ -203,33 +204,35 @@ def accuracies_in_words(
 
 # %% ../nbs/04_analysis.ipynb #23ca8914
 def _headline_row(row):
-    "One model's line: its accuracies, averaged over seeds, and what its training cost in the first of them"
+    "One model's line: its accuracies, averaged over seeds, and what its training cost in the first of them; no speeds of runs that shared their GPU"
     def rate(g):
         several = row["seeds"] > 1
         span = [row[f"{g}_lowest"], row[f"{g}_highest"]] if several else [row[f"{g}_low"], row[f"{g}_high"]]
         return f"{100 * row[f'{g}_mean']:.1f} % [{100 * span[0]:.1f}, {100 * span[1]:.1f}]"
-    return {"model": mean_label(row), "seeds": row["seeds"] if row["experiment"] else "–", "exact": rate("strict"),
-            "number": "–" if pd.isna(row["numeric_mean"]) else rate("numeric"), "last number": rate("flexible"), "trainable": _trainable(row), "training": _amount(row.get("train_seconds"), suffix=" s"),
-            "tokens/s": _amount(row.get("tokens_per_second")), "peak memory": _amount(row.get("peak_memory"), 2**30, " GiB", 2)}
+    alone = not pd.to_numeric(row.get("lanes")) > 1
+    return {"model": mean_label(row, dataset=True), "seeds": row["seeds"] if row["experiment"] else "–", "exact": rate("strict"),
+            "number": "–" if pd.isna(row["numeric_mean"]) else rate("numeric"), "last number": rate("flexible"), "trainable": _trainable(row), "training": _amount(row.get("train_seconds") if alone else None, suffix=" s"),
+            "tokens/s": _amount(row.get("tokens_per_second") if alone else None), "peak memory": _amount(row.get("peak_memory"), 2**30, " GiB", 2)}
 
 # %% ../nbs/04_analysis.ipynb #4b35e242
 def headline(
     table: pd.DataFrame, # from `comparison_table`
-) -> str: # markdown: a sentence and a table for each preset and data set
+) -> str: # markdown: a sentence, a table and a figure for each preset; models trained on socratic are asked the same questions
     "What the runs found, in a few lines"
     if table.empty: return "No results are committed yet."
     keys, blocks = ["preset", "dataset", "n", "model", "experiment"], []
     done = table.dropna(subset=["strict"]).assign(experiment=lambda t: _experiment(t))
     rows = average_seeds(done).merge(done.drop_duplicates(keys), on=keys)
-    for (toy, preset, dataset, n), group in rows.groupby([rows.preset == "toy", "preset", "dataset", "n"]):
-        what = f"a toy model on {int(n):,} generated problems: **synthetic, to show the path at work**" if toy else f"all models on {int(n):,} test problems of GSM8K {dataset}"
+    for (toy, preset, n), group in rows.groupby([rows.preset == "toy", "preset", "n"]):
+        what, dataset = f"a toy model on {int(n):,} generated problems: **synthetic, to show the path at work**" if toy else f"all models on the {int(n):,} test problems of GSM8K", min(group.dataset)
         stem = f"{preset}-{dataset}-comparison"
         same = done[(done.preset == preset) & (done.dataset == dataset) & (done.n == n)]
         words = f"Accuracy of each model, {preset}. {accuracies_in_words(same)}"
         drawn = "\n\n" + picture(f"../figures/{stem}", words) if project_path("figures", f"{stem}-dark.svg").exists() else ""
-        blocks.append(f"**{preset}**, {what}:\n\n" + markdown_table(pd.DataFrame([_headline_row(r) for r in group.to_dict("records")])) + drawn)
+        lines = pd.DataFrame([_headline_row(r) for r in group.to_dict("records")])
+        blocks.append(f"**{preset}**, {what}:\n\n" + markdown_table(lines.loc[:, (lines != "–").any()]) + drawn)
     shared = sorted(done[pd.to_numeric(done.lanes) > 1].preset.unique())
-    if shared: blocks.append(f"Runs of {', '.join(shared)} shared their GPU with others: seconds and tokens/s are of the first seed under that load, and no benchmark.")
+    if shared: blocks.append(f"Runs of {', '.join(shared)} shared their GPU with others, so their seconds are no benchmark and are left out.")
     waiting = [f"{r['preset']} {label(r['model'])} on {r['dataset']}" for r in table[table.strict.isna()].to_dict("records")]
     if waiting: blocks.append(f"Trained but not evaluated yet: {', '.join(waiting)}.")
     return "\n\n".join(blocks)

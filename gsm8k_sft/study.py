@@ -254,21 +254,15 @@ def do_job(
 def _said(results): return ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
 
 # %% ../nbs/parts/study.ipynb #3bcd3f7d
-def _clean():
-    import gc
-    from gsm8k_sft.throughput import _forget_embeddings
-    import torch
-    _forget_embeddings(), gc.collect()
-    if torch.cuda.is_available(): torch.cuda.empty_cache()
-
 def _attempt(job):
     "('done', what came out) or ('failed', why)"
+    from gsm8k_sft.throughput import forget_run
     try: return "done", do_job(job)
     except KeyboardInterrupt: raise
     except Exception as e:
         traceback.print_exc()
         return "interrupted" if type(e).__name__ == "TrainingInterrupted" else "failed", f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
-    finally: _clean()
+    finally: forget_run(compiled=False)
 
 # %% ../nbs/parts/study.ipynb #ee08c87f
 def _lane(pipe, log, gpu, lanes):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUIET', 'TRAINERS', 'BF16', 'PADDED', 'PACKED40', 'Clock', 'bench_examples', 'our_trainer', 'stock_trainer',
-           'trl_trainer', 'without', 'training_cases', 'measure_training', 'matmul_rate', 'utilisation',
+           'trl_trainer', 'without', 'training_cases', 'measure_training', 'matmul_rate', 'utilisation', 'forget_run',
            'bench_training', 'main', 'training_table', 'plot_waterfall']
 
 # %% ../nbs/parts/throughput.ipynb #9a309d27
@@ -240,10 +240,13 @@ def _forget_embeddings():
     manager = GlobalOptimManager.get_instance()
     manager.module_weight_config_triple.clear(), manager.pid2config.clear()
 
-def _clean():
-    "Nothing of the last setting is left on the card"
+def forget_run(
+    compiled: bool = True, # what was compiled for it too
+):
+    "Nothing of the last run is left on the card"
     import torch
-    torch._dynamo.reset(), _forget_embeddings(), gc.collect()
+    if compiled: torch._dynamo.reset()
+    _forget_embeddings(), gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
 # %% ../nbs/parts/throughput.ipynb #cd0390d9
@@ -273,7 +276,7 @@ def bench_training(
         full = _name(case)
         if full in done or (names and not any(n in full for n in names)): continue
         record["items"].append(row := _attempt(case, rows, steps, seconds))
-        _clean()
+        forget_run()
         if "error" not in row and record["matmul_rate"]: row["mfu"] = round(utilisation(row, record["matmul_rate"]), 4)
         say(f"{full}: " + (row["error"] if "error" in row else f"{row['tokens_per_second']:,.0f} tokens/s, MFU {row.get('mfu', 0):.1%}, step {row['step_seconds']} s, "
             f"{(row['measured'] or 0) / 2**30:.2f} GiB (predicted {row.get('predicted', 0) / 2**30:.2f}), warm {row['warm_seconds']} s"))
@@ -314,6 +317,7 @@ def plot_waterfall(
 ): # the Axes
     "From stock Trainer to ours, lever by lever"
     from gsm8k_sft.analysis import COLOURS, figure_style
+    words = []
     with figure_style() as plt:
         if axes is None: axes = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True, layout="constrained")[1]
         for ax, tuning in zip(axes, ("full", "lora")):
@@ -325,4 +329,6 @@ def plot_waterfall(
             for y, speed in enumerate(speeds): ax.text(speed + 500, y, f"{speed:,.0f}", va="center", fontsize=8)
             ax.set(yticks=range(len(items)), yticklabels=[i["name"] for i in items], xlabel="tokens/s, padding not counted", title={"full": "full fine-tuning", "lora": "LoRA"}[tuning], xlim=(0, 46_000))
             ax.invert_yaxis()
+            words.append(f"{ax.get_title()}: " + ", ".join(f"{i['name']} {s:,.0f} tokens/s" for i, s in zip(items, speeds)) + ".")
+    axes[0].alt = " ".join(words)
     return axes
