@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['LABELS', 'GRADERS', 'KEYS', 'SCORE_COLUMNS', 'COST_COLUMNS', 'COLOURS', 'INK', 'PAPER', 'GRID', 'DARK', 'PANELS',
            'SCORES', 'COSTS', 'record_files', 'read_runs', 'read_evaluations', 'read_log', 'label', 'model_order',
-           'is_plain', 'comparison_table', 'format_table', 'markdown_table', 'mean_label', 'average_seeds',
-           'accuracies_in_words', 'headline', 'ran_on', 'read_answers', 'error_table', 'size_table', 'figure_style',
-           'dark_svg', 'save_figure', 'alt_text', 'plot_comparison', 'plot_training', 'plot_errors', 'draw_figures',
-           'picture', 'write_gallery', 'report_preset', 'main']
+           'is_plain', 'comparison_table', 'format_table', 'keep_together', 'markdown_table', 'mean_label',
+           'average_seeds', 'accuracies_in_words', 'headline', 'ran_on', 'read_answers', 'error_table', 'size_table',
+           'figure_style', 'dark_svg', 'save_figure', 'alt_text', 'plot_comparison', 'plot_training', 'plot_errors',
+           'draw_figures', 'picture', 'write_gallery', 'report_preset', 'main']
 
 # %% ../nbs/04_analysis.ipynb #b540783b
 import html, io, json, os, re, sys, warnings
@@ -161,15 +161,22 @@ def format_table(
     return pd.DataFrame(rows)
 
 # %% ../nbs/04_analysis.ipynb #6d6783e1
+def keep_together(
+    text: str, # "10.1 % [8.6, 11.8]"
+) -> str: # the same with no-break spaces in "10.1 %" and in the brackets
+    "Text whose values and intervals no line break takes apart"
+    return re.sub(r"\d %|\[[\d.,+ -]+\]|\([\d.]+ to [\d.]+\)", lambda m: m[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+
+# %% ../nbs/04_analysis.ipynb #acdc62b7
 def markdown_table(
     table: pd.DataFrame, # of strings or numbers
 ) -> str: # markdown, numbers to the right
     "A DataFrame as a markdown table"
     numeric = [pd.api.types.is_numeric_dtype(d) for d in table.dtypes]
     rows = [table.columns, ["---:" if n else "---" for n in numeric], *table.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(keep_together(str(v)).replace("|", "\\|") for v in row) + " |" for row in rows)
 
-# %% ../nbs/04_analysis.ipynb #e5531796
+# %% ../nbs/04_analysis.ipynb #f7254eaa
 def _experiment(table):
     "The runs' names without their seeds; empty for the base model"
     return table.run.astype("string").str.replace(r"-s\d+", "", n=1, regex=True).fillna("")
@@ -181,7 +188,7 @@ def mean_label(
     "The model's name, with its experiment if that isn't the plain one"
     return label(row["model"]) + (f" on {row['dataset']}" if dataset and row["dataset"] != "main" else "") + ("" if row["experiment"] in ("", f"{row['model']}_{row['dataset']}") else f" ({row['experiment']})")
 
-# %% ../nbs/04_analysis.ipynb #f7254eaa
+# %% ../nbs/04_analysis.ipynb #f32cca2c
 def average_seeds(
     table: pd.DataFrame, # from `comparison_table`
 ) -> pd.DataFrame: # a row per preset, dataset, number of problems, model and experiment
@@ -191,7 +198,7 @@ def average_seeds(
         f"{g}_{name}": (g, how) for g in GRADERS for name, how in {"mean": "mean", "lowest": "min", "highest": "max"}.items()})
     return means.reset_index().sort_values(keys, key=lambda c: c.map(model_order) if c.name == "model" else c, ignore_index=True)
 
-# %% ../nbs/04_analysis.ipynb #5a253a71
+# %% ../nbs/04_analysis.ipynb #8b92de9a
 def accuracies_in_words(
     table: pd.DataFrame, # from `comparison_table`
 ) -> str: # a sentence a model
@@ -202,7 +209,7 @@ def accuracies_in_words(
     return " ".join(f"{model(row)}: " + ", ".join(f"{name} {rate(row, g)}" for name, g in graders.items() if pd.notna(row[g])) + "."
                     for row in table.dropna(subset=["strict"]).to_dict("records"))
 
-# %% ../nbs/04_analysis.ipynb #23ca8914
+# %% ../nbs/04_analysis.ipynb #4b35e242
 def _headline_row(row):
     "One model's line: its accuracies, averaged over seeds, and what its training cost in the first of them; no speeds of runs that shared their GPU"
     def rate(g):
@@ -214,7 +221,7 @@ def _headline_row(row):
             "number": "–" if pd.isna(row["numeric_mean"]) else rate("numeric"), "last number": rate("flexible"), "trainable": _trainable(row), "training": _amount(row.get("train_seconds") if alone else None, suffix=" s"),
             "tokens/s": _amount(row.get("tokens_per_second") if alone else None), "peak memory": _amount(row.get("peak_memory"), 2**30, " GiB", 2)}
 
-# %% ../nbs/04_analysis.ipynb #4b35e242
+# %% ../nbs/04_analysis.ipynb #bbd4fde4
 def headline(
     table: pd.DataFrame, # from `comparison_table`
 ) -> str: # markdown: a sentence, a table and a figure for each preset; models trained on socratic are asked the same questions
@@ -237,7 +244,7 @@ def headline(
     if waiting: blocks.append(f"Trained but not evaluated yet: {', '.join(waiting)}.")
     return "\n\n".join(blocks)
 
-# %% ../nbs/04_analysis.ipynb #1c68a067
+# %% ../nbs/04_analysis.ipynb #08000cdd
 def ran_on(
     records: list[dict], # from `read_runs`
 ) -> str: # markdown: a line for each preset, machine and set of versions
@@ -250,7 +257,7 @@ def ran_on(
         lines[f"- {r['preset']}: {machine}; Python {e['python']}, {versions}"] = None
     return "\n".join(lines)
 
-# %% ../nbs/04_analysis.ipynb #c492e991
+# %% ../nbs/04_analysis.ipynb #eef8ffad
 def read_answers(
     preset: str, # of this preset
     dataset: str = "main", # and this data set
@@ -266,7 +273,7 @@ def read_answers(
     named = lambda e: label(e["model_type"]) + (f" ({e['configuration'].get('run_name')})" if e["model_type"] in many else "")
     return {named(e): read_predictions(e["name"], e["file"].parent) for e in found}
 
-# %% ../nbs/04_analysis.ipynb #eef8ffad
+# %% ../nbs/04_analysis.ipynb #3c284d87
 def error_table(
     answers: dict[str, list[dict]], # from `read_answers`
 ) -> pd.DataFrame: # a row for each class, a column for each model: percent of its answers
@@ -274,7 +281,7 @@ def error_table(
     counts = class_table(answers)
     return (100 * counts / counts.sum()).round(1)
 
-# %% ../nbs/04_analysis.ipynb #3c284d87
+# %% ../nbs/04_analysis.ipynb #14b07472
 def size_table(
     answers: dict[str, list[dict]], # from `read_answers`
     by: str = "steps", # steps or length (characters) of the published answer
@@ -284,7 +291,7 @@ def size_table(
     n = next(iter(parts.values())).n
     return pd.DataFrame({"problems": n, **{name: (100 * p.share).round(1) for name, p in parts.items()}})[n > 0]
 
-# %% ../nbs/04_analysis.ipynb #54e3522e
+# %% ../nbs/04_analysis.ipynb #e587eb1d
 COLOURS = {"blue": "#0072b2", "orange": "#d55e00", "green": "#009e73", "pink": "#cc79a7", "sky": "#56b4e9", "yellow": "#e69f00", "grey": "#8a8a8a"}
 INK, PAPER, GRID = "#24292f", "#ffffff", "#e4e4e4"
 
@@ -300,7 +307,7 @@ def figure_style(): # yields matplotlib.pyplot
             "axes.axisbelow": True, "path.simplify_threshold": 0.5, "figure.constrained_layout.use": True, "axes.prop_cycle": cycler(color=list(COLOURS.values())),
             "legend.frameon": False}): yield plt
 
-# %% ../nbs/04_analysis.ipynb #1bf51ee9
+# %% ../nbs/04_analysis.ipynb #eb4ba9b9
 DARK = {INK: "#e6edf3", PAPER: "#0d1117", GRID: "#30363d", COLOURS["blue"]: "#3d9be6", COLOURS["orange"]: "#f0792b", COLOURS["sky"]: "#8fd0fa"}
 
 def dark_svg(
@@ -309,7 +316,7 @@ def dark_svg(
     "An SVG in the colours of the dark style"
     return re.sub(r"(?<=(?:fill|roke): )#[0-9a-f]{6}", lambda m: DARK.get(m[0], m[0]), svg)
 
-# %% ../nbs/04_analysis.ipynb #661e7b68
+# %% ../nbs/04_analysis.ipynb #fa4890ea
 def _svg(figure):
     "A figure as the text of an SVG"
     out = io.StringIO()
@@ -327,7 +334,7 @@ def _png(figure):
     Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(out, "png", optimize=True, dpi=(dpi, dpi))
     return out.getvalue()
 
-# %% ../nbs/04_analysis.ipynb #fa4890ea
+# %% ../nbs/04_analysis.ipynb #cb451695
 def save_figure(
     axes, # Axes, or an array of them
     path: Path | str, # without suffix
@@ -343,14 +350,14 @@ def save_figure(
         written.append(part.replace(path.with_name(path.name + end)))
     return written
 
-# %% ../nbs/04_analysis.ipynb #e0d0bd9a
+# %% ../nbs/04_analysis.ipynb #7bc94b17
 def _words(text): return " ".join(text.split())
 
 def _joined(axes, name):
     "The labels of several axes, each once"
     return [_words(text) for text in dict.fromkeys(getattr(a, name)() for a in axes) if text]
 
-# %% ../nbs/04_analysis.ipynb #7bc94b17
+# %% ../nbs/04_analysis.ipynb #2c44adca
 def alt_text(
     axes, # Axes that a function of this project drew on, or an array of them
 ) -> str: # one paragraph
@@ -363,7 +370,7 @@ def alt_text(
     return " ".join(filter(None, [head and f"{head}.", across and f"Horizontal axis: {'; '.join(across)}.",
                                   up and title and f"Vertical axis: {'; '.join(up)}.", said]))
 
-# %% ../nbs/04_analysis.ipynb #10eced1d
+# %% ../nbs/04_analysis.ipynb #df6454b1
 def _label(row, many):
     "A model's name, with its run where there are several"
     return f"{label(row.model)}\n{row.run}" if many and isinstance(row.run, str) else label(row.model)
@@ -374,13 +381,13 @@ def _title(table):
     kind = "generated (synthetic)" if row.preset == "toy" else f"GSM8K {row.dataset}"
     return f"{row.preset}: {int(row.n):,} {kind} problems, {row.split}"
 
-# %% ../nbs/04_analysis.ipynb #9ae41be9
+# %% ../nbs/04_analysis.ipynb #ce3e33ba
 def _span(table):
     "Limits of the accuracy axis, in percent"
     right = 100 * max(table.strict_high.max(), table.numeric_high.fillna(0).max())
     return (-2, 104) if right > 50 else (-0.02 * right, 1.25 * right)
 
-# %% ../nbs/04_analysis.ipynb #ce3e33ba
+# %% ../nbs/04_analysis.ipynb #1e7bacb3
 def plot_comparison(
     table: pd.DataFrame, # from `comparison_table`, of one preset and data set
     ax=None, # matplotlib Axes to draw on; a new figure by default
@@ -400,7 +407,7 @@ def plot_comparison(
     ax.alt = accuracies_in_words(table)
     return ax
 
-# %% ../nbs/04_analysis.ipynb #90d53008
+# %% ../nbs/04_analysis.ipynb #2697608a
 def _intervals(ax, table, grader, name, colour, marker, shift):
     "Points with their intervals, in percent, on their rows"
     value, low, high = (100 * table[c].to_numpy() for c in (grader, f"{grader}_low", f"{grader}_high"))
@@ -409,7 +416,7 @@ def _intervals(ax, table, grader, name, colour, marker, shift):
                 markerfacecolor=colour if marker == "o" else "white")
     for x, end, at in zip(value, high, y): ax.annotate(f"{x:.1f}", (end, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
 
-# %% ../nbs/04_analysis.ipynb #81e364fb
+# %% ../nbs/04_analysis.ipynb #4807820f
 PANELS = [("loss", "loss, nats per supervised token"), ("grad_norm", "gradient norm"), ("learning_rate", "learning rate"),
           ("tokens_per_second", "tokens per second")]
 
@@ -429,7 +436,7 @@ def _course(log):
     return ", ".join([f"{log['step'].max():,} steps", *([f"loss from {loss.iloc[0]:.3g} to {loss.iloc[-1]:.3g}"] if len(loss) else []),
                       *([f"last validation loss {validation.iloc[-1]:.3g}"] if len(validation) else [])])
 
-# %% ../nbs/04_analysis.ipynb #4807820f
+# %% ../nbs/04_analysis.ipynb #3ec5347b
 def plot_training(
     logs: dict[str, pd.DataFrame], # name of each run and its log, from `read_log`
     halflife: float | None = None, # of the smoothing, in logged steps; a fortieth of the run by default
@@ -446,7 +453,7 @@ def plot_training(
     axes[0].alt = " ".join(f"{name}: {_course(log)}." for name, log in logs.items())
     return axes
 
-# %% ../nbs/04_analysis.ipynb #707be5bc
+# %% ../nbs/04_analysis.ipynb #417aec89
 def plot_errors(
     answers: dict[str, list[dict]], # from `read_answers`
     ax=None, # matplotlib Axes to draw on; a new figure by default
@@ -463,7 +470,7 @@ def plot_errors(
     ax.alt = "What the answers are. " + " ".join(f"{name}: " + ", ".join(f"{share:.1f} % {kind}" for kind, share in column.items() if share) + "." for name, column in table.items())
     return ax
 
-# %% ../nbs/04_analysis.ipynb #e9ec658e
+# %% ../nbs/04_analysis.ipynb #8b7e4b62
 def _stems(table):
     "A name for each group of comparable rows, no longer than it takes to tell them apart"
     for (preset, dataset), rows in table.dropna(subset=["strict"]).groupby(["preset", "dataset"]):
@@ -478,7 +485,7 @@ def _drawn(preset, root):
         if answers := read_answers(name, dataset, root): yield f"{name}-{dataset}-errors", plot_errors(answers)
     for name in sorted({r["preset"] for r in read_runs(preset, root)}): yield from curve_figures(name, root)
 
-# %% ../nbs/04_analysis.ipynb #8b7e4b62
+# %% ../nbs/04_analysis.ipynb #e7b17156
 def draw_figures(
     out: Path | str, # folder
     preset: str | None = None, # only this preset
@@ -494,7 +501,7 @@ def draw_figures(
         plt.close(np.ravel(axes)[0].figure)
     return words
 
-# %% ../nbs/04_analysis.ipynb #5647e5ff
+# %% ../nbs/04_analysis.ipynb #ba96ee05
 def picture(
     stem: str, # path of the figure without suffix, as the page names it
     words: str, # alternative text
@@ -510,7 +517,7 @@ def write_gallery(
     parts = [f"## {path.stem}\n\n{picture(path.stem, said)}\n\n{said}" for path, said in words.items() if path.suffix == ".png"]
     return write_text(Path(out) / "README.md", "\n\n".join(["# Figures", "Drawn by `make figures` from the records in `results/`. Those of *toy* are about generated problems.", *parts]) + "\n")
 
-# %% ../nbs/04_analysis.ipynb #1c82abb3
+# %% ../nbs/04_analysis.ipynb #8c51e6d4
 def _where(preset):
     "Where the files of a preset's runs are, relative to the working folder"
     def short(p): return os.path.relpath(p)
@@ -519,7 +526,7 @@ def _where(preset):
     yield "answers", short(project_path("eval_results")) + os.sep + "*.predictions.jsonl, a line a problem; *.json, the protocols"
     if notebooks: yield "executed notebooks", ", ".join(map(short, notebooks))
 
-# %% ../nbs/04_analysis.ipynb #8c51e6d4
+# %% ../nbs/04_analysis.ipynb #7ea9a13d
 SCORES, COSTS = ["n", "exact [95 %]", "last number [95 %]"], ["trainable", "training", "tokens/s", "peak memory", "evaluation"]
 
 def report_preset(
@@ -541,7 +548,7 @@ def report_preset(
     for what, where in [*([("figures", f"{pictures}; each as .svg, too")] if files else []), *_where(preset)]: print(f"{what}: {where}")
     return True
 
-# %% ../nbs/04_analysis.ipynb #d2a0ad6f
+# %% ../nbs/04_analysis.ipynb #53f2eaaf
 @call_parse
 def main(
     preset: str = "toy", # print the comparison of your own runs of this preset

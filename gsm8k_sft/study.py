@@ -462,7 +462,8 @@ def _found(study, root):
 # %% ../nbs/parts/study.ipynb #8bbed5a0
 def _drawn_seeds(values):
     "9.0 % (8.7 to 9.4)"
-    return f"{100 * sum(values) / len(values):.1f} %" + (f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else "")
+    from gsm8k_sft.analysis import keep_together
+    return keep_together(f"{100 * sum(values) / len(values):.1f} %" + (f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else ""))
 
 def _asked_otherwise(study, root):
     "experiment -> shares that are right with the calculator, and by majority of drawn answers, by seed"
