@@ -39,7 +39,7 @@ class Runs:
     overrides: list[str] = field(default_factory=list)
     ask: list[str] = field(default_factory=lambda: [""]) # evaluation settings, one evaluation each
 
-# %% ../nbs/parts/study.ipynb #99f52c09
+# %% ../nbs/parts/study.ipynb #d1c65127
 @dataclass
 class Base:
     "What the untuned model is asked"
@@ -56,7 +56,7 @@ class Study:
     base: list[Base] = field(default_factory=list)
     pairs: list[list[str]] = field(default_factory=list) # two experiments to compare: <run>_<dataset>, or base
 
-# %% ../nbs/parts/study.ipynb #d1c65127
+# %% ../nbs/parts/study.ipynb #22896ad7
 def read_study(
     name: str, # of configs/study, or a YAML file's path
 ) -> DictConfig: # a `Study`, checked
@@ -68,7 +68,7 @@ def read_study(
     _check_study(study, path)
     return study
 
-# %% ../nbs/parts/study.ipynb #22896ad7
+# %% ../nbs/parts/study.ipynb #c4c5800e
 def _check_study(study, path):
     "Names that a study uses are there"
     check_choice(f"{path}: preset", study.preset, choices("preset"))
@@ -83,7 +83,7 @@ def _check_study(study, path):
     for pair in study.pairs:
         for name in pair: check_choice(f"{path}: pairs", name, known)
 
-# %% ../nbs/parts/study.ipynb #889ebbc5
+# %% ../nbs/parts/study.ipynb #ea67db9b
 @dataclass(frozen=True)
 class Job:
     "One training and what its model is asked; without tuning, the untuned model"
@@ -100,7 +100,7 @@ class Job:
     @property
     def asked(self): return self.name, self.split, self.ask
 
-# %% ../nbs/parts/study.ipynb #801757a3
+# %% ../nbs/parts/study.ipynb #b1284cf7
 def rate_name(
     rate: float, # a learning rate
 ) -> str: # 5e-5
@@ -122,7 +122,7 @@ class Setting:
         epochs = () if self.epochs is None else (f"train.num_train_epochs={self.epochs:g}",)
         return (f"train.learning_rate={rate_name(self.rate)}", f"train.lr_scheduler_kwargs.min_lr={rate_name(self.rate / 10)}", *epochs)
 
-# %% ../nbs/parts/study.ipynb #76e7ea3a
+# %% ../nbs/parts/study.ipynb #903b47ed
 def try_job(
     study: DictConfig, # from `read_study`
     method: str, # one of its methods
@@ -149,7 +149,7 @@ def base_jobs(
     name = lambda b: "-".join(["base", *(o.split("=", 1)[1] for o in b.overrides)])
     return [Job(study.preset, name(b), None, overrides=(*study.overrides, *b.overrides), shots=tuple(b.shots)) for b in study.base]
 
-# %% ../nbs/parts/study.ipynb #a562358f
+# %% ../nbs/parts/study.ipynb #91be6856
 def _config(job, ask=""):
     "The configuration of a job's evaluation"
     more = [f"run_name={job.name}", "train.when_done=reuse"] if job.tuning else []
@@ -170,13 +170,13 @@ def is_done(
     "Whether all evaluations of a job are there"
     return all(complete_result(folder or project_path("eval_results"), n) for n in result_names(job))
 
-# %% ../nbs/parts/study.ipynb #cefa8361
+# %% ../nbs/parts/study.ipynb #742bdeae
 def _record_of(name, folder):
     "The file of a result, whatever the weights were called where it was made; None if there is none"
     parts = name.split("__")
     return next(Path(folder).glob("__".join([*parts[:3], "*", *parts[4:]]) + ".json"), None)
 
-# %% ../nbs/parts/study.ipynb #91be6856
+# %% ../nbs/parts/study.ipynb #5d5e7099
 def validation_right(
     job: Job, # a try
     folder: Path | None = None, # eval_results by default
@@ -200,7 +200,7 @@ def choose_rate(
     if best in further and not any(abs(further[best] / r - 1) < 1e-6 for r in rates): return None, sorted([*rates, further[best]])
     return best, rates
 
-# %% ../nbs/parts/study.ipynb #862b7037
+# %% ../nbs/parts/study.ipynb #de170c9d
 def chosen_setting(
     study: DictConfig, # from `read_study`
     method: str, # one of its methods
@@ -221,7 +221,7 @@ def chosen_setting(
     if any(right[s] is None for s in of_rate): return None, right
     return min(of_rate, key=lambda s: (-right[s], s.epochs or 0)), right
 
-# %% ../nbs/parts/study.ipynb #742bdeae
+# %% ../nbs/parts/study.ipynb #604198f4
 def open_jobs(
     study: DictConfig, # from `read_study`
     done=is_done, # tells whether a job is done
@@ -238,7 +238,7 @@ def open_jobs(
     jobs += [j for j in base_jobs(study) if not done(j)]
     return jobs, waiting
 
-# %% ../nbs/parts/study.ipynb #462aac75
+# %% ../nbs/parts/study.ipynb #efd7f90e
 def do_job(
     job: Job, # of a study
 ) -> str: # what came out, in a line
@@ -253,7 +253,7 @@ def do_job(
 
 def _said(results): return ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
 
-# %% ../nbs/parts/study.ipynb #3bcd3f7d
+# %% ../nbs/parts/study.ipynb #c51a514b
 def _attempt(job):
     "('done', what came out) or ('failed', why)"
     from gsm8k_sft.throughput import forget_run
@@ -264,7 +264,7 @@ def _attempt(job):
         return "interrupted" if type(e).__name__ == "TrainingInterrupted" else "failed", f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
     finally: forget_run(compiled=False)
 
-# %% ../nbs/parts/study.ipynb #ee08c87f
+# %% ../nbs/parts/study.ipynb #53d12a9f
 def _lane(pipe, log, gpu, lanes):
     "A lane's life"
     os.environ["GSM8K_SFT_LANES"] = str(lanes) # into the records: speeds under load are no benchmark
@@ -276,7 +276,7 @@ def _lane(pipe, log, gpu, lanes):
     signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the process that hands out the jobs
     while (job := pipe.recv()) is not None: pipe.send(_attempt(job))
 
-# %% ../nbs/parts/study.ipynb #082cdda6
+# %% ../nbs/parts/study.ipynb #bc54a2da
 class Lane:
     "A process that does jobs, one after the other"
     def __init__(self, log, gpu=None, lanes=1):
@@ -302,7 +302,7 @@ class Lane:
             self.start()
             return job, "failed", f"the process died (exit code {code}); see {self.log}", time.monotonic() - self.began
 
-# %% ../nbs/parts/study.ipynb #efd7f90e
+# %% ../nbs/parts/study.ipynb #2f7d89bf
 def _stop(self):
     "Let it end; what it is at is interrupted"
     if self.job: self.process.terminate()
@@ -313,7 +313,7 @@ def _stop(self):
 
 Lane.stop = _stop
 
-# %% ../nbs/parts/study.ipynb #06a06ea6
+# %% ../nbs/parts/study.ipynb #e549fb13
 def _gpus():
     "Indices of the GPUs that there are, as text; one None for a CPU"
     import torch
@@ -321,7 +321,7 @@ def _gpus():
     n = torch.cuda.device_count()
     return (seen.split(",")[:n] if seen else [str(i) for i in range(n)]) or [None]
 
-# %% ../nbs/parts/study.ipynb #c51a514b
+# %% ../nbs/parts/study.ipynb #2f2a9be5
 def run_study(
     study: DictConfig, # from `read_study`
     lanes: int = 1, # processes on each GPU
@@ -350,7 +350,7 @@ def run_study(
     jobs, waiting = open_jobs(study, known)
     return {"done": n, "failed": {" ".join(k[:2]): v for k, v in failed.items()}, "left": [j for j in jobs if j.asked not in failed], "waiting": waiting}
 
-# %% ../nbs/parts/study.ipynb #12b8df43
+# %% ../nbs/parts/study.ipynb #7ab0f20b
 def _hand_out(study, team, failed, known, end):
     "A job for each lane that has none"
     if time.monotonic() > end: return
@@ -362,10 +362,10 @@ def _hand_out(study, team, failed, known, end):
         free.remove(lane := _best(free, team, job))
         lane.give(job)
 
-# %% ../nbs/parts/study.ipynb #e73d898c
+# %% ../nbs/parts/study.ipynb #15262447
 def _best(free, team, job): return min(free, key=lambda lane: (sum(l.job is not None and l.gpu == lane.gpu for l in team), job.tuning not in lane.compiled))
 
-# %% ../nbs/parts/study.ipynb #2f7d89bf
+# %% ../nbs/parts/study.ipynb #8b3764db
 KEPT = ("id", "sample", "strict", "numeric", "flexible", "class", "finish_reason", "n_tokens")
 
 def _packed(text): return gzip.compress(text.encode(), mtime=0)
@@ -380,7 +380,7 @@ def _keep_evaluation(name, whole, source, out):
         rows = [{k: a[k] for k in KEPT if k in a} for a in read_predictions(name, source)]
         (out / f"{name}.verdicts.jsonl.gz").write_bytes(_packed("".join(json.dumps(r) + "\n" for r in rows)))
 
-# %% ../nbs/parts/study.ipynb #c0030ca0
+# %% ../nbs/parts/study.ipynb #df4ae106
 def _place(job, out):
     "The folder of results/ that a job belongs into"
     if job.split == "validation": return out / "tries"
@@ -399,7 +399,7 @@ def _all_jobs(study, folder):
     yield from (j for n, r in study.runs.items() if settings[r.method][0] for j in run_jobs(study, n, settings[r.method][0]))
     yield from base_jobs(study)
 
-# %% ../nbs/parts/study.ipynb #e549fb13
+# %% ../nbs/parts/study.ipynb #4877dfe1
 def collect(
     study: DictConfig, # from `read_study`
     out: Path | str | None = None, # results/<preset> by default
@@ -415,7 +415,7 @@ def collect(
         kept += found
     return kept
 
-# %% ../nbs/parts/study.ipynb #2f2a9be5
+# %% ../nbs/parts/study.ipynb #b701a4e4
 def rest_of(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -428,7 +428,7 @@ def rest_of(
     def done(job): return is_done(job) or all(_record_of(n, _place(job, out) / "eval") for n in result_names(job))
     return done
 
-# %% ../nbs/parts/study.ipynb #7ab0f20b
+# %% ../nbs/parts/study.ipynb #cd614d42
 def choice_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -442,7 +442,7 @@ def choice_table(
         rows += [{"method": m, "learning rate": s.name, "right": n, "chosen": "yes" if s == setting else ""} for s, n in sorted(right.items(), key=lambda i: i[0].rate) if n is not None]
     return pd.DataFrame(rows, columns=["method", "learning rate", "right", "chosen"])
 
-# %% ../nbs/parts/study.ipynb #aaa8e925
+# %% ../nbs/parts/study.ipynb #fcc66a57
 def _folders(study, root): return [p for p in (Path(root or project_path("results")) / study.preset / d for d in (".", "arms")) if (p / "eval").exists()]
 
 def _protocol(e): return e["name"].split("__")[2] # base-1shot-plain
@@ -459,7 +459,7 @@ def _found(study, root):
             found.setdefault(name, []).append({**e, "file": path})
     return found
 
-# %% ../nbs/parts/study.ipynb #8bbed5a0
+# %% ../nbs/parts/study.ipynb #0d4efa4d
 def _drawn_seeds(values):
     "9.0 % (8.7 to 9.4)"
     from gsm8k_sft.analysis import keep_together
@@ -474,7 +474,7 @@ def _asked_otherwise(study, root):
         if e["split"] == "test" and e["samples"] > 1: mine["majority"].append(e["sampled"]["strict"][f"maj@{e['samples']}"])
     return found
 
-# %% ../nbs/parts/study.ipynb #8b3764db
+# %% ../nbs/parts/study.ipynb #b2da15cd
 def outcome_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -490,7 +490,7 @@ def outcome_table(
                      "number": _drawn_seeds(shares("numeric")), "last number": _drawn_seeds(shares("flexible")), "exact, with calculator": more["calculator"], "exact, majority of 8": more["majority"]})
     return pd.DataFrame(rows)
 
-# %% ../nbs/parts/study.ipynb #df4ae106
+# %% ../nbs/parts/study.ipynb #9414e300
 def _verdicts(e):
     "What the graders said of each answer"
     folder = e["file"].parent
@@ -503,7 +503,7 @@ def _sides(found, metric):
     bases = [v for k, v in found.items() if k.startswith("base-")]
     return found | ({"base": max(bases, key=lambda v: v[0]["accuracy"][metric]["value"])} if bases else {})
 
-# %% ../nbs/parts/study.ipynb #4877dfe1
+# %% ../nbs/parts/study.ipynb #8e80ba1f
 def _pair(sides, a, b, metric):
     "One comparison"
     from gsm8k_sft.stats import compare, compare_seeds
@@ -513,7 +513,7 @@ def _pair(sides, a, b, metric):
     points = {k: round(100 * getattr(found, k), 1) for k in ("difference", "low", "high")}
     return {"a": names[0], "b": names[1], "grader": metric, **points, "seeds": f"{len(each[0])} and {len(each[1])}", "p, first seeds": float(f"{first.p:.2g}"), "shown": found.shown, "sentence": str(found)}
 
-# %% ../nbs/parts/study.ipynb #c91ba4aa
+# %% ../nbs/parts/study.ipynb #953b4f8c
 def pair_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -525,7 +525,7 @@ def pair_table(
     asked = [(a, b, metric) for a, b in study.pairs for metric in sides if metric == "strict" or "base" in (a, b)]
     return pd.DataFrame([_pair(sides[metric], a, b, metric) for a, b, metric in asked if a in sides[metric] and b in sides[metric]])
 
-# %% ../nbs/parts/study.ipynb #9da35d36
+# %% ../nbs/parts/study.ipynb #a9a0527a
 def forgetting_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -540,7 +540,7 @@ def forgetting_table(
     said = lambda a, b, kind: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*rise(measured[a], measured[b], kind))
     return pd.DataFrame([{"a": a, "b": b, **{kind: said(a, b, kind) for kind in ("code", "prose")}} for a, b in pairs if measured.get(a) and measured.get(b)])
 
-# %% ../nbs/parts/study.ipynb #cd614d42
+# %% ../nbs/parts/study.ipynb #ab1456e8
 def missing_jobs(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -554,13 +554,13 @@ def missing_jobs(
         if absent: missing.append(f"{job.name} ({', '.join(absent)})")
     return missing
 
-# %% ../nbs/parts/study.ipynb #eac70bd3
+# %% ../nbs/parts/study.ipynb #36e6623a
 def _choice(study, method):
     "5e-5 31, 1e-4 34 right on validation: 1e-4"
     setting, right = chosen_setting(study, method)
     return ", ".join(f"{s.name} {n}" for s, n in right.items()) + f" right on validation: {setting.name if setting else 'open'}"
 
-# %% ../nbs/parts/study.ipynb #fcc66a57
+# %% ../nbs/parts/study.ipynb #657277c6
 @call_parse
 def main(
     name: str, # of configs/study, or a YAML file
