@@ -236,7 +236,7 @@ def open_jobs(
         if setting is None: waiting += len(r.seeds) * len(r.datasets)
         else: jobs += [j for j in run_jobs(study, name, setting) if not done(j)]
     jobs += [j for j in base_jobs(study) if not done(j)]
-    return jobs, waiting
+    return sorted(jobs, key=lambda j: j.seed), waiting
 
 # %% ../nbs/parts/study.ipynb #efd7f90e
 def do_job(
