@@ -9,7 +9,7 @@ __all__ = ['GRADER', 'GRADERS', 'TUNED', 'EvaluationError', 'find_run', 'shot_ex
            'quick_accuracy', 'read_predictions', 'show_answers', 'accuracy_table', 'main']
 
 # %% ../nbs/03_evaluate.ipynb #dabd9cd2
-import fcntl, gzip, html, json, math, os, random, re, sys, time
+import fcntl, html, json, lzma, math, os, random, re, sys, time
 from collections import Counter
 from contextlib import contextmanager
 from hashlib import sha256
@@ -278,8 +278,8 @@ def prediction_bytes(
     "The predictions of a finished evaluation as they were written"
     path = Path(folder) / f"{name}.predictions.jsonl"
     if path.exists(): return path.read_bytes()
-    packed = path.with_name(f"{path.name}.gz")
-    return gzip.decompress(packed.read_bytes()) if packed.exists() else None
+    packed = path.with_name(f"{path.name}.xz")
+    return lzma.decompress(packed.read_bytes()) if packed.exists() else None
 
 # %% ../nbs/03_evaluate.ipynb #5643c673
 def complete_result(

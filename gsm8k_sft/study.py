@@ -6,10 +6,10 @@
 __all__ = ['KEPT', 'Method', 'Runs', 'Base', 'Study', 'read_study', 'Job', 'rate_name', 'Setting', 'try_job', 'run_jobs',
            'base_jobs', 'result_names', 'is_done', 'validation_right', 'choose_rate', 'chosen_setting', 'open_jobs',
            'do_job', 'Lane', 'run_study', 'collect', 'rest_of', 'choice_table', 'outcome_table', 'pair_table',
-           'forgetting_table', 'missing_jobs', 'main']
+           'forgetting_table', 'split_table', 'missing_jobs', 'main']
 
 # %% ../nbs/parts/study.ipynb #db125a0a
-import gzip, json, os, shutil, signal, sys, time, traceback
+import json, lzma, os, shutil, signal, sys, time, traceback
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import connection, get_context
@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .core import CONFIGS, DATASETS, TUNINGS, ConfigError, SettingsError, check_choice, choices, load_config, project_path, read_json, run_folder
 from .evaluate import complete_result, prediction_bytes, read_predictions, result_name
 
-# %% ../nbs/parts/study.ipynb #a1636ddf
+# %% ../nbs/parts/study.ipynb #3e38935f
 @dataclass
 class Method:
     "What tries learning rates, and then numbers of epochs, on `main`, seed 0"
@@ -39,12 +39,13 @@ class Runs:
     overrides: list[str] = field(default_factory=list)
     ask: list[str] = field(default_factory=lambda: [""]) # evaluation settings, one evaluation each
 
-# %% ../nbs/parts/study.ipynb #d1c65127
+# %% ../nbs/parts/study.ipynb #4685694c
 @dataclass
 class Base:
     "What the untuned model is asked"
     shots: list[int] = field(default_factory=lambda: [0, 1])
     overrides: list[str] = field(default_factory=list) # as in data.prompt_style=plain
+    split: str = "test" # or validation: the problems that tries are judged on
 
 @dataclass
 class Study:
@@ -56,7 +57,7 @@ class Study:
     base: list[Base] = field(default_factory=list)
     pairs: list[list[str]] = field(default_factory=list) # two experiments to compare: <run>_<dataset>, or base
 
-# %% ../nbs/parts/study.ipynb #22896ad7
+# %% ../nbs/parts/study.ipynb #73ea1e84
 def read_study(
     name: str, # of configs/study, or a YAML file's path
 ) -> DictConfig: # a `Study`, checked
@@ -68,7 +69,7 @@ def read_study(
     _check_study(study, path)
     return study
 
-# %% ../nbs/parts/study.ipynb #c4c5800e
+# %% ../nbs/parts/study.ipynb #801757a3
 def _check_study(study, path):
     "Names that a study uses are there"
     check_choice(f"{path}: preset", study.preset, choices("preset"))
@@ -79,11 +80,12 @@ def _check_study(study, path):
         check_choice(f"{path}: runs.{name}.method", r.method, list(study.methods))
         if r.tuning: check_choice(f"{path}: runs.{name}.tuning", r.tuning, TUNINGS)
         for d in r.datasets: check_choice(f"{path}: runs.{name}.datasets", d, DATASETS)
+    for b in study.base: check_choice(f"{path}: base.split", b.split, ("test", "validation"))
     known = ["base", *(f"{n}_{d}" for n, r in study.runs.items() for d in r.datasets)]
     for pair in study.pairs:
         for name in pair: check_choice(f"{path}: pairs", name, known)
 
-# %% ../nbs/parts/study.ipynb #ea67db9b
+# %% ../nbs/parts/study.ipynb #a562358f
 @dataclass(frozen=True)
 class Job:
     "One training and what its model is asked; without tuning, the untuned model"
@@ -100,7 +102,7 @@ class Job:
     @property
     def asked(self): return self.name, self.split, self.ask
 
-# %% ../nbs/parts/study.ipynb #b1284cf7
+# %% ../nbs/parts/study.ipynb #4d1788d6
 def rate_name(
     rate: float, # a learning rate
 ) -> str: # 5e-5
@@ -122,7 +124,7 @@ class Setting:
         epochs = () if self.epochs is None else (f"train.num_train_epochs={self.epochs:g}",)
         return (f"train.learning_rate={rate_name(self.rate)}", f"train.lr_scheduler_kwargs.min_lr={rate_name(self.rate / 10)}", *epochs)
 
-# %% ../nbs/parts/study.ipynb #903b47ed
+# %% ../nbs/parts/study.ipynb #cbf0d245
 def try_job(
     study: DictConfig, # from `read_study`
     method: str, # one of its methods
@@ -147,9 +149,9 @@ def base_jobs(
 ) -> list[Job]: # one for each item of `base`
     "What the untuned model is asked"
     name = lambda b: "-".join(["base", *(o.split("=", 1)[1] for o in b.overrides)])
-    return [Job(study.preset, name(b), None, overrides=(*study.overrides, *b.overrides), shots=tuple(b.shots)) for b in study.base]
+    return [Job(study.preset, name(b), None, overrides=(*study.overrides, *b.overrides), split=b.split, shots=tuple(b.shots)) for b in study.base]
 
-# %% ../nbs/parts/study.ipynb #91be6856
+# %% ../nbs/parts/study.ipynb #f7618732
 def _config(job, ask=""):
     "The configuration of a job's evaluation"
     more = [f"run_name={job.name}", "train.when_done=reuse"] if job.tuning else []
@@ -170,13 +172,13 @@ def is_done(
     "Whether all evaluations of a job are there"
     return all(complete_result(folder or project_path("eval_results"), n) for n in result_names(job))
 
-# %% ../nbs/parts/study.ipynb #742bdeae
+# %% ../nbs/parts/study.ipynb #4746e783
 def _record_of(name, folder):
     "The file of a result, whatever the weights were called where it was made; None if there is none"
     parts = name.split("__")
     return next(Path(folder).glob("__".join([*parts[:3], "*", *parts[4:]]) + ".json"), None)
 
-# %% ../nbs/parts/study.ipynb #5d5e7099
+# %% ../nbs/parts/study.ipynb #462aac75
 def validation_right(
     job: Job, # a try
     folder: Path | None = None, # eval_results by default
@@ -200,7 +202,7 @@ def choose_rate(
     if best in further and not any(abs(further[best] / r - 1) < 1e-6 for r in rates): return None, sorted([*rates, further[best]])
     return best, rates
 
-# %% ../nbs/parts/study.ipynb #de170c9d
+# %% ../nbs/parts/study.ipynb #8f4d677c
 def chosen_setting(
     study: DictConfig, # from `read_study`
     method: str, # one of its methods
@@ -221,7 +223,7 @@ def chosen_setting(
     if any(right[s] is None for s in of_rate): return None, right
     return min(of_rate, key=lambda s: (-right[s], s.epochs or 0)), right
 
-# %% ../nbs/parts/study.ipynb #604198f4
+# %% ../nbs/parts/study.ipynb #082cdda6
 def open_jobs(
     study: DictConfig, # from `read_study`
     done=is_done, # tells whether a job is done
@@ -238,7 +240,7 @@ def open_jobs(
     jobs += [j for j in base_jobs(study) if not done(j)]
     return sorted(jobs, key=lambda j: j.seed), waiting
 
-# %% ../nbs/parts/study.ipynb #efd7f90e
+# %% ../nbs/parts/study.ipynb #53d12a9f
 def do_job(
     job: Job, # of a study
 ) -> str: # what came out, in a line
@@ -253,7 +255,7 @@ def do_job(
 
 def _said(results): return ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
 
-# %% ../nbs/parts/study.ipynb #c51a514b
+# %% ../nbs/parts/study.ipynb #bc54a2da
 def _attempt(job):
     "('done', what came out) or ('failed', why)"
     from gsm8k_sft.throughput import forget_run
@@ -264,7 +266,7 @@ def _attempt(job):
         return "interrupted" if type(e).__name__ == "TrainingInterrupted" else "failed", f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
     finally: forget_run(compiled=False)
 
-# %% ../nbs/parts/study.ipynb #53d12a9f
+# %% ../nbs/parts/study.ipynb #2f7d89bf
 def _lane(pipe, log, gpu, lanes):
     "A lane's life"
     os.environ["GSM8K_SFT_LANES"] = str(lanes) # into the records: speeds under load are no benchmark
@@ -276,7 +278,7 @@ def _lane(pipe, log, gpu, lanes):
     signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the process that hands out the jobs
     while (job := pipe.recv()) is not None: pipe.send(_attempt(job))
 
-# %% ../nbs/parts/study.ipynb #bc54a2da
+# %% ../nbs/parts/study.ipynb #e549fb13
 class Lane:
     "A process that does jobs, one after the other"
     def __init__(self, log, gpu=None, lanes=1):
@@ -302,7 +304,7 @@ class Lane:
             self.start()
             return job, "failed", f"the process died (exit code {code}); see {self.log}", time.monotonic() - self.began
 
-# %% ../nbs/parts/study.ipynb #2f7d89bf
+# %% ../nbs/parts/study.ipynb #2f2a9be5
 def _stop(self):
     "Let it end; what it is at is interrupted"
     if self.job: self.process.terminate()
@@ -313,7 +315,7 @@ def _stop(self):
 
 Lane.stop = _stop
 
-# %% ../nbs/parts/study.ipynb #e549fb13
+# %% ../nbs/parts/study.ipynb #7ab0f20b
 def _gpus():
     "Indices of the GPUs that there are, as text; one None for a CPU"
     import torch
@@ -321,7 +323,7 @@ def _gpus():
     n = torch.cuda.device_count()
     return (seen.split(",")[:n] if seen else [str(i) for i in range(n)]) or [None]
 
-# %% ../nbs/parts/study.ipynb #2f2a9be5
+# %% ../nbs/parts/study.ipynb #15262447
 def run_study(
     study: DictConfig, # from `read_study`
     lanes: int = 1, # processes on each GPU
@@ -350,7 +352,7 @@ def run_study(
     jobs, waiting = open_jobs(study, known)
     return {"done": n, "failed": {" ".join(k[:2]): v for k, v in failed.items()}, "left": [j for j in jobs if j.asked not in failed], "waiting": waiting}
 
-# %% ../nbs/parts/study.ipynb #7ab0f20b
+# %% ../nbs/parts/study.ipynb #8bbed5a0
 def _hand_out(study, team, failed, known, end):
     "A job for each lane that has none"
     if time.monotonic() > end: return
@@ -362,29 +364,33 @@ def _hand_out(study, team, failed, known, end):
         free.remove(lane := _best(free, team, job))
         lane.give(job)
 
-# %% ../nbs/parts/study.ipynb #15262447
+# %% ../nbs/parts/study.ipynb #16c62d7d
 def _best(free, team, job): return min(free, key=lambda lane: (sum(l.job is not None and l.gpu == lane.gpu for l in team), job.tuning not in lane.compiled))
 
-# %% ../nbs/parts/study.ipynb #8b3764db
+# %% ../nbs/parts/study.ipynb #c91ba4aa
 KEPT = ("id", "sample", "strict", "numeric", "flexible", "class", "finish_reason", "n_tokens")
 
-def _packed(text): return gzip.compress(text.encode(), mtime=0)
+def _packed(text): return lzma.compress(text.encode(), preset=9)
 
 def _keep_evaluation(name, whole, source, out):
     "Copy a result; its answers, or what was said of them"
     out.mkdir(parents=True, exist_ok=True)
     if (out / f"{name}.json").exists(): return
     shutil.copy(source / f"{name}.json", out)
-    if whole: (out / f"{name}.predictions.jsonl.gz").write_bytes(_packed(prediction_bytes(name, source).decode()))
+    if whole: (out / f"{name}.predictions.jsonl.xz").write_bytes(_packed(prediction_bytes(name, source).decode()))
     elif whole is not None:
         rows = [{k: a[k] for k in KEPT if k in a} for a in read_predictions(name, source)]
-        (out / f"{name}.verdicts.jsonl.gz").write_bytes(_packed("".join(json.dumps(r) + "\n" for r in rows)))
+        (out / f"{name}.verdicts.jsonl.xz").write_bytes(_packed("".join(json.dumps(r) + "\n" for r in rows)))
 
-# %% ../nbs/parts/study.ipynb #df4ae106
+# %% ../nbs/parts/study.ipynb #9da35d36
 def _place(job, out):
     "The folder of results/ that a job belongs into"
     if job.split == "validation": return out / "tries"
     return out if job.name.split("_")[0] in (*TUNINGS, "base") else out / "arms"
+
+def _kept(job, out):
+    "Where its evaluations lie there"
+    return _place(job, out) / ("validation" if job.split == "validation" else "eval")
 
 def _whole(name, job, at):
     "True: answers are kept whole; False: what was said of them; None: counts only"
@@ -399,7 +405,7 @@ def _all_jobs(study, folder):
     yield from (j for n, r in study.runs.items() if settings[r.method][0] for j in run_jobs(study, n, settings[r.method][0]))
     yield from base_jobs(study)
 
-# %% ../nbs/parts/study.ipynb #4877dfe1
+# %% ../nbs/parts/study.ipynb #cd614d42
 def collect(
     study: DictConfig, # from `read_study`
     out: Path | str | None = None, # results/<preset> by default
@@ -411,11 +417,11 @@ def collect(
         if found and job.tuning and not (at / job.name).exists():
             (at / job.name).mkdir(parents=True, exist_ok=True)
             for file in ("config.yaml", "record.json", "log.jsonl"): shutil.copy(project_path("runs", study.preset, job.name, file), at / job.name)
-        for name in found: _keep_evaluation(name, _whole(name, job, at), source, at / ("validation" if at.name == "tries" else "eval"))
+        for name in found: _keep_evaluation(name, _whole(name, job, at), source, _kept(job, out))
         kept += found
     return kept
 
-# %% ../nbs/parts/study.ipynb #b701a4e4
+# %% ../nbs/parts/study.ipynb #eac70bd3
 def rest_of(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -425,10 +431,10 @@ def rest_of(
     here.mkdir(parents=True, exist_ok=True)
     for path in (out / "tries" / "validation").glob("*.json"):
         if not (here / path.name).exists(): shutil.copy(path, here)
-    def done(job): return is_done(job) or all(_record_of(n, _place(job, out) / "eval") for n in result_names(job))
+    def done(job): return is_done(job) or all(_record_of(n, _kept(job, out)) for n in result_names(job))
     return done
 
-# %% ../nbs/parts/study.ipynb #cd614d42
+# %% ../nbs/parts/study.ipynb #515d692b
 def choice_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -442,60 +448,63 @@ def choice_table(
         rows += [{"method": m, "learning rate": s.name, "right": n, "chosen": "yes" if s == setting else ""} for s, n in sorted(right.items(), key=lambda i: i[0].rate) if n is not None]
     return pd.DataFrame(rows, columns=["method", "learning rate", "right", "chosen"])
 
-# %% ../nbs/parts/study.ipynb #fcc66a57
-def _folders(study, root): return [p for p in (Path(root or project_path("results")) / study.preset / d for d in (".", "arms")) if (p / "eval").exists()]
-
+# %% ../nbs/parts/study.ipynb #7616a7f6
 def _protocol(e): return e["name"].split("__")[2] # base-1shot-plain
 
-def _found(study, root):
+def _evaluations(study, root):
+    "What is kept, with file, run and experiment: the run's name without rate and seed, or the untuned model's protocol"
+    for place in ("eval", "arms/eval", "tries/validation"):
+        for path in sorted((Path(root or project_path("results")) / study.preset / place).glob("*.json")):
+            e = read_json(path)
+            run = e["configuration"].get("run_name") or _protocol(e)
+            yield {**e, "file": path, "run": run, "experiment": run.rsplit("-lr", 1)[0]}
+
+def _found(evaluations):
     "experiment -> its plain test results, by seed"
     from gsm8k_sft.analysis import is_plain
     found = {}
-    for folder in _folders(study, root):
-        for path in sorted((folder / "eval").glob("*.json")):
-            e = read_json(path)
-            if not is_plain(e) or e["split"] != "test": continue
-            name = e["configuration"].get("run_name", "").rsplit("-lr", 1)[0] or _protocol(e)
-            found.setdefault(name, []).append({**e, "file": path})
+    for e in evaluations:
+        if is_plain(e) and e["split"] == "test": found.setdefault(e["experiment"], []).append(e)
     return found
 
-# %% ../nbs/parts/study.ipynb #0d4efa4d
-def _drawn_seeds(values):
+# %% ../nbs/parts/study.ipynb #8e80ba1f
+def _over_seeds(values):
     "9.0 % (8.7 to 9.4)"
     from gsm8k_sft.analysis import keep_together
+    if not values: return "–"
     return keep_together(f"{100 * sum(values) / len(values):.1f} %" + (f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else ""))
 
-def _asked_otherwise(study, root):
+def _asked_otherwise(evaluations):
     "experiment -> shares that are right with the calculator, and by majority of drawn answers, by seed"
     found = {}
-    for e in (read_json(p) for f in _folders(study, root) for p in sorted((f / "eval").glob("*.json"))):
-        mine = found.setdefault(e["configuration"].get("run_name", "").rsplit("-lr", 1)[0], {"calculator": [], "majority": []})
+    for e in evaluations:
+        mine = found.setdefault(e["experiment"], {"calculator": [], "majority": []})
         if e["split"] == "test" and e["protocol"].get("calculator"): mine["calculator"].append(e["accuracy"]["strict"]["value"])
         if e["split"] == "test" and e["samples"] > 1: mine["majority"].append(e["sampled"]["strict"][f"maj@{e['samples']}"])
     return found
 
-# %% ../nbs/parts/study.ipynb #b2da15cd
+# %% ../nbs/parts/study.ipynb #953b4f8c
 def outcome_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
 ): # DataFrame, a row an experiment
     "Test accuracy of every experiment: mean over seeds and range"
     import pandas as pd
-    rows, otherwise = [], _asked_otherwise(study, root)
-    for name, found in _found(study, root).items():
-        first, shares = found[0], lambda g: [e["accuracy"][g]["value"] for e in found]
-        rate = first["configuration"].get("run_name", "-lr–-s").rsplit("-lr", 1)[1].rsplit("-s", 1)[0]
-        more = {k: _drawn_seeds(v) if v else "–" for k, v in otherwise.get(name, {"calculator": [], "majority": []}).items()}
-        rows.append({"experiment": name, "learning rate": rate, "seeds": len(found) if "run_name" in first["configuration"] else "–", "exact": _drawn_seeds(shares("strict")),
-                     "number": _drawn_seeds(shares("numeric")), "last number": _drawn_seeds(shares("flexible")), "exact, with calculator": more["calculator"], "exact, majority of 8": more["majority"]})
+    rows, kept = [], list(_evaluations(study, root))
+    otherwise = _asked_otherwise(kept)
+    for name, found in _found(kept).items():
+        run, shares = found[0]["run"], lambda g: _over_seeds([e["accuracy"][g]["value"] for e in found])
+        rows.append({"experiment": name, "learning rate": run.removeprefix(f"{name}-lr").rsplit("-s", 1)[0] if run != name else "–", "seeds": len(found) if run != name else "–",
+                     "exact": shares("strict"), "number": shares("numeric"), "last number": shares("flexible"),
+                     "exact, with calculator": _over_seeds(otherwise[name]["calculator"]), "exact, majority of 8": _over_seeds(otherwise[name]["majority"])})
     return pd.DataFrame(rows)
 
-# %% ../nbs/parts/study.ipynb #9414e300
+# %% ../nbs/parts/study.ipynb #a9a0527a
 def _verdicts(e):
     "What the graders said of each answer"
     folder = e["file"].parent
     if prediction_bytes(e["name"], folder) is not None: rows = [{k: a[k] for k in KEPT if k in a} for a in read_predictions(e["name"], folder)]
-    else: rows = map(json.loads, gzip.decompress((folder / f"{e['name']}.verdicts.jsonl.gz").read_bytes()).decode().splitlines())
+    else: rows = map(json.loads, lzma.decompress((folder / f"{e['name']}.verdicts.jsonl.xz").read_bytes()).decode().splitlines())
     return [r | {"id": r["id"].split("/", 1)[1]} for r in rows] # without the data set: both ask the same questions
 
 def _sides(found, metric):
@@ -503,7 +512,7 @@ def _sides(found, metric):
     bases = [v for k, v in found.items() if k.startswith("base-")]
     return found | ({"base": max(bases, key=lambda v: v[0]["accuracy"][metric]["value"])} if bases else {})
 
-# %% ../nbs/parts/study.ipynb #8e80ba1f
+# %% ../nbs/parts/study.ipynb #ab1456e8
 def _pair(sides, a, b, metric):
     "One comparison"
     from gsm8k_sft.stats import compare, compare_seeds
@@ -513,19 +522,19 @@ def _pair(sides, a, b, metric):
     points = {k: round(100 * getattr(found, k), 1) for k in ("difference", "low", "high")}
     return {"a": names[0], "b": names[1], "grader": metric, **points, "seeds": f"{len(each[0])} and {len(each[1])}", "p, first seeds": float(f"{first.p:.2g}"), "shown": found.shown, "sentence": str(found)}
 
-# %% ../nbs/parts/study.ipynb #953b4f8c
+# %% ../nbs/parts/study.ipynb #620b2986
 def pair_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
 ): # DataFrame, a row a pair and grader: a, b, grader, difference and interval in points, p of the first seeds, sentence
     "The comparisons that the study was made for"
     import pandas as pd
-    found = _found(study, root)
+    found = _found(_evaluations(study, root))
     sides = {metric: _sides(found, metric) for metric in ("strict", "numeric", "flexible")}
     asked = [(a, b, metric) for a, b in study.pairs for metric in sides if metric == "strict" or "base" in (a, b)]
     return pd.DataFrame([_pair(sides[metric], a, b, metric) for a, b, metric in asked if a in sides[metric] and b in sides[metric]])
 
-# %% ../nbs/parts/study.ipynb #a9a0527a
+# %% ../nbs/parts/study.ipynb #657277c6
 def forgetting_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -533,14 +542,31 @@ def forgetting_table(
     "What was paid for the arithmetic"
     import pandas as pd
     from gsm8k_sft.forgetting import rise
-    measured = {name: [e["elsewhere"] for e in found if "elsewhere" in e] for name, found in _found(study, root).items()}
+    measured = {name: [e["elsewhere"] for e in found if "elsewhere" in e] for name, found in _found(_evaluations(study, root)).items()}
     base = [m[:1] for name, m in measured.items() if name.startswith("base-") and m][:1] # the same weights, whatever was asked
     measured = {"base": base[0] if base else []} | {name: m for name, m in measured.items() if m and not name.startswith("base-")}
     pairs = list(dict.fromkeys([*(("base", name) for name in measured if name != "base"), *((a, b) for a, b in study.pairs)]))
     said = lambda a, b, kind: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*rise(measured[a], measured[b], kind))
     return pd.DataFrame([{"a": a, "b": b, **{kind: said(a, b, kind) for kind in ("code", "prose")}} for a, b in pairs if measured.get(a) and measured.get(b)])
 
-# %% ../nbs/parts/study.ipynb #ab1456e8
+# %% ../nbs/parts/study.ipynb #5068d940
+def split_table(
+    study: DictConfig, # from `read_study`
+    root: Path | str | None = None, # results/ by default
+): # DataFrame, a row a run or protocol asked both: percent right on validation and on test, by the stated number; the difference in points
+    "Held-out training problems against test problems"
+    import pandas as pd
+    from gsm8k_sft.analysis import is_plain
+    from statsmodels.stats.proportion import confint_proportions_2indep
+    asked, rows = {"validation": {}, "test": {}}, []
+    for e in filter(is_plain, _evaluations(study, root)): asked[e["split"]][e["run"]] = (e["accuracy"]["numeric"]["value"], e["n"])
+    for run in [r for r in asked["validation"] if r in asked["test"]]:
+        (a, n), (b, m) = asked["validation"][run], asked["test"][run]
+        low, high = confint_proportions_2indep(round(a * n), n, round(b * m), m, method="newcomb", compare="diff")
+        rows.append({"asked": run, "validation": round(100 * a, 1), "test": round(100 * b, 1), "validation - test": f"{100 * (a - b):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"})
+    return pd.DataFrame(rows)
+
+# %% ../nbs/parts/study.ipynb #4d74f2bf
 def missing_jobs(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -549,18 +575,18 @@ def missing_jobs(
     out, missing = Path(root or project_path("results")) / study.preset, []
     for m in study.methods:
         if not chosen_setting(study, m, out / "tries" / "validation")[0]: missing.append(f"learning rate of {m}")
-    for job in [j for j in _all_jobs(study, out / "tries" / "validation") if j.split == "test"]:
-        absent = [n.split("__")[2] for n in result_names(job) if not _record_of(n, _place(job, out) / "eval")]
-        if absent: missing.append(f"{job.name} ({', '.join(absent)})")
+    for job in [j for j in _all_jobs(study, out / "tries" / "validation") if j.split == "test" or not j.tuning]:
+        absent = [n.split("__")[2] for n in result_names(job) if not _record_of(n, _kept(job, out))]
+        if absent: missing.append(f"{job.name} ({', '.join(absent)})" + (" on validation" if job.split == "validation" else ""))
     return missing
 
-# %% ../nbs/parts/study.ipynb #36e6623a
+# %% ../nbs/parts/study.ipynb #3908eaa7
 def _choice(study, method):
     "5e-5 31, 1e-4 34 right on validation: 1e-4"
     setting, right = chosen_setting(study, method)
     return ", ".join(f"{s.name} {n}" for s, n in right.items()) + f" right on validation: {setting.name if setting else 'open'}"
 
-# %% ../nbs/parts/study.ipynb #657277c6
+# %% ../nbs/parts/study.ipynb #627f16bf
 @call_parse
 def main(
     name: str, # of configs/study, or a YAML file

@@ -185,7 +185,7 @@ def test_commands_without_records(tmp_path):
 
 def test_error_tables_from_kept_predictions(tmp_path):
     "Predictions beside the results, plain and packed; drawn answers and other protocols stay out"
-    import gzip, json
+    import json, lzma
     from hashlib import sha256
     from gsm8k_sft.analysis import error_table, read_answers, size_table
     from gsm8k_sft.evaluate import GRADER
@@ -196,7 +196,7 @@ def test_error_tables_from_kept_predictions(tmp_path):
                        predictions_sha256=sha256(text).hexdigest(), seed=len(protocol))
         (tmp_path / "toy" / "eval" / f"{model}-{len(protocol)}.json").rename(tmp_path / "toy" / "eval" / f"{name}.json")
         path = tmp_path / "toy" / "eval" / f"{name}.predictions.jsonl"
-        path.with_name(path.name + ".gz").write_bytes(gzip.compress(text)) if pack else path.write_bytes(text)
+        path.with_name(path.name + ".xz").write_bytes(lzma.compress(text)) if pack else path.write_bytes(text)
     row = lambda i, kind: {"id": f"t/{i}", "class": kind, "strict": kind == "right", "numeric": kind == "right", "gold_steps": i + 1, "gold_length": 50 + 300 * i}
     add("lora", [row(0, "right"), row(1, "wrong plan")], pack=True)
     add("base-5shot", [row(0, "no final answer"), row(1, "cut at the limit")])

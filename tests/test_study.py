@@ -45,7 +45,7 @@ def test_whole_study_and_what_is_kept(tmp_path):
     collect(small, kept)
     assert missing_jobs(small, tmp_path / "results") == []
     assert {p.name for p in (kept / "arms").iterdir()} == {"full-wd_main-lr1e-3-s0", "eval"}
-    assert sorted(p.name.split("__")[0] for p in kept.glob("eval/*.verdicts.jsonl.gz")) == \
+    assert sorted(p.name.split("__")[0] for p in kept.glob("eval/*.verdicts.jsonl.xz")) == \
         ["toy-full_main-lr1e-3-s0", "toy-full_main-lr1e-3-s1", "toy-full_main-lr1e-3-s1", "toy-full_socratic-lr1e-3-s0", "toy-full_socratic-lr1e-3-s1", "toy-full_socratic-lr1e-3-s1"], "other seeds, and the calculator's"
     assert choice_table(small, tmp_path / "results").chosen.tolist() == ["yes"]
     table = outcome_table(small, tmp_path / "results").set_index("experiment")

@@ -51,7 +51,7 @@ def test_damaged_or_missing_predictions_are_left_out(tmp_path):
     shutil.copytree(RESULTS / "toy" / "eval", folder)
     assert len(evaluations(tmp_path)) == 8
     (folder / f"{FULL}.predictions.jsonl").write_text("{}\n")
-    (folder / f"{LORA}.predictions.jsonl.gz").unlink()
+    (folder / f"{LORA}.predictions.jsonl.xz").unlink()
     assert not {FULL, LORA} & set(evaluations(tmp_path)) and len(evaluations(tmp_path)) == 6
 
 def test_unknown_evaluation_is_named_with_the_way_out(tmp_path):
@@ -102,7 +102,7 @@ def test_evaluations_that_do_not_pair_are_told_in_the_pane(box):
 def test_predictions_that_vanish_are_told_in_the_pane(tmp_path):
     shutil.copytree(RESULTS / "toy" / "eval", tmp_path / "toy" / "eval")
     w = explorer(tmp_path, FULL, LORA).controls
-    (tmp_path / "toy" / "eval" / f"{BASE}.predictions.jsonl.gz").unlink()
+    (tmp_path / "toy" / "eval" / f"{BASE}.predictions.jsonl.xz").unlink()
     w["second"].value = BASE
     assert "is not one of" in w["pane"].value and "<div" not in w["pane"].value
 
