@@ -74,8 +74,8 @@ def read_log(
     return pd.DataFrame(rows)
 
 # %% ../nbs/04_analysis.ipynb #10848ff6
-LABELS = {"base-0shot": "base, zero-shot", "base-1shot": "base, one-shot", "full": "full SFT", "lora": "LoRA", "qlora": "QLoRA"}
-GRADERS = ("strict", "numeric", "flexible")
+LABELS = {"base-0shot": "base, zero-shot", "base-1shot": "base, one-shot", "base-8shot": "base, eight-shot", "full": "full SFT", "lora": "LoRA", "qlora": "QLoRA"}
+GRADERS = {"strict": "exact", "numeric": "number", "flexible": "last number"} # as the tables call them
 
 def label(
     model: str, # model type of an evaluation
@@ -154,7 +154,7 @@ def format_table(
 ) -> pd.DataFrame: # strings, with readable headers
     "The comparison as a person reads it"
     rows = [{"model": _model(r), "run": r["run"] if isinstance(r["run"], str) else "–", "n": _amount(r.get("n")),
-             "exact [95 %]": _percent(r, "strict"), "number [95 %]": _percent(r, "numeric"), "last number [95 %]": _percent(r, "flexible"), "trainable": _trainable(r),
+             **{f"{name} [95 %]": _percent(r, g) for g, name in GRADERS.items()}, "trainable": _trainable(r),
              "training": _amount(r.get("train_seconds"), suffix=" s"), "tokens/s": _amount(r.get("tokens_per_second")),
              "peak memory": _amount(r.get("peak_memory"), 2**30, " GiB", 2), "evaluation": _amount(r.get("eval_seconds"), suffix=" s")}
             for r in table.to_dict("records")]
@@ -213,13 +213,13 @@ def accuracies_in_words(
 def _headline_row(row):
     "One model's line: its accuracies, averaged over seeds, and what its training cost in the first of them; no speeds of runs that shared their GPU"
     def rate(g):
+        if pd.isna(row[f"{g}_mean"]): return "–"
         several = row["seeds"] > 1
         span = [row[f"{g}_lowest"], row[f"{g}_highest"]] if several else [row[f"{g}_low"], row[f"{g}_high"]]
         return f"{100 * row[f'{g}_mean']:.1f} % [{100 * span[0]:.1f}, {100 * span[1]:.1f}]"
     alone = not pd.to_numeric(row.get("lanes")) > 1
-    return {"model": mean_label(row, dataset=True), "seeds": row["seeds"] if row["experiment"] else "–", "exact": rate("strict"),
-            "number": "–" if pd.isna(row["numeric_mean"]) else rate("numeric"), "last number": rate("flexible"), "trainable": _trainable(row), "training": _amount(row.get("train_seconds") if alone else None, suffix=" s"),
-            "tokens/s": _amount(row.get("tokens_per_second") if alone else None), "peak memory": _amount(row.get("peak_memory"), 2**30, " GiB", 2)}
+    return {"model": mean_label(row, dataset=True), "seeds": row["seeds"] if row["experiment"] else "–", **{name: rate(g) for g, name in GRADERS.items()},
+            "trainable": _trainable(row), "training": _amount(row.get("train_seconds") if alone else None, suffix=" s"), "tokens/s": _amount(row.get("tokens_per_second") if alone else None), "peak memory": _amount(row.get("peak_memory"), 2**30, " GiB", 2)}
 
 # %% ../nbs/04_analysis.ipynb #bbd4fde4
 def headline(

@@ -13,7 +13,7 @@ from itertools import combinations, cycle
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .analysis import COLOURS, INK, alt_text, comparison_table, figure_style, is_plain, label, read_answers, read_evaluations, read_runs, save_figure
+from .analysis import COLOURS, GRADERS, INK, alt_text, comparison_table, figure_style, is_plain, label, read_answers, read_evaluations, read_runs, save_figure
 from .answers import breakdown
 from .core import project_path
 from .logs import read_logs
@@ -147,9 +147,9 @@ def loss_accuracy(
 # %% ../nbs/parts/curves.ipynb #5a42330d
 def disagreements(
     table: pd.DataFrame, # from `loss_accuracy`
-) -> tuple[int, int]: # pairs of runs in which the lower loss has the lower accuracy, all pairs without a tie
+) -> tuple[int, int]: # pairs of runs of one data set in which the lower loss has the lower accuracy, all such pairs without a tie
     "How often loss and accuracy disagree"
-    signs = [(a.loss - b.loss) * (a.accuracy - b.accuracy) for a, b in combinations(table.itertuples(), 2)]
+    signs = [(a.loss - b.loss) * (a.accuracy - b.accuracy) for a, b in combinations(table.itertuples(), 2) if a.dataset == b.dataset]
     return sum(s > 0 for s in signs), sum(s != 0 for s in signs)
 
 # %% ../nbs/parts/curves.ipynb #2cfd57e8
@@ -173,7 +173,7 @@ def plot_loss_accuracy(
     with figure_style() as plt:
         ax = ax or plt.subplots(figsize=(5.5, 3.8))[1]
         _points_with_intervals(ax, table, "loss")
-        ax.set(xlabel="last validation loss, nats per token", ylabel="exact answers, %\n(bars: 95 % Wilson interval)", title=f"{table['preset'].iloc[0]}: loss and accuracy disagree in {wrong} of {pairs} pairs")
+        ax.set(xlabel="last validation loss, nats per token", ylabel="exact answers, %\n(bars: 95 % Wilson interval)", title=f"{table['preset'].iloc[0]}\nloss and accuracy disagree in {wrong} of {pairs} pairs")
         ax.margins(x=0.15)
         ax.figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     ax.alt = " ".join(f"{r.run}: loss {r.loss:.3g}, {100 * r.accuracy:.1f} %." for r in table.itertuples())
@@ -338,15 +338,17 @@ CELLS = {"run": (lambda r: r, "run_name"), "training loss": ("{:.3f}".format, "f
     "validation loss (lowest)": ("{:.3f} ({:.3f})".format, "eval_loss", "best_eval_loss"), "tokens/s": ("{:,.0f}".format, "tokens_per_second"),
     "step": (lambda s: f"{1000 * s:,.0f} ms", "step_seconds"), "peak memory": (lambda b: f"{b / 2**30:.2f} GiB", "peak_memory"),
     "trainable": (lambda n: f"{n / 1e6:,.2f} M", "trainable"),
-    "exact [95 %]": (lambda a, low, high: f"{100 * a:.1f} % [{100 * low:.1f}, {100 * high:.1f}]", "accuracy", "low", "high"),
+    "accuracy [95 %]": (lambda a, low, high: f"{100 * a:.1f} % [{100 * low:.1f}, {100 * high:.1f}]", "accuracy", "low", "high"),
     "to base, points": (lambda d: f"{100 * d:+.1f}", "difference"), "McNemar": (_p, "p")}
 
 # %% ../nbs/parts/curves.ipynb #ca17d258
 def format_summary(
     table: pd.DataFrame, # from `summary_table`
+    metric: str = "strict", # the one that the table is of
 ) -> pd.DataFrame: # strings, with readable headers
     "The summary as a person reads it"
-    return pd.DataFrame([{name: _or_dash(row, *cell) for name, cell in CELLS.items()} for row in table.to_dict("records")], columns=list(CELLS))
+    rows = pd.DataFrame([{name: _or_dash(row, *cell) for name, cell in CELLS.items()} for row in table.to_dict("records")], columns=list(CELLS))
+    return rows.rename(columns={"accuracy [95 %]": f"{GRADERS[metric]} [95 %]"})
 
 # %% ../nbs/parts/curves.ipynb #9c9636f8
 def curve_figures(

@@ -306,8 +306,9 @@ def _ask(model, tokenizer, rows, prompts, cfg, file, found, progress):
     e, done, rows = cfg.evaluation, {(a["id"], a["sample"]) for a in found}, list(rows)
     todo = [(i, k) for i, row in enumerate(rows) for k in range(e.samples) if (row["id"], k) not in done]
     names = [rows[i]["id"] + (f"#{k}" if e.samples > 1 else "") for i, k in todo]
-    answers = generate(model, tokenizer, [prompts[i] for i, _ in todo], e.max_new_tokens, e.batch_size,
-                       (renderer := Renderer(tokenizer, cfg.data.prompt_style)).stop_ids, names, progress, **decoding(cfg, tokenizer), stop_texts=renderer.stop_texts)
+    renderer = Renderer(tokenizer, cfg.data.prompt_style)
+    answers = generate(model, tokenizer, [prompts[i] for i, _ in todo], e.max_new_tokens, e.batch_size, renderer.stop_ids, names, progress,
+                       **decoding(cfg, tokenizer), stop_texts=renderer.stop_texts)
     new = []
     try:
         for answer in answers:

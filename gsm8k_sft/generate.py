@@ -94,9 +94,10 @@ def before_text(
     stop_texts: Sequence[str], # any of them ends an answer
 ) -> tuple[str, int] | None: # the answer's text and the number of tokens it took to see its end; None if there is no end
     "What stands before the first of `stop_texts`"
-    text, seen = (lambda n: tokenizer.decode(new[:n], skip_special_tokens=True)), (lambda text: any(s in text for s in stop_texts))
-    if not seen(whole := text(len(new))): return None
-    return whole[:min(i for s in stop_texts if (i := whole.find(s)) >= 0)], bisect_left(range(len(new)), True, lo=1, key=lambda n: seen(text(n)))
+    def text(n): return tokenizer.decode(new[:n], skip_special_tokens=True)
+    def ends(n): return [i for s in stop_texts if (i := text(n).find(s)) >= 0]
+    if not (found := ends(len(new))): return None
+    return text(len(new))[:min(found)], bisect_left(range(len(new)), True, lo=1, key=lambda n: bool(ends(n)))
 
 # %% ../nbs/parts/generate.ipynb #70a9e997
 FORCED, TAIL = 32, 96

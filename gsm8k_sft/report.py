@@ -207,7 +207,7 @@ def _training(preset, words, root):
     "Summary and curves of a preset's runs"
     table = summary_table(preset, root, metric="numeric")
     if table.empty: return []
-    return [f"## Training: {preset}", "*full* trains all weights, *LoRA* an adapter beside the frozen ones.", markdown_table(format_summary(table).rename(columns={"exact [95 %]": "number [95 %]"})),
+    return [f"## Training: {preset}", "*full* trains all weights, *LoRA* an adapter beside the frozen ones.", markdown_table(format_summary(table, "numeric")),
             "The difference is to the zero-shot base model on the same problems, in points, by the number that the answer states: an untuned model doesn't know the form that an exact answer has. p is McNemar's, exact and two-sided.", *_of(preset, "curves-step", words)]
 
 def _disagreement(preset, words):

@@ -6,7 +6,7 @@
 __all__ = ['KEPT', 'Method', 'Runs', 'Base', 'Study', 'read_study', 'Job', 'rate_name', 'Setting', 'try_job', 'run_jobs',
            'base_jobs', 'result_names', 'is_done', 'validation_right', 'choose_rate', 'chosen_setting', 'open_jobs',
            'do_job', 'Lane', 'run_study', 'collect', 'rest_of', 'choice_table', 'outcome_table', 'pair_table',
-           'forgetting_table', 'split_table', 'missing_jobs', 'main']
+           'headline_table', 'forgetting_table', 'split_table', 'missing_jobs', 'main']
 
 # %% ../nbs/parts/study.ipynb #db125a0a
 import json, lzma, os, shutil, signal, sys, time, traceback
@@ -490,12 +490,13 @@ def outcome_table(
 ): # DataFrame, a row an experiment
     "Test accuracy of every experiment: mean over seeds and range"
     import pandas as pd
+    from gsm8k_sft.analysis import GRADERS
     rows, kept = [], list(_evaluations(study, root))
     otherwise = _asked_otherwise(kept)
     for name, found in _found(kept).items():
         run, shares = found[0]["run"], lambda g: _over_seeds([e["accuracy"][g]["value"] for e in found])
         rows.append({"experiment": name, "learning rate": run.removeprefix(f"{name}-lr").rsplit("-s", 1)[0] if run != name else "–", "seeds": len(found) if run != name else "–",
-                     "exact": shares("strict"), "number": shares("numeric"), "last number": shares("flexible"),
+                     **{name: shares(g) for g, name in GRADERS.items()},
                      "exact, with calculator": _over_seeds(otherwise[name]["calculator"]), "exact, majority of 8": _over_seeds(otherwise[name]["majority"])})
     return pd.DataFrame(rows)
 
@@ -535,6 +536,23 @@ def pair_table(
     return pd.DataFrame([_pair(sides[metric], a, b, metric) for a, b, metric in asked if a in sides[metric] and b in sides[metric]])
 
 # %% ../nbs/parts/study.ipynb #657277c6
+def headline_table(
+    root: Path | str | None = None, # results/ by default
+): # DataFrame, a row a study: right by the stated number, mean over seeds and range; the difference of the two methods in points with its interval
+    "Untuned, full SFT and LoRA on `main`, model by model"
+    import pandas as pd
+    from gsm8k_sft.analysis import label
+    rows = []
+    for study in map(read_study, choices("study")):
+        sides = _sides(_found(_evaluations(study, root)), "numeric")
+        if "base" not in sides: continue
+        share = lambda name: _over_seeds([e["accuracy"]["numeric"]["value"] for e in sides[name]]) if name in sides else "–"
+        both = _pair(sides, "lora_main", "full_main", "numeric") if {"lora_main", "full_main"} <= sides.keys() else None
+        rows.append({"model": study.preset, "untuned, at its best": share("base") + ", " + label(_protocol(sides["base"][0])).removeprefix("base, "), "full SFT": share("full_main"), "LoRA": share("lora_main"),
+                     "full SFT - LoRA, points": "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**both) if both else "–"})
+    return pd.DataFrame(rows)
+
+# %% ../nbs/parts/study.ipynb #4d74f2bf
 def forgetting_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -549,7 +567,7 @@ def forgetting_table(
     said = lambda a, b, kind: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*rise(measured[a], measured[b], kind))
     return pd.DataFrame([{"a": a, "b": b, **{kind: said(a, b, kind) for kind in ("code", "prose")}} for a, b in pairs if measured.get(a) and measured.get(b)])
 
-# %% ../nbs/parts/study.ipynb #5068d940
+# %% ../nbs/parts/study.ipynb #3908eaa7
 def split_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -566,7 +584,7 @@ def split_table(
         rows.append({"asked": run, "validation": round(100 * a, 1), "test": round(100 * b, 1), "validation - test": f"{100 * (a - b):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"})
     return pd.DataFrame(rows)
 
-# %% ../nbs/parts/study.ipynb #4d74f2bf
+# %% ../nbs/parts/study.ipynb #627f16bf
 def missing_jobs(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -580,13 +598,13 @@ def missing_jobs(
         if absent: missing.append(f"{job.name} ({', '.join(absent)})" + (" on validation" if job.split == "validation" else ""))
     return missing
 
-# %% ../nbs/parts/study.ipynb #3908eaa7
+# %% ../nbs/parts/study.ipynb #55089070
 def _choice(study, method):
     "5e-5 31, 1e-4 34 right on validation: 1e-4"
     setting, right = chosen_setting(study, method)
     return ", ".join(f"{s.name} {n}" for s, n in right.items()) + f" right on validation: {setting.name if setting else 'open'}"
 
-# %% ../nbs/parts/study.ipynb #627f16bf
+# %% ../nbs/parts/study.ipynb #64d07b5d
 @call_parse
 def main(
     name: str, # of configs/study, or a YAML file
