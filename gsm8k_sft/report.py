@@ -11,10 +11,10 @@ import base64, json, os, re
 from pathlib import Path
 import pandas as pd
 from fastcore.script import call_parse
-from .analysis import LABELS, mean_label, average_seeds, comparison_table, draw_figures, error_table, format_table, markdown_table, read_answers, read_evaluations, read_runs, save_figure, size_table
+from .analysis import LABELS, mean_label, average_seeds, comparison_table, draw_figures, error_table, format_table, is_plain, markdown_table, read_answers, read_evaluations, read_runs, save_figure, size_table
 from .core import choices, project_path, project_root, read_json, write_text
 from .curves import format_summary, summary_table
-from .study import choice_table, forgetting_table, missing_jobs, outcome_table, pair_table, read_study, split_table
+from .study import choice_table, forgetting_table, headline_table, missing_jobs, outcome_table, pair_table, read_study, split_table
 from .sweep import read_matrix, run_name
 
 # %% ../nbs/05_report.ipynb #6895f3ae
@@ -77,10 +77,10 @@ def _method(evaluations):
     "What is compared, and the protocol of each table"
     if not evaluations: return []
     parts = ["## Method and protocol", "Every variant trains on the same examples and is asked the same questions in the same words as its base model. Each answer is graded by three graders; "
-             "intervals are 95 % Wilson intervals, differences on the same problems are tested pairwise with McNemar's exact test."]
-    for key in sorted({(e["configuration"]["preset"], e["dataset"]) for e in evaluations}):
-        mine = [e for e in evaluations if (e["configuration"]["preset"], e["dataset"]) == key]
-        parts += [f"### {' on '.join(key)}", "\n".join(protocol_lines(mine)), f"The first question as the model saw it:\n\n```\n{mine[0]['protocol'].get('prompt', '')}\n```"]
+             "with the calculator, or drawn eight times, the same questions are asked again. Intervals are 95 % Wilson intervals; differences on the same problems are tested pairwise with McNemar's exact test."]
+    for preset in sorted({e["configuration"]["preset"] for e in evaluations}): # both data sets ask the same questions
+        mine = [e for e in evaluations if e["configuration"]["preset"] == preset and is_plain(e)]
+        parts += [f"### {preset}", "\n".join(protocol_lines(mine)), f"The first question as the model saw it:\n\n```\n{mine[0]['protocol'].get('prompt', '')}\n```"]
     return parts
 
 # %% ../nbs/05_report.ipynb #b59d5bd8
@@ -171,10 +171,10 @@ def _repeat(records):
             "`make figures` and `make report` read the records. The toy runs need nothing else: `make demo`.",
             f"Commits: {', '.join(commits) or 'none recorded'}. Machines: {'; '.join(on) or 'none recorded'}. Versions: constraints.txt, and `environment` in each record."]
 
-# %% ../nbs/05_report.ipynb #652ce304
+# %% ../nbs/05_report.ipynb #edbcb246
 INTRODUCTION = """# Full fine-tuning and LoRA on GSM8K
 
-How much does supervised fine-tuning improve a small Gemma's answers on GSM8K, and does LoRA, which trains a small share of the parameters, reach what full fine-tuning reaches? Each tuned model is compared with its own base model, asked zero-shot and one-shot, on problems that no training saw.
+How much does supervised fine-tuning improve a small Gemma's answers on GSM8K, and does LoRA, which trains a small share of the parameters, reach what full fine-tuning reaches? Each tuned model is compared with its own base model, asked without an example and with some, on problems that no training saw.
 
 *exact*: the answer ends in `#### n` and n is right, as lm-evaluation-harness reads it (strict). *number*: the number that the answer states as its result is right, whatever its dress. *last number*: the last number of the text is right (the harness's flexible). Their differences are the part of a gain that is form."""
 
@@ -183,6 +183,14 @@ def _warning(table):
     if table.empty: return "**There are no records yet: nothing here is a result.**"
     if set(table.preset) == {"toy"}: return "**Toy runs only: synthetic problems, a toy model. Nothing here is a result on GSM8K.**"
     return ""
+
+# %% ../nbs/05_report.ipynb #61943401
+def _in_short(root):
+    "The front page's table"
+    table = headline_table(root)
+    if table.empty: return []
+    return ["## In short", "Right on the test problems by the number that the answer states, greedy; mean of the seeds with their range (a value alone is one seed), trained on `main`, learning rates chosen on validation. The untuned model is asked in several ways and stands with the best of them. "
+            "Differences come with 95 % intervals, over seeds and problems where there are several seeds: one that holds zero is not shown to be real.", markdown_table(table)]
 
 # %% ../nbs/05_report.ipynb #3c6a6c9d
 def _study(name, root):
@@ -234,7 +242,7 @@ def make_report(
     words = {path.name: said for path, said in draw_figures(out, root=root).items()}
     missing = missing_runs(table, read_matrix()) + [f"study {name}: {job}" for name in choices("study") for job in missing_jobs(read_study(name), root)]
     presets = sorted({r["preset"] for r in [*runs, *(e["configuration"] for e in evaluations)]})
-    parts = [INTRODUCTION, _warning(table), *_why_small(), *_method(evaluations), *_data(runs), *_chronology()]
+    parts = [INTRODUCTION, _warning(table), *_in_short(root), *_why_small(), *_method(evaluations), *_data(runs), *_chronology()]
     for preset in presets: parts += _training(preset, words, root)
     parts += [_section(rows, evaluations, words, out, root) for _, rows in table.groupby(["preset", "dataset"])]
     for name in choices("study"): parts += _study(name, root)

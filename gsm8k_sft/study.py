@@ -538,7 +538,7 @@ def pair_table(
 # %% ../nbs/parts/study.ipynb #657277c6
 def headline_table(
     root: Path | str | None = None, # results/ by default
-): # DataFrame, a row a study: right by the stated number, mean over seeds and range; the difference of the two methods in points with its interval
+): # DataFrame, a row a study: right by the stated number, mean over seeds and range; differences in points with their intervals
     "Untuned, full SFT and LoRA on `main`, model by model"
     import pandas as pd
     from gsm8k_sft.analysis import label
@@ -547,9 +547,9 @@ def headline_table(
         sides = _sides(_found(_evaluations(study, root)), "numeric")
         if "base" not in sides: continue
         share = lambda name: _over_seeds([e["accuracy"]["numeric"]["value"] for e in sides[name]]) if name in sides else "–"
-        both = _pair(sides, "lora_main", "full_main", "numeric") if {"lora_main", "full_main"} <= sides.keys() else None
+        def points(a, b): return "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**_pair(sides, a, b, "numeric")) if {a, b} <= sides.keys() else "–"
         rows.append({"model": study.preset, "untuned, at its best": share("base") + ", " + label(_protocol(sides["base"][0])).removeprefix("base, "), "full SFT": share("full_main"), "LoRA": share("lora_main"),
-                     "full SFT - LoRA, points": "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**both) if both else "–"})
+                     "full SFT - untuned, points": points("base", "full_main"), "full SFT - LoRA, points": points("lora_main", "full_main")})
     return pd.DataFrame(rows)
 
 # %% ../nbs/parts/study.ipynb #4d74f2bf
