@@ -47,7 +47,7 @@ def _moved(target, where, names, published):
     if file not in names: return target
     return os.path.relpath(names[file], where or ".") + mark + anchor
 
-# %% ../nbs/parts/docs.ipynb #794e5de1
+# %% ../nbs/parts/docs.ipynb #faf15ca2
 def site_links(
     text: str, # markdown
     where: str, # the page's folder as seen from nbs/, empty for nbs/ itself
@@ -55,7 +55,7 @@ def site_links(
 ) -> str: # the same with the links of the site; code is left alone
     "Links to notebooks as links to pages"
     published = get_config().doc_host + get_config().doc_baseurl.rstrip("/")
-    def one(m): return m[0] if m[1] is None else f"{m[1]}({_moved(m[2], where, names, published)})"
+    def one(m): return m[0] if m[1] is None else "`main`" if m[1] == "[`main`]" else f"{m[1]}({_moved(m[2], where, names, published)})"
     def picture(m): return m[1] + re.sub(r"^/", os.path.relpath(".", where or ".") + "/", _moved(m[2], where, names, published))
     text = re.sub(r"(<(?:img|source)\b[^>]*?\bsrc(?:set)?=\")([^\"]+)", picture, text)
     return re.sub(r"```[\s\S]*?```|(\[(?:[^\]`]|`[^`\n]*`)*\])\(([^)\s]+)\)|`[^`\n]*`", one, text)
