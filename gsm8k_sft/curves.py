@@ -266,21 +266,23 @@ COSTS = {"trainable": ("trainable parameters,\nmillions", 1e6), "train_seconds":
 def plot_cost(
     table: pd.DataFrame, # from `comparison_table`, of one preset and data set
     metric: str = "strict", # or numeric, flexible
-): # array of three Axes: parameters, minutes, GiB
+): # array of Axes: parameters, minutes (unless runs shared a GPU), GiB
     "Accuracy against what training took"
     table = table.dropna(subset=["run", metric, *COSTS])
     if not len(table) or table["preset"].nunique() > 1: raise ValueError("plot_cost needs evaluated runs of one preset; choose rows of the table first")
     table = table.rename(columns={metric: "accuracy", f"{metric}_low": "low", f"{metric}_high": "high"})
     table = table.assign(**{k: table[k] / unit for k, (_, unit) in COSTS.items()})
+    alone = "lanes" not in table or not (pd.to_numeric(table["lanes"]) > 1).any()
+    costs = {k: name for k, (name, _) in COSTS.items() if alone or k != "train_seconds"}
     with figure_style() as plt:
-        figure, axes = plt.subplots(1, 3, figsize=(7.2, 3.2), sharey=True)
-        for ax, (cost, (name, _)) in zip(axes, COSTS.items()):
+        figure, axes = plt.subplots(1, len(costs), figsize=(7.2, 3.2), sharey=True)
+        for ax, (cost, name) in zip(axes, costs.items()):
             _points_with_intervals(ax, table, cost, legend=ax is axes[0])
             ax.set(xlabel=name, xlim=(0, 1.15 * table[cost].max()))
         axes[0].set(ylabel="exact answers, %\n(bars: 95 % Wilson interval)", xscale="log", xlim=(table["trainable"].min() / 4, 4 * table["trainable"].max()))
         axes[0].xaxis.set_major_formatter("{x:g}"); axes[0].xaxis.set_minor_formatter("")
         figure.legend(loc="outside upper center", ncols=2, fontsize=9)
-    axes[0].alt = " ".join(f"{r.run}: {r.trainable:.3g} million parameters, {r.train_seconds:.3g} minutes, {r.peak_memory:.3g} GiB, {100 * r.accuracy:.1f} %." for r in table.itertuples())
+    axes[0].alt = " ".join(f"{r.run}: {r.trainable:.3g} million parameters, " + (f"{r.train_seconds:.3g} minutes, " if alone else "") + f"{r.peak_memory:.3g} GiB, {100 * r.accuracy:.1f} %." for r in table.itertuples())
     return axes
 
 # %% ../nbs/parts/curves.ipynb #8bb68440

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 import pytest
-from gsm8k_sft.core import read_json
-from gsm8k_sft.study import Setting, chosen_setting, choice_table, collect, forgetting_table, missing_jobs, open_jobs, outcome_table, pair_table, read_study, rest_of, run_study
+from gsm8k_sft.core import ConfigError, read_json
+from gsm8k_sft.study import Setting, chosen_setting, choice_table, collect, forgetting_table, headline_table, missing_jobs, open_jobs, outcome_table, pair_table, read_study, rest_of, run_study, split_table
 
 STUDY = """
 preset: toy
@@ -20,7 +20,7 @@ methods:
 runs:
   full: {{method: full, datasets: [main, socratic], seeds: [0, 1], ask: ["", evaluation.calculator=true]}}
   full-wd: {{method: full, overrides: [train.weight_decay=0.1]}}
-base: [{{shots: [0]}}, {{shots: [0, 1], overrides: [data.prompt_style=plain]}}]
+base: [{{shots: [0]}}, {{shots: [0, 1], overrides: [data.prompt_style=plain]}}, {{shots: [0], split: validation}}]
 pairs: [[base, full_main], [full_main, full_socratic], [full_main, full-wd_main]]
 """
 
@@ -38,7 +38,7 @@ def study(folder, train=24, epochs=1, more=""):
 def test_whole_study_and_what_is_kept(tmp_path):
     said, small, kept = [], study(tmp_path), tmp_path / "results" / "toy"
     found = run_study(small, lanes=2, say=said.append)
-    assert (found["failed"], found["left"], found["waiting"]) == ({}, [], 0) and found["done"] == len(said) == 8, "a try, four runs, an arm, the base model with and without template"
+    assert (found["failed"], found["left"], found["waiting"]) == ({}, [], 0) and found["done"] == len(said) == 9, "a try, four runs, an arm, the base model with and without template, and on validation"
     assert run_study(small)["done"] == 0, "nothing is done twice"
     record = read_json(tmp_path / "runs" / "toy" / "full_main-lr1e-3-s0" / "record.json")
     assert record["lanes"] == 2 and record["status"] == "complete"
@@ -53,16 +53,25 @@ def test_whole_study_and_what_is_kept(tmp_path):
     pairs = pair_table(small, tmp_path / "results")
     assert pairs.grader.tolist() == ["strict", "numeric", "flexible", "strict", "strict"] and pairs.seeds.tolist() == ["1 and 2"] * 3 + ["2 and 2", "2 and 1"], "verdicts stand in for predictions; socratic's problems are main's"
     assert "spread between seeds" not in pairs.sentence[0] and "spread between seeds of full-wd_main" in pairs.sentence[4], "an untuned model has no seeds"
+    both = split_table(small, tmp_path / "results").set_index("asked")
+    validation = read_json(next(kept.glob("tries/validation/toy__validation__base-0shot__*.json")))
+    assert list(both.index) == ["full_main-lr1e-3-s0", "base-0shot"] and both.validation["base-0shot"] == round(100 * validation["accuracy"]["numeric"]["value"], 1)
+    assert headline_table(tmp_path / "results").empty, "no study of ours"
     lost = forgetting_table(small, tmp_path / "results").set_index(["a", "b"])
     assert list(lost.index) == [("base", "full_main"), ("base", "full_socratic"), ("base", "full-wd_main"), ("full_main", "full_socratic"), ("full_main", "full-wd_main")]
     losses = lambda name: [read_json(p)["elsewhere"]["code"] for p in kept.glob(f"eval/toy{name}*.json") if "calculator" not in p.name]
     mean = sum(map(sum, losses("-full_main"))) / 4 - sum(losses("__test*base-0shot_")[0]) / 2
     assert lost.code["base", "full_main"].startswith(f"{mean:+.3f} ["), "two seeds, two texts"
     for name in ("runs", "eval_results"): shutil.rmtree(tmp_path / name)
-    assert len(open_jobs(small)[0]) == 3 and open_jobs(small, rest_of(small, tmp_path / "results")) == ([], 0), "a fresh clone with results/ has nothing left to do"
+    assert len(open_jobs(small)[0]) == 4 and open_jobs(small, rest_of(small, tmp_path / "results")) == ([], 0), "a fresh clone with results/ has nothing left to do"
     (next(kept.glob("eval/*main-lr1e-3-s1__test*__full__*.json"))).unlink()
     assert [j.name for j in open_jobs(small, rest_of(small, tmp_path / "results"))[0]] == ["full_main-lr1e-3-s1"]
     assert missing_jobs(small, tmp_path / "results") == ["full_main-lr1e-3-s1 (full)"]
+
+
+def test_a_split_that_there_is_not(tmp_path):
+    (path := tmp_path / "bad.yaml").write_text(STUDY.format(train=24, epochs=1, more="").replace("split: validation", "split: train"))
+    with pytest.raises(ConfigError, match="base.split"): read_study(str(path))
 
 
 def test_a_failure_is_told_and_the_rest_goes_on(tmp_path):
@@ -99,7 +108,7 @@ def test_a_killed_lane_is_replaced(tmp_path):
     try: found = run_study(small)
     finally: module.Lane.give = give
     assert list(found["failed"]) == [f"{killed[0]} validation"] and "exit code -9" in next(iter(found["failed"].values()))
-    assert found["done"] == 2, "the base model was asked by the process that followed"
+    assert found["done"] == 3, "the base model was asked by the process that followed"
 
 
 def test_time_is_up_and_the_same_command_goes_on(tmp_path):
