@@ -14,7 +14,7 @@ from fastcore.script import call_parse
 from .analysis import LABELS, mean_label, average_seeds, comparison_table, draw_figures, error_table, format_table, is_plain, markdown_table, read_answers, read_evaluations, read_runs, save_figure, size_table
 from .core import choices, project_path, project_root, read_json, write_text
 from .curves import format_summary, summary_table
-from .study import choice_table, forgetting_table, headline_table, missing_jobs, outcome_table, pair_table, read_study, split_table
+from .study import choice_table, forgetting_table, headline_table, known_table, missing_jobs, outcome_table, pair_table, read_study, split_table
 from .sweep import read_matrix, run_name
 
 # %% ../nbs/05_report.ipynb #6895f3ae
@@ -203,6 +203,9 @@ def _study(name, root):
                 "\n".join(f"- {p['sentence']} First seeds: p = {p['p, first seeds']:.2g}." for p in pairs)] if pairs else []
     elsewhere = ["What was paid elsewhere: by how much the loss on Python's standard library (code) and on its language reference (prose) is higher for *b* than for *a*, nats per token, with 95 % intervals over texts:", markdown_table(lost)] if len(lost) else []
     both = ["The same weights on those validation problems and on the test problems, percent right by the stated number: where the first is higher, train may be known to the model already (and the best of several tries was lucky). The interval is Newcombe's, of independent shares:", markdown_table(splits)] if len(splits) else []
+    known = known_table(root)
+    for row in known[known.model == study.preset].to_dict("records") if len(known) else []:
+        both.append(f"The untuned model's loss on these problems with their published solutions is {row['validation']} nats per token, on the test's {row['test']}: {row['validation - test']} ({row['texts']} of each; Welch's interval). An interval below zero says that the training part is familiar to it.")
     return [f"## Study: {study.preset}", "Each method tried its learning rates on `main` with seed 0, and then numbers of epochs where the study says so, and took what had most right answers (exact) on the validation problems:", markdown_table(choice_table(study, root)), *both,
             "With it, on the test problems, mean over seeds and range. *exact*, *number* and *last number* are the graders strict, numeric and flexible. *socratic* models are asked the same questions; the calculator fills in the results of `<<...=`; the majority is that of eight answers drawn at temperature 0.7:", markdown_table(outcome), *compared, *elsewhere]
 

@@ -6,7 +6,7 @@
 __all__ = ['KEPT', 'Method', 'Runs', 'Base', 'Study', 'read_study', 'Job', 'rate_name', 'Setting', 'try_job', 'run_jobs',
            'base_jobs', 'result_names', 'is_done', 'validation_right', 'choose_rate', 'chosen_setting', 'open_jobs',
            'do_job', 'Lane', 'run_study', 'collect', 'rest_of', 'choice_table', 'outcome_table', 'pair_table',
-           'headline_table', 'forgetting_table', 'split_table', 'missing_jobs', 'main']
+           'headline_table', 'forgetting_table', 'split_table', 'known_table', 'missing_jobs', 'main']
 
 # %% ../nbs/parts/study.ipynb #db125a0a
 import json, lzma, os, shutil, signal, sys, time, traceback
@@ -582,6 +582,21 @@ def split_table(
         (a, n), (b, m) = asked["validation"][run], asked["test"][run]
         low, high = confint_proportions_2indep(round(a * n), n, round(b * m), m, method="newcomb", compare="diff")
         rows.append({"asked": run, "validation": round(100 * a, 1), "test": round(100 * b, 1), "validation - test": f"{100 * (a - b):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"})
+    return pd.DataFrame(rows)
+
+# %% ../nbs/parts/study.ipynb #c92aae9a
+def known_table(
+    root: Path | str | None = None, # results/ by default
+): # DataFrame, a row a model: texts of each kind, mean losses of the untuned model in nats per token, and their difference with its interval
+    "Held-out training problems against test problems, by the untuned model's loss"
+    import pandas as pd
+    from scipy.stats import ttest_ind
+    rows = []
+    for preset in dict.fromkeys(read_study(name).preset for name in choices("study")):
+        if not (path := Path(root or project_path("results")) / preset / "known.json").exists(): continue
+        train, test = (pd.Series(read_json(path)[split]) for split in ("validation", "test"))
+        low, high = ttest_ind(train, test, equal_var=False).confidence_interval()
+        rows.append({"model": preset, "texts": len(train), "validation": round(train.mean(), 3), "test": round(test.mean(), 3), "validation - test": f"{train.mean() - test.mean():+.3f} [{low:+.3f}, {high:+.3f}]"})
     return pd.DataFrame(rows)
 
 # %% ../nbs/parts/study.ipynb #627f16bf

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 import pytest
 from gsm8k_sft.core import ConfigError, read_json
-from gsm8k_sft.study import Setting, chosen_setting, choice_table, collect, forgetting_table, headline_table, missing_jobs, open_jobs, outcome_table, pair_table, read_study, rest_of, run_study, split_table
+from gsm8k_sft.study import Setting, chosen_setting, choice_table, collect, forgetting_table, headline_table, known_table, missing_jobs, open_jobs, outcome_table, pair_table, read_study, rest_of, run_study, split_table
 
 STUDY = """
 preset: toy
@@ -67,6 +67,17 @@ def test_whole_study_and_what_is_kept(tmp_path):
     (next(kept.glob("eval/*main-lr1e-3-s1__test*__full__*.json"))).unlink()
     assert [j.name for j in open_jobs(small, rest_of(small, tmp_path / "results"))[0]] == ["full_main-lr1e-3-s1"]
     assert missing_jobs(small, tmp_path / "results") == ["full_main-lr1e-3-s1 (full)"]
+
+
+def test_what_a_model_knew_before_by_a_command(tmp_path):
+    out = tmp_path / "results" / "gemma-3-270m"
+    command = [sys.executable, "-m", "gsm8k_sft.forgetting", "toy", "--n", "6", "--overrides", "data.train_samples=100 data.test_samples=4", "--out", str(out)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    record = read_json(out / "known.json")
+    assert "nats per token" in said.stdout and (len(record["validation"]), len(record["test"])) == (6, 4) and record["environment"]["packages"], said.stderr
+    row = known_table(tmp_path / "results").iloc[0]
+    assert (row.model, row.texts) == ("gemma-3-270m", 6) and row["validation - test"].startswith(f"{sum(record['validation']) / 6 - sum(record['test']) / 4:+.3f} [")
+    assert known_table(tmp_path).empty
 
 
 def test_a_split_that_there_is_not(tmp_path):
