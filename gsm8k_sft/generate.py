@@ -95,9 +95,9 @@ def before_text(
 ) -> tuple[str, int] | None: # the answer's text and the number of tokens it took to see its end; None if there is no end
     "What stands before the first of `stop_texts`"
     def text(n): return tokenizer.decode(new[:n], skip_special_tokens=True)
-    def ends(n): return [i for s in stop_texts if (i := text(n).find(s)) >= 0]
-    if not (found := ends(len(new))): return None
-    return text(len(new))[:min(found)], bisect_left(range(len(new)), True, lo=1, key=lambda n: bool(ends(n)))
+    def ends(text): return [i for s in stop_texts if (i := text.find(s)) >= 0]
+    if not (found := ends(whole := text(len(new)))): return None
+    return whole[:min(found)], bisect_left(range(len(new)), True, lo=1, key=lambda n: bool(ends(text(n))))
 
 # %% ../nbs/parts/generate.ipynb #70a9e997
 FORCED, TAIL = 32, 96

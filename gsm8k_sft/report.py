@@ -204,7 +204,7 @@ def _study(name, root):
     elsewhere = ["What was paid elsewhere: by how much the loss on Python's standard library (code) and on its language reference (prose) is higher for *b* than for *a*, nats per token, with 95 % intervals over texts:", markdown_table(lost)] if len(lost) else []
     both = ["The same weights on those validation problems and on the test problems, percent right by the stated number: where the first is higher, train may be known to the model already (and the best of several tries was lucky). The interval is Newcombe's, of independent shares:", markdown_table(splits)] if len(splits) else []
     known = known_table(root)
-    for row in known[known.model == study.preset].to_dict("records") if len(known) else []:
+    for row in known[known.model == study.preset].to_dict("records"):
         both.append(f"The untuned model's loss on these problems with their published solutions is {row['validation']} nats per token, on the test's {row['test']}: {row['validation - test']} ({row['texts']} of each; Welch's interval). An interval below zero says that the training part is familiar to it.")
     return [f"## Study: {study.preset}", "Each method tried its learning rates on `main` with seed 0, and then numbers of epochs where the study says so, and took what had most right answers (exact) on the validation problems:", markdown_table(choice_table(study, root)), *both,
             "With it, on the test problems, mean over seeds and range. *exact*, *number* and *last number* are the graders strict, numeric and flexible. *socratic* models are asked the same questions; the calculator fills in the results of `<<...=`; the majority is that of eight answers drawn at temperature 0.7:", markdown_table(outcome), *compared, *elsewhere]
@@ -231,7 +231,7 @@ def _cost(preset, words, evaluations, runs):
     engines = {f"{e['protocol'].get('engine', 'transformers')}" for e in mine}
     said = f"The column *evaluation* above is the time of all answers with the engine of that day ({', '.join(sorted(engines))})."
     most = max([r.get("lanes") or 1 for r in runs if r["preset"] == preset], default=1)
-    beside = f" Up to {most} runs shared a GPU here, so seconds and tokens/s are under load: they are no benchmark, differ between runs of one kind, and stand in no figure." if most > 1 else ""
+    beside = f" Up to {most} runs shared a GPU here, so seconds and tokens/s are under load: they are no benchmark and differ between runs of one kind; minutes are left out of the figure." if most > 1 else ""
     return [f"## Cost: {preset}", "What was paid, each against accuracy. " + said + beside, *figures] if figures else []
 
 # %% ../nbs/05_report.ipynb #47b99512

@@ -496,7 +496,7 @@ def outcome_table(
     for name, found in _found(kept).items():
         run, shares = found[0]["run"], lambda g: _over_seeds([e["accuracy"][g]["value"] for e in found])
         rows.append({"experiment": name, "learning rate": run.removeprefix(f"{name}-lr").rsplit("-s", 1)[0] if run != name else "–", "seeds": len(found) if run != name else "–",
-                     **{name: shares(g) for g, name in GRADERS.items()},
+                     **{column: shares(g) for g, column in GRADERS.items()},
                      "exact, with calculator": _over_seeds(otherwise[name]["calculator"]), "exact, majority of 8": _over_seeds(otherwise[name]["majority"])})
     return pd.DataFrame(rows)
 
@@ -597,7 +597,7 @@ def known_table(
         train, test = (pd.Series(read_json(path)[split]) for split in ("validation", "test"))
         low, high = ttest_ind(train, test, equal_var=False).confidence_interval()
         rows.append({"model": preset, "texts": len(train), "validation": round(train.mean(), 3), "test": round(test.mean(), 3), "validation - test": f"{train.mean() - test.mean():+.3f} [{low:+.3f}, {high:+.3f}]"})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["model", "texts", "validation", "test", "validation - test"])
 
 # %% ../nbs/parts/study.ipynb #627f16bf
 def missing_jobs(
