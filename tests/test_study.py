@@ -105,6 +105,24 @@ def test_memory_was_short_and_the_job_is_tried_once_more(tmp_path, monkeypatch):
     assert given.count("lora_main-lr1e-3-s0") == 2 and list(found["failed"]) == ["lora_main-lr1e-3-s0 validation"], "twice is enough"
 
 
+def test_neighbours_had_the_memory_and_one_of_them_goes(tmp_path, monkeypatch):
+    import gsm8k_sft.study as module
+    small, said, lanes = study(tmp_path), [], {}
+    attempt, start = module.Lane.answer, module.Lane.start
+    def crowded(lane):
+        "What more than one process at once would see"
+        lanes[id(lane)] = lane
+        job, outcome, text, seconds = attempt(lane)
+        if sum(l.process.is_alive() for l in lanes.values()) > 1 and job.tuning: return job, "failed", "OutOfMemoryError: CUDA out of memory.", seconds
+        return job, outcome, text, seconds
+    monkeypatch.setattr(module.Lane, "answer", crowded)
+    monkeypatch.setattr(module.Lane, "start", lambda lane: (start(lane), lanes.update({id(lane): lane}))[0])
+    found = run_study(small, lanes=3, say=said.append)
+    short = [s for s in said if "put back" in s]
+    assert (found["failed"], found["left"], found["waiting"]) == ({}, [], 0), said
+    assert ["2 left" in s for s in short] == [True, False] and "1 left" in short[1], short
+
+
 def test_a_killed_lane_is_replaced(tmp_path):
     import gsm8k_sft.study as module
     small, killed = study(tmp_path, train=200), []
