@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['STRICT', 'FLEXIBLE', 'CLASSES', 'final_number', 'extract_strict', 'extract_flexible', 'normalise', 'to_number',
            'own_text', 'extract_numeric', 'grade', 'disagreements', 'calculate', 'format_result', 'annotations',
-           'verdict', 'equations', 'n_steps', 'first_slip', 'classify', 'grade_answer', 'class_table', 'breakdown']
+           'verdict', 'equations', 'without_latex', 'n_steps', 'first_slip', 'classify', 'grade_answer', 'class_table',
+           'breakdown']
 
 # %% ../nbs/parts/answers.ipynb #07722037
 import re, unicodedata
@@ -312,7 +313,7 @@ def verdict(
     value: Fraction | None, # the exact one
 ) -> str: # "exact", "rounded", "wrong" or "unread"
     "Does a stated result agree with the calculation?"
-    number = calculate(stated) if len(stated) < 20 and "%" not in stated else None
+    number = calculate(stated) if len(stated) < 40 and "%" not in stated else None
     number = to_number(stated) if number is None else number
     if number is None or value is None: return "unread"
     if number == value or ("%" in stated and number == 100 * value): return "exact"
@@ -329,7 +330,7 @@ _OPEN = re.compile(r"[A-Za-wyz:0-9]| (?:cents|and \(?[0-9]+/|000)| {0,2}[-−–
 _CALCULATES, _TWICE_OVER = re.compile(r"[0-9)%] {0,2}[-−–+*/x×÷]"), re.compile(r"/[^-+*]*/")
 _CONTINUES = re.compile(r"(?:\S {0,2}[-−–+*/×÷%(]|\b(?:x|of|times|by)) {0,2}\Z")
 
-# %% ../nbs/parts/answers.ipynb #3044d533
+# %% ../nbs/parts/answers.ipynb #036eca88
 def equations(
     text: str, # a solution without annotations
 ) -> list: # of (expression, stated result, exact value or None), in their order
@@ -341,8 +342,26 @@ def equations(
         value = calculate(left) if _CALCULATES.search(left[:200]) and not _TWICE_OVER.search(left[:200]) else None
         if value is None: continue
         results = [r.rstrip(",") for r in (first + (over or ""), first, first + (over or "") + more)]
-        found.append((left, next((r for r in results if verdict(r, value) == "exact"), results[0]), value))
+        found.append((left, next((r for r in results if verdict(r, value) == "exact"), results[2 * (verdict(results[2], value) == "rounded")]), value))
     return found
+
+# %% ../nbs/parts/answers.ipynb #83ae954f
+_LATEX_SIGNS = [(r"\\times|\\cdot", "*"), (r"\\div", "/"), ("&=", "=")]
+_FRACTION = re.compile(r"\\[dt]?frac ?\{([^{}]*)\} ?\{([^{}]*)\}")
+
+def _over(match):
+    "a/b, in parentheses where a part is a calculation"
+    if all(re.fullmatch("[0-9.,]*", part) for part in match.groups()): return "{}/{}".format(*match.groups())
+    return "((" + ")/(".join(match.groups()) + "))"
+
+# %% ../nbs/parts/answers.ipynb #942b5c20
+def without_latex(
+    text: str, # a solution
+) -> str: # with *, / and parentheses
+    "A solution's arithmetic, written plainly"
+    if "\\" not in text: return text
+    for pattern, plain in _LATEX_SIGNS: text = re.sub(pattern, plain, text)
+    return _clean(_FRACTION.sub(_over, text))
 
 # %% ../nbs/parts/answers.ipynb #e83911a8
 CLASSES = ("right", "right number, wrong format", "arithmetic slip", "wrong plan", "no final answer", "cut at the limit")
@@ -360,7 +379,7 @@ def first_slip(
 ) -> int | None: # from 1; None if no result is wrong
     "The first step whose stated result is wrong: of the annotations, or without these of the plain equations"
     own = own_text(text if isinstance(text, str) else "").partition("####")[0][:20_000]
-    steps = annotations(own) or equations(own)
+    steps = annotations(own) or equations(without_latex(own))
     return next((i for i, (_, stated, value) in enumerate(steps, 1) if verdict(stated, value) == "wrong"), None)
 
 # %% ../nbs/parts/answers.ipynb #fd02e844

@@ -311,6 +311,14 @@ def test_annotations_as_written():
 def test_equations(text, found): assert [(e, s) for e, s, _ in equations(text)] == found
 
 
+@pytest.mark.parametrize("text,step", [
+    (r"\[ 5 \times 3 = 15 \]", None), (r"\( 5 \times 3 = 16 \)", 1), (r"\[ \frac{36}{2} = 18 \]", None), (r"\[\text{half} = \frac{36}{2} = 19\text{ eggs}\]", 1),
+    (r"\frac{1}{2} \times 8 = 4. So \dfrac{3}{4} \cdot 8 = 7", 2), (r"\frac{21 + 63}{3} = 28", None), (r"\frac{21 + 63}{3} = 27", 1), (r"\frac{1}{2} + \frac{1}{4} = \frac{3}{4}", None),
+    (r"\frac{1}{2} + \frac{1}{4} = \frac{2}{6}", 1), (r"\$1{,}000 \times 2 &= \$2{,}000 \\", None), (r"\$1{,}000 \times 2 &= \$1{,}200 \\", 1), (r"20\% \times 50 = 10", None),
+    (r"3 \frac{1}{2} \times 4 = 9", None), (r"100 \div \frac{1}{2} = 50", None), (r"\frac{x}{2} = 3", None), (r"2 \times 3 \approx 7", None), (r"\frac{\frac{1}{2}}{3} = 5", None)])
+def test_latex(text, step): assert first_slip(text) == step
+
+
 GOLD = "16 - 7 = <<16-7=9>>9 eggs\n9 * 2 = $<<9*2=18>>18\n#### 18"
 
 
