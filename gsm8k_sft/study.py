@@ -6,7 +6,8 @@
 __all__ = ['MEMORY_SHORT', 'KEPT', 'Method', 'Runs', 'Base', 'Study', 'read_study', 'Job', 'rate_name', 'Setting', 'try_job',
            'run_jobs', 'base_jobs', 'result_names', 'is_done', 'validation_right', 'choose_rate', 'chosen_setting',
            'open_jobs', 'do_job', 'Lane', 'run_study', 'collect', 'rest_of', 'choice_table', 'outcome_table',
-           'pair_table', 'headline_table', 'forgetting_table', 'split_table', 'known_table', 'missing_jobs', 'main']
+           'pair_table', 'headline_table', 'forgetting_table', 'split_table', 'known_table', 'cost_table',
+           'missing_jobs', 'main']
 
 # %% ../nbs/parts/study.ipynb #db125a0a
 import json, lzma, os, shutil, signal, sys, textwrap, time, traceback
@@ -19,6 +20,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from .core import CONFIGS, DATASETS, TUNINGS, ConfigError, SettingsError, check_choice, choices, load_config, project_path, read_json, run_folder
 from .evaluate import complete_result, prediction_bytes, read_predictions, result_name
+from .stats import compare, compare_seeds, smallest_difference
 
 # %% ../nbs/parts/study.ipynb #3e38935f
 @dataclass
@@ -530,18 +532,23 @@ def _sides(found, metric):
 # %% ../nbs/parts/study.ipynb #ab1456e8
 def _pair(sides, a, b, metric):
     "One comparison"
-    from gsm8k_sft.stats import compare, compare_seeds
     names = tuple(_protocol(sides[x][0]) if x == "base" else x for x in (a, b))
     each = [[_verdicts(e) for e in sides[x]] for x in (a, b)]
     found, first = compare_seeds(*each, metric, names=names, seedless=tuple(n for n, x in zip(names, (a, b)) if x == "base")), compare(each[0][0], each[1][0], metric, names=names)
     points = {k: round(100 * getattr(found, k), 1) for k in ("difference", "low", "high")}
-    return {"a": names[0], "b": names[1], "grader": metric, **points, "seeds": f"{len(each[0])} and {len(each[1])}", "p, first seeds": float(f"{first.p:.2g}"), "shown": found.shown, "sentence": str(found)}
+    return {"a": names[0], "b": names[1], "grader": metric, **points, "seeds": f"{len(each[0])} and {len(each[1])}", "p, first seeds": float(f"{first.p:.2g}"),
+            "seen, first seeds": _could_be_seen(first), "shown": found.shown, "sentence": str(found)}
+
+def _could_be_seen(comparison):
+    "The difference in points that McNemar's test finds four times in five; None for too few problems"
+    try: return round(100 * smallest_difference(comparison.n, discordant=(comparison.only_a + comparison.only_b) / comparison.n), 1)
+    except ValueError: return None
 
 # %% ../nbs/parts/study.ipynb #620b2986
 def pair_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
-): # DataFrame, a row a pair and grader: a, b, grader, difference and interval in points, p of the first seeds, sentence
+): # DataFrame, a row a pair and grader: a, b, grader, difference and interval in points; p of the first seeds, and the difference that these two could show; sentence
     "The comparisons that the study was made for"
     import pandas as pd
     found = _found(_evaluations(study, root))
@@ -612,6 +619,23 @@ def known_table(
         low, high = ttest_ind(train, test, equal_var=False).confidence_interval()
         rows.append({"model": preset, "texts": len(train), "validation": round(train.mean(), 3), "test": round(test.mean(), 3), "validation - test": f"{train.mean() - test.mean():+.3f} [{low:+.3f}, {high:+.3f}]"})
     return pd.DataFrame(rows, columns=["model", "texts", "validation", "test", "validation - test"])
+
+# %% ../nbs/parts/study.ipynb #4e8595f4
+def cost_table(
+    root: Path | str | None = None, # results/ by default
+): # DataFrame, a row a study: trainings and evaluations, the median seconds of one, beside others on the same GPU, and GPU minutes of all
+    "What the studies took of GPUs' time"
+    import pandas as pd
+    rows = []
+    for preset in dict.fromkeys(read_study(name).preset for name in choices("study")):
+        folder = Path(root or project_path("results")) / preset
+        runs = pd.DataFrame([{"seconds": r["train_seconds"], "lanes": r.get("lanes") or 1} for r in map(read_json, folder.rglob("record.json"))])
+        asked = pd.Series([e["seconds"] for p in folder.rglob("*.json") if p.parent.name in ("eval", "validation") and (e := read_json(p))["environment"]["gpus"]])
+        if not len(runs): continue
+        shared = runs.seconds.sum() / (runs.seconds / runs.lanes).sum()
+        rows.append({"model": preset, "trainings": len(runs), "a training, s": round(runs.seconds.median()), "evaluations": len(asked), "an evaluation, s": round(asked.median(), 1),
+                     "lanes": round(shared, 1), "GPU minutes": round((runs.seconds.sum() + asked.sum()) / shared / 60)})
+    return pd.DataFrame(rows, columns=["model", "trainings", "a training, s", "evaluations", "an evaluation, s", "lanes", "GPU minutes"])
 
 # %% ../nbs/parts/study.ipynb #627f16bf
 def missing_jobs(
