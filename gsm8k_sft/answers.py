@@ -341,9 +341,14 @@ def equations(
         if not first or _OPEN.match(rest) or _CONTINUES.search(text[max(0, match.start() - 8):match.start()]): continue
         value = calculate(left) if _CALCULATES.search(left[:200]) and not _TWICE_OVER.search(left[:200]) else None
         if value is None: continue
-        results = [r.rstrip(",") for r in (first + (over or ""), first, first + (over or "") + more)]
-        found.append((left, next((r for r in results if verdict(r, value) == "exact"), results[2 * (verdict(results[2], value) == "rounded")]), value))
+        found.append((left, _meant(first, over or "", more, value), value))
     return found
+
+def _meant(first, over, more, value):
+    "Which reading of the right side is the result: a number or fraction, the number alone, or a calculation"
+    fraction, number, whole = [r.rstrip(",") for r in (first + over, first, first + over + more)]
+    exact = [r for r in (fraction, number, whole) if verdict(r, value) == "exact"]
+    return exact[0] if exact else whole if verdict(whole, value) == "rounded" else fraction
 
 # %% ../nbs/parts/answers.ipynb #83ae954f
 _LATEX_SIGNS = [(r"\\times|\\cdot", "*"), (r"\\div", "/"), ("&=", "=")]
