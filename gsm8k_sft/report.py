@@ -14,7 +14,7 @@ from fastcore.script import call_parse
 from .analysis import LABELS, mean_label, average_seeds, comparison_table, draw_figures, error_table, format_table, is_plain, markdown_table, read_answers, read_evaluations, read_runs, save_figure, size_table
 from .core import choices, project_path, project_root, read_json, write_text
 from .curves import format_summary, summary_table
-from .study import choice_table, forgetting_table, headline_table, known_table, missing_jobs, outcome_table, pair_table, read_study, split_table
+from .study import choice_table, cost_table, forgetting_table, headline_table, known_table, missing_jobs, outcome_table, pair_table, read_study, split_table
 from .sweep import read_matrix, run_name
 
 # %% ../nbs/05_report.ipynb #6895f3ae
@@ -202,7 +202,7 @@ def _study(name, root):
     seen = lambda p: f"; a difference of {p['seen, first seeds']} points would be seen four times in five" if pd.notna(p["seen, first seeds"]) else ""
     compared = [f"The {len(pairs)} comparisons, uncorrected for their number; p is McNemar's, of the first seed of each. An untuned model stands there with the protocol that does best by that grader, on these very problems:",
                 "\n".join(f"- {p['sentence']} First seeds: p = {p['p, first seeds']:.2g}{seen(p)}." for p in pairs)] if pairs else []
-    elsewhere = ["What was paid elsewhere: by how much the loss on Python's standard library (code) and on its language reference (prose) is higher for *b* than for *a*, nats per token, with 95 % intervals over texts:", markdown_table(lost)] if len(lost) else []
+    elsewhere = ["What was paid elsewhere: by how much the loss on Python's standard library (code) and on its language reference (prose) is higher for *b* than for *a*, nats per token, with 95 % intervals over texts (QLoRA's models as they were trained, the frozen weights rounded to 4 bits, which alone raises it):", markdown_table(lost)] if len(lost) else []
     both = ["The same weights on those validation problems and on the test problems, percent right by the stated number: where the first is higher, train may be known to the model already (and the best of several tries was lucky). The interval is Newcombe's, of independent shares:", markdown_table(splits)] if len(splits) else []
     known = known_table(root)
     for row in known[known.model == study.preset].to_dict("records"):
@@ -235,7 +235,13 @@ def _cost(preset, words, evaluations, runs):
     beside = f" Up to {most} runs shared a GPU here, so seconds and tokens/s are under load: they are no benchmark and differ between runs of one kind; minutes are left out of the figure." if most > 1 else ""
     return [f"## Cost: {preset}", "What was paid, each against accuracy. " + said + beside, *figures] if figures else []
 
-# %% ../nbs/05_report.ipynb #47b99512
+# %% ../nbs/05_report.ipynb #1c4c9362
+def _studies_cost(root):
+    "What the studies took in all"
+    table = cost_table(root)
+    return ["## Cost of the studies", "All trainings and evaluations that are kept. Seconds are medians of processes that shared a GPU; the minutes are theirs divided by the processes on a GPU. Loading, compiling and grading come on top.", markdown_table(table)] if len(table) else []
+
+# %% ../nbs/05_report.ipynb #d68b5f7a
 def make_report(
     out: Path | str | None = None, # folder; report/ in the project by default
     root: Path | str | None = None, # records laid out as results/, which is the default
@@ -252,6 +258,7 @@ def make_report(
     for name in choices("study"): parts += _study(name, root)
     for preset in presets: parts += _disagreement(preset, words)
     for preset in presets: parts += _cost(preset, words, evaluations, runs)
+    parts += _studies_cost(root)
     parts += [*_speed(out), *_failed(), "## Missing\n\n" + ("\n".join(f"- {m}" for m in missing) or "Nothing that settings.ini asks for."),
               "## Limits\n\n" + "\n".join(f"- {l}" for l in (limits(table) if len(table) else [])), *_repeat([*runs, *evaluations])]
     return write_text(out / "report.md", "\n\n".join(filter(None, parts)) + "\n")
