@@ -199,9 +199,9 @@ def _study(name, root):
     outcome = outcome_table(study, root)
     if outcome.empty: return []
     pairs, lost, splits = pair_table(study, root).to_dict("records"), forgetting_table(study, root), split_table(study, root)
-    seen = lambda p: f"; a difference of {p['seen, first seeds']} points would be seen four times in five" if pd.notna(p["seen, first seeds"]) else ""
+    visible = lambda p: f"; a difference of {p['visible']} points would be seen four times in five" if pd.notna(p["visible"]) else ""
     compared = [f"The {len(pairs)} comparisons, uncorrected for their number; p is McNemar's, of the first seed of each. An untuned model stands there with the protocol that does best by that grader, on these very problems:",
-                "\n".join(f"- {p['sentence']} First seeds: p = {p['p, first seeds']:.2g}{seen(p)}." for p in pairs)] if pairs else []
+                "\n".join(f"- {p['sentence']} First seeds: p = {p['p, first seeds']:.2g}{visible(p)}." for p in pairs)] if pairs else []
     elsewhere = ["What was paid elsewhere: by how much the loss on Python's standard library (code) and on its language reference (prose) is higher for *b* than for *a*, nats per token, with 95 % intervals over texts (QLoRA's models as they were trained, the frozen weights rounded to 4 bits, which alone raises it):", markdown_table(lost)] if len(lost) else []
     both = ["The same weights on those validation problems and on the test problems, percent right by the stated number: where the first is higher, train may be known to the model already (and the best of several tries was lucky). The interval is Newcombe's, of independent shares:", markdown_table(splits)] if len(splits) else []
     known = known_table(root)

@@ -537,9 +537,9 @@ def _pair(sides, a, b, metric):
     found, first = compare_seeds(*each, metric, names=names, seedless=tuple(n for n, x in zip(names, (a, b)) if x == "base")), compare(each[0][0], each[1][0], metric, names=names)
     points = {k: round(100 * getattr(found, k), 1) for k in ("difference", "low", "high")}
     return {"a": names[0], "b": names[1], "grader": metric, **points, "seeds": f"{len(each[0])} and {len(each[1])}", "p, first seeds": float(f"{first.p:.2g}"),
-            "seen, first seeds": _could_be_seen(first), "shown": found.shown, "sentence": str(found)}
+            "visible": _visible(first), "shown": found.shown, "sentence": str(found)}
 
-def _could_be_seen(comparison):
+def _visible(comparison):
     "The difference in points that McNemar's test finds four times in five; None for too few problems"
     try: return round(100 * smallest_difference(comparison.n, discordant=(comparison.only_a + comparison.only_b) / comparison.n), 1)
     except ValueError: return None
