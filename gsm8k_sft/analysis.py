@@ -320,8 +320,8 @@ def dark_svg(
 def _svg(figure):
     "A figure as the text of an SVG"
     out = io.StringIO()
-    with figure_style(): figure.savefig(out, format="svg", metadata={"Date": None})
-    short = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), out.getvalue())
+    with figure_style(): figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    short = re.sub(r'( d="| [xy]="|translate\()[^")]*', lambda place: re.sub(r"(\.\d\d)\d+", r"\1", place[0]).replace(" \n", ""), out.getvalue())
     return re.sub(r"\n\s+", "\n", short)
 
 def _png(figure):

@@ -102,6 +102,23 @@ def test_dark_figures_have_the_dark_colours_and_no_others(results):
     assert len(files) == 2
 
 
+def test_a_small_svg_differs_by_a_hundredth_of_a_point(results):
+    "Every number of matplotlib's own SVG is still there, in the same order, and nothing but places is rounded"
+    import io
+    from gsm8k_sft.analysis import _svg, figure_style
+    with figure_style() as plt:
+        figure, ax = plt.subplots()
+        ax.plot([0.123456, 1 / 3, 0.9], [1e3, 2e5 / 7, 12345.678], "o-", label="a label")
+        ax.legend()
+        figure.savefig(whole := io.StringIO(), format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    numbers = lambda svg: [(s.tag, k, [float(n) for n in re.findall(r"-?[0-9.]+", v)]) for s in ElementTree.fromstring(svg).iter() for k, v in s.items() if k in ("d", "x", "y", "transform")]
+    small = _svg(figure)
+    assert len(small) < 0.9 * len(whole.getvalue())
+    for (tag, key, a), (_, _, b) in zip(numbers(whole.getvalue()), numbers(small), strict=True):
+        assert len(a) == len(b) and all(abs(x - y) < 0.01 for x, y in zip(a, b)), (tag, key, a, b)
+        if key == "transform" and len(a) == 1: assert a == b, "the size of letters"
+
+
 def test_a_gallery_shows_each_figure_with_its_words(results):
     words = draw_figures(results / "out", root=results, dark=True)
     page = write_gallery(words, results / "out").read_text()
