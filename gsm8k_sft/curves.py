@@ -360,11 +360,12 @@ def curve_figures(
 ): # yields a name and the Axes
     "Each figure of this chapter that the records allow"
     records = read_runs(preset, root)
-    shared = any((r.get("lanes") or 1) > 1 for r in records) # seconds beside other runs say nothing
+    shared = any((r.get("lanes") or 1) > 1 for r in records) # then seconds and speeds say nothing of a method
+    metrics = tuple(m for m in METRICS if not (shared and m == "tokens_per_second"))
     runs = {r["run_name"]: path for r in records if (path := r["file"].parent / "log.jsonl").exists() and path.stat().st_size}
     logs = read_logs(runs) if runs else ()
     for by in BY if len(logs) else ():
-        if by != "epoch" and not (shared and by == "seconds") and logs[by].notna().any(): yield f"{preset}-curves-{by}", plot_panels(logs, by)
+        if by != "epoch" and not (shared and by == "seconds") and logs[by].notna().any(): yield f"{preset}-curves-{by}", plot_panels(logs, by, metrics)
     if len(points := loss_accuracy(preset, root)): yield f"{preset}-loss-accuracy", plot_loss_accuracy(points)
     table = comparison_table(preset, root).dropna(subset=["run", "strict", *COSTS])
     for dataset, rows in table.groupby("dataset"): yield f"{preset}-{dataset}-cost", plot_cost(rows)

@@ -232,7 +232,7 @@ def _cost(preset, words, evaluations, runs):
     engines = {f"{e['protocol'].get('engine', 'transformers')}" for e in mine}
     said = f"The column *evaluation* above is the time of all answers with the engine of that day ({', '.join(sorted(engines))})."
     most = max([r.get("lanes") or 1 for r in runs if r["preset"] == preset], default=1)
-    beside = f" Up to {most} runs shared a GPU here, so seconds and tokens/s are under load: they are no benchmark and differ between runs of one kind; minutes are left out of the figure." if most > 1 else ""
+    beside = f" Up to {most} runs shared a GPU here, so seconds and tokens/s are under load: they are no benchmark and differ between runs of one kind; minutes and speeds are left out of the figures." if most > 1 else ""
     return [f"## Cost: {preset}", "What was paid, each against accuracy. " + said + beside, *figures] if figures else []
 
 # %% ../nbs/05_report.ipynb #1c4c9362

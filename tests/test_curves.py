@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from gsm8k_sft.analysis import alt_text, save_figure
 from gsm8k_sft.core import project_path, read_json, write_json
-from gsm8k_sft.curves import (disagreements, draw_curves, flip_pairs, flipped_items, format_summary, plot_cost, plot_curves, plot_flips, plot_loss_accuracy,
+from gsm8k_sft.curves import (curve_figures, disagreements, draw_curves, flip_pairs, flipped_items, format_summary, plot_cost, plot_curves, plot_flips, plot_loss_accuracy,
                               plot_panels, plot_steps, summary_table)
 from gsm8k_sft.logs import read_logs, tidy
 from gsm8k_sft.stats import compare
@@ -111,6 +111,8 @@ def test_seconds_beside_other_runs_are_not_drawn(results):
     path = results / "toy" / "full_main-s0" / "record.json"
     write_json(path, {k: v for k, v in read_json(path).items() if k != "schema_version"} | {"lanes": 3})
     assert set(alone) - {p.rpartition("/")[2] for p in draw_curves(results / "beside", "toy", results)} == {"toy-curves-seconds.png"}
+    drawn = {name: [ax.get_ylabel() for ax in np.ravel(axes) if ax.get_visible()] for name, axes in curve_figures("toy", results)}["toy-curves-step"]
+    assert "peak memory, GiB" in drawn and not any("per second" in label for label in drawn)
 
 
 def test_nan_leaves_a_gap(tmp_path):
