@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STRICT', 'FLEXIBLE', 'CLASSES', 'final_number', 'extract_strict', 'extract_flexible', 'normalise', 'to_number',
            'own_text', 'extract_numeric', 'grade', 'disagreements', 'calculate', 'format_result', 'annotations',
-           'verdict', 'equations', 'without_latex', 'n_steps', 'first_slip', 'classify', 'grade_answer', 'class_table',
-           'breakdown']
+           'verdict', 'equations', 'without_latex', 'n_steps', 'solution_steps', 'first_slip', 'classify',
+           'grade_answer', 'class_table', 'breakdown']
 
 # %% ../nbs/parts/answers.ipynb #07722037
 import re, unicodedata
@@ -319,7 +319,7 @@ def verdict(
     if number == value or ("%" in stated and number == 100 * value): return "exact"
     places = len((re.findall(r"\.([0-9]+)", stated) or [""])[-1])
     off, unit, cut = abs(number - value), Fraction(1, 10**places), abs(number) < abs(value)
-    near = 2 * off < unit or (2 * off == unit and not cut) or (places and cut and off < unit)
+    near = 2 * off < unit or (2 * off == unit and not cut) or (places and cut and off < unit) or off * 10**12 < abs(value)
     return "rounded" if number and near and "/" not in stated else "wrong"
 
 # %% ../nbs/parts/answers.ipynb #06ab3d88
@@ -379,13 +379,18 @@ def n_steps(
     return len(_ANNOTATION.findall(gold_answer)) if isinstance(gold_answer, str) else 0
 
 # %% ../nbs/parts/answers.ipynb #f8fa122c
+def solution_steps(
+    text: str, # a model's solution
+) -> list: # of (expression, stated result, exact value or None), in their order
+    "The calculations up to the answer: annotations, or without these plain equations"
+    own = own_text(text if isinstance(text, str) else "").partition("####")[0][:20_000]
+    return annotations(own) or equations(without_latex(own))
+
 def first_slip(
     text: str, # a model's solution
 ) -> int | None: # from 1; None if no result is wrong
-    "The first step whose stated result is wrong: of the annotations, or without these of the plain equations"
-    own = own_text(text if isinstance(text, str) else "").partition("####")[0][:20_000]
-    steps = annotations(own) or equations(without_latex(own))
-    return next((i for i, (_, stated, value) in enumerate(steps, 1) if verdict(stated, value) == "wrong"), None)
+    "The first of its steps whose stated result is wrong"
+    return next((i for i, (_, stated, value) in enumerate(solution_steps(text), 1) if verdict(stated, value) == "wrong"), None)
 
 # %% ../nbs/parts/answers.ipynb #fd02e844
 def _class(grades, prediction, finish_reason):

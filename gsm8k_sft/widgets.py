@@ -14,7 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 import ipywidgets
 from .analysis import label, model_order, read_evaluations
-from .answers import CLASSES, STRICT, annotations, equations, extract_numeric, format_result, own_text, verdict
+from .answers import CLASSES, STRICT, annotations, equations, extract_numeric, format_result, own_text, solution_steps, verdict
 from .core import check_choice, load_config, project_path
 from .data import Renderer, data_folder, load_gsm8k
 from .evaluate import complete_result, read_predictions
@@ -149,11 +149,17 @@ def _both(names, texts, notes=("", ""), above=()):
     return f"{STYLE}<div class=gsm8k-pair>{''.join(above)}<div class=both>{sides}</div></div>"
 
 # %% ../nbs/parts/widgets.ipynb #58c7fe1c
+def _slip(answer):
+    "Where its arithmetic went wrong first, in words"
+    step, steps = answer.get("slip_step"), solution_steps(answer["text"])
+    if not step: return ""
+    expression, stated, value = steps[step - 1] if step <= len(steps) else ("", "", None) # None: graded by other rules
+    return f" at step {step}" + ("" if value is None else f": {expression} = {stated} instead of {format_result(value)}")
+
 def _told(answer):
     "Verdict and class of a prediction, in words"
-    at = f" at step {answer['slip_step']}" if answer.get("slip_step") else ""
     number = answer["extracted_strict"] or answer.get("extracted_numeric")
-    return f"{'✓' if answer['strict'] else '✗'} {answer['class']}{at}; " + (f"final answer {number}" if number else "no final answer") + f"; {answer['n_tokens']} tokens"
+    return f"{'✓' if answer['strict'] else '✗'} {answer['class']}{_slip(answer)}; " + (f"final answer {number}" if number else "no final answer") + f"; {answer['n_tokens']} tokens"
 
 # %% ../nbs/parts/widgets.ipynb #23fd78fb
 def answer_html(

@@ -295,6 +295,7 @@ def test_verdicts():
     third = Fraction(10, 3)
     assert [verdict(s, third) for s in ("10/3", "3 1/3", "3.3", "3.33", "3.34", "3", "4", "$3.33", "3.33 dollars", "3,3", "")] == [
         "exact", "exact", "rounded", "rounded", "wrong", "rounded", "wrong", "rounded", "rounded", "unread", "unread"]
+    assert [verdict(s, 4 * third) for s in ("13.333333333333334", "13.33333333333334", "13.333334")] == ["rounded", "rounded", "wrong"], "as Python writes 40 / 3"
 
 
 def test_annotations_as_written():
