@@ -605,7 +605,10 @@ def split_table(
         rows.append({"asked": run, "validation": round(100 * a, 1), "test": round(100 * b, 1), "validation - test": f"{100 * (a - b):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"})
     return pd.DataFrame(rows)
 
-# %% ../nbs/parts/study.ipynb #c92aae9a
+# %% ../nbs/parts/study.ipynb #0f9da2b6
+def _presets(): return dict.fromkeys(read_study(name).preset for name in choices("study"))
+
+# %% ../nbs/parts/study.ipynb #e09c9f02
 def known_table(
     root: Path | str | None = None, # results/ by default
 ): # DataFrame, a row a model: texts of each kind, mean losses of the untuned model in nats per token, and their difference with its interval
@@ -613,7 +616,7 @@ def known_table(
     import pandas as pd
     from scipy.stats import ttest_ind
     rows = []
-    for preset in dict.fromkeys(read_study(name).preset for name in choices("study")):
+    for preset in _presets():
         if not (path := Path(root or project_path("results")) / preset / "known.json").exists(): continue
         train, test = (pd.Series(read_json(path)[split]) for split in ("validation", "test"))
         low, high = ttest_ind(train, test, equal_var=False).confidence_interval()
@@ -627,7 +630,7 @@ def cost_table(
     "What the studies took of GPUs' time"
     import pandas as pd
     rows = []
-    for preset in dict.fromkeys(read_study(name).preset for name in choices("study")):
+    for preset in _presets():
         folder = Path(root or project_path("results")) / preset
         runs = pd.DataFrame([{"seconds": r["train_seconds"], "lanes": r.get("lanes") or 1} for r in map(read_json, folder.rglob("record.json"))])
         asked = pd.Series([e["seconds"] for p in folder.rglob("*.json") if p.parent.name in ("eval", "validation") and (e := read_json(p))["environment"]["gpus"]])

@@ -151,8 +151,8 @@ def _both(names, texts, notes=("", ""), above=()):
 # %% ../nbs/parts/widgets.ipynb #58c7fe1c
 def _slip(answer):
     "Where its arithmetic went wrong first, in words"
-    step, steps = answer.get("slip_step"), solution_steps(answer["text"])
-    if not step: return ""
+    if not (step := answer.get("slip_step")): return ""
+    steps = solution_steps(answer["text"])
     expression, stated, value = steps[step - 1] if step <= len(steps) else ("", "", None) # None: graded by other rules
     return f" at step {step}" + ("" if value is None else f": {expression} = {stated} instead of {format_result(value)}")
 
