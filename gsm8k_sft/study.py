@@ -570,7 +570,7 @@ def headline_table(
         share = lambda name: _over_seeds([e["accuracy"]["numeric"]["value"] for e in sides[name]]) if name in sides else "–"
         def points(a, b): return "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**_pair(sides, a, b, "numeric")) if {a, b} <= sides.keys() else "–"
         rows.append({"model": study.preset, "untuned, at its best": share("base") + ", " + label(_protocol(sides["base"][0])).removeprefix("base, "), "full SFT": share("full_main"), "LoRA": share("lora_main"),
-                     "full SFT - untuned, points": points("base", "full_main"), "full SFT - LoRA, points": points("lora_main", "full_main")})
+                     "full SFT - untuned, points": points("base", "full_main"), "LoRA - untuned, points": points("base", "lora_main"), "full SFT - LoRA, points": points("lora_main", "full_main")})
     return pd.DataFrame(rows)
 
 # %% ../nbs/parts/study.ipynb #4d74f2bf
