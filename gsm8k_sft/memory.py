@@ -23,8 +23,8 @@ from .core import check_choice, load_config, project_path, read_config, read_jso
 # %% ../nbs/parts/memory.ipynb #da4c5bcc
 @dataclass(frozen=True)
 class Shape:
-    "The numbers of a Gemma's configuration that decide its memory"
-    kind: str # gemma, gemma2 or gemma3_text
+    "The numbers of a model's configuration that decide its memory"
+    kind: str # gemma, gemma2, gemma3_text or qwen2
     vocabulary: int # tokens it knows; the head is tied to the embedding
     hidden: int # width of the residual stream
     intermediate: int # width of the MLP
@@ -34,7 +34,7 @@ class Shape:
     head_dim: int # width of a head
 
 # %% ../nbs/parts/memory.ipynb #c77abbbf
-KINDS = ("gemma", "gemma2", "gemma3_text")
+KINDS = ("gemma", "gemma2", "gemma3_text", "qwen2")
 
 class MemoryPlanError(ValueError):
     "A run that doesn't fit, or whose memory isn't known; the message says what to do instead"
@@ -54,7 +54,9 @@ def model_shape(
         config = AutoConfig.for_model(**SHAPES[config.model.name]) if known else AutoConfig.from_pretrained(resolve_model(config.model), local_files_only=True)
     c = config
     if c.model_type not in KINDS: raise UnknownMemory(f"{c.model_type}: the memory of this architecture isn't known here, only that of {', '.join(KINDS)}")
-    return Shape(c.model_type, c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads, c.head_dim)
+    if not c.tie_word_embeddings: raise UnknownMemory(f"{c.model_type} with a head of its own: its memory isn't known here, only that of heads tied to the embedding")
+    head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    return Shape(c.model_type, c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads, head_dim)
 
 # %% ../nbs/parts/memory.ipynb #c7623ac8
 def linear_sizes(
@@ -65,13 +67,14 @@ def linear_sizes(
     return {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h), "gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
 
 # %% ../nbs/parts/memory.ipynb #88ab90aa
-def _norms(shape): return 2 if shape.kind == "gemma" else 4
+def _norms(shape): return 2 if shape.kind in ("gemma", "qwen2") else 4
+def _biases(shape): return [n * shape.head_dim for n in (shape.heads, shape.kv_heads, shape.kv_heads)] if shape.kind == "qwen2" else []
 def _linear(shape): return sum(n * m for n, m in linear_sizes(shape).values()) * shape.layers
 def _embedding(shape): return shape.vocabulary * shape.hidden
 
 def _tensors(shape):
     "Elements of each weight, the embedding first"
-    layer = [n * m for n, m in linear_sizes(shape).values()] + [shape.hidden] * _norms(shape)
+    layer = [n * m for n, m in linear_sizes(shape).values()] + _biases(shape) + [shape.hidden] * _norms(shape)
     if shape.kind == "gemma3_text": layer += [shape.head_dim] * 2
     return [_embedding(shape), *layer * shape.layers, shape.hidden]
 
@@ -140,6 +143,7 @@ def setup(
 def _product(s): return 4 if s.precision == "fp32" else 2
 def _residual(s): return 4 if s.precision == "fp32" or (s.precision == "mixed" and s.tuning == "full") else 2
 def _learning(s): return 2 if s.precision == "bf16" else 4
+def _norm_bytes(shape, s): return 4 + (0 if s.tuning != "full" else _residual(s) if shape.kind == "qwen2" else 4)
 
 # %% ../nbs/parts/memory.ipynb #19ae0ace
 def _inputs(shape, s):
@@ -198,7 +202,7 @@ def layer_ledger(
     "What one decoder layer keeps for the backward pass"
     if s.speedup in ("compile", "record"): return _compiled_ledger(shape, s)
     h, q, kv, c = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, _product(s)
-    norm, sizes = 8 if s.tuning == "full" else 4, linear_sizes(shape)
+    norm, sizes = _norm_bytes(shape, s), linear_sizes(shape)
     kept = {"norms": _norms(shape) * (norm * h + 4)}
     if shape.kind == "gemma3_text": kept["norms of queries and keys"] = norm * (q + kv) + 4 * (shape.heads + shape.kv_heads)
     kept |= {"inputs of linear layers": _inputs(shape, s), **_attention_bytes(shape, s), "gate, activation, up": 3 * c * shape.intermediate}
@@ -210,7 +214,7 @@ def layer_ledger(
 def _rest(shape, s):
     "Bytes a token that is kept around the layers, the loss left out"
     full, c = s.tuning == "full", _product(s)
-    return (8 if full else 4) * shape.hidden + 4 + (c * shape.hidden if full else 0) + 16
+    return _norm_bytes(shape, s) * shape.hidden + 4 + (c * shape.hidden if full else 0) + 16
 
 def _cap(shape, s): return _product(s) * shape.vocabulary if shape.kind == "gemma2" else 0
 
@@ -223,7 +227,7 @@ def _spared(shape, s):
 def _copies(shape, s):
     "Bytes of the bf16 copies of fp32 weights"
     if s.precision != "mixed": return 0
-    return 2 * (_linear(shape) + _embedding(shape) if s.tuning == "full" else sum(trainable_sizes(shape, s)))
+    return 2 * (_linear(shape) + shape.layers * sum(_biases(shape)) + _embedding(shape) if s.tuning == "full" else sum(trainable_sizes(shape, s)))
 
 # %% ../nbs/parts/memory.ipynb #953bfaeb
 def trainable_sizes(

@@ -444,6 +444,10 @@ SHAPES = {
                                  num_attention_heads=16, num_key_value_heads=8, head_dim=256),
     "gemma-3-270m-gguf": dict(model_type="gemma3_text", vocab_size=262144, hidden_size=640, intermediate_size=2048, num_hidden_layers=18,
                               num_attention_heads=4, num_key_value_heads=1, head_dim=256),
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct": dict(model_type="qwen2", vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+                                             num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True),
+    "Qwen/Qwen2.5-Coder-1.5B-Instruct": dict(model_type="qwen2", vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
+                                             num_attention_heads=12, num_key_value_heads=2, tie_word_embeddings=True),
 }
 
 # %% ../nbs/parts/models.ipynb #6c7b780e
