@@ -18,6 +18,14 @@ from nbdev.config import get_config, nbpath2html
 from nbdev.process import Processor
 from .core import project_path, project_root, write_text
 
+# %% ../nbs/parts/docs.ipynb #ca6b721a
+def _imports(nb):
+    "A hidden cell for each module of a chapter, which imports it"
+    modules = [c.directives_["default_exp"] for c in nb.cells if "default_exp" in c.directives_]
+    cells = [mk_cell(f"from {get_config().lib_name}.{m} import *", metadata=AttrDict()) for m in modules]
+    for cell in cells: cell.directives_ = {"hide": ""}
+    return cells
+
 # %% ../nbs/parts/docs.ipynb #78f876cd
 class Chapter(Processor):
     "A processor of nbdev that keeps a chapter's introduction and knows its module's names"
@@ -25,14 +33,12 @@ class Chapter(Processor):
         nb, # a notebook from `read_nb`, with the directives of its cells taken out
     ):
         super().__init__(nb)
-        modules = [c.directives_["default_exp"] for c in nb.cells if "default_exp" in c.directives_]
-        known = [mk_cell(f"from {get_config().lib_name}.{m} import *", metadata=AttrDict()) for m in modules]
-        for cell in known: cell.directives_ = {"hide": ""}
+        added = _imports(nb)
         opening = re.match(r"(# .+\n\n> .+\n)\s*(\S[\s\S]*)", nb.cells[0].source) if nb.cells else None
         if opening:
             nb.cells[0].source = opening[1]
-            known.append(mk_cell(opening[2], "markdown", metadata=AttrDict()))
-        nb.cells[1:1] = known
+            added.append(mk_cell(opening[2], "markdown", metadata=AttrDict()))
+        nb.cells[1:1] = added
 
 # %% ../nbs/parts/docs.ipynb #895eae44
 def _moved(target, where, names, published):
@@ -47,6 +53,13 @@ def _moved(target, where, names, published):
     if file not in names: return target
     return os.path.relpath(names[file], where or ".") + mark + anchor
 
+# %% ../nbs/parts/docs.ipynb #80d36add
+def _moved_link(match, moved):
+    "A link of markdown with its target moved; code and the word `main` are no links"
+    link, target = match.groups()
+    if link is None: return match[0]
+    return "`main`" if link == "[`main`]" else f"{link}({moved(target)})"
+
 # %% ../nbs/parts/docs.ipynb #faf15ca2
 def site_links(
     text: str, # markdown
@@ -55,17 +68,21 @@ def site_links(
 ) -> str: # the same with the links of the site; code is left alone
     "Links to notebooks as links to pages"
     published = get_config().doc_host + get_config().doc_baseurl.rstrip("/")
-    def one(m): return m[0] if m[1] is None else "`main`" if m[1] == "[`main`]" else f"{m[1]}({_moved(m[2], where, names, published)})"
-    def picture(m): return m[1] + re.sub(r"^/", os.path.relpath(".", where or ".") + "/", _moved(m[2], where, names, published))
+    up = os.path.relpath(".", where or ".") + "/"
+    moved = lambda target: _moved(target, where, names, published)
+    picture = lambda m: m[1] + re.sub(r"^/", up, moved(m[2]))
     text = re.sub(r"(<(?:img|source)\b[^>]*?\bsrc(?:set)?=\")([^\"]+)", picture, text)
-    return re.sub(r"```[\s\S]*?```|(\[(?:[^\]`]|`[^`\n]*`)*\])\(([^)\s]+)\)|`[^`\n]*`", one, text)
+    link = r"```[\s\S]*?```|(\[(?:[^\]`]|`[^`\n]*`)*\])\(([^)\s]+)\)|`[^`\n]*`"
+    return re.sub(link, lambda m: _moved_link(m, moved), text)
 
 # %% ../nbs/parts/docs.ipynb #7fd6c995
 def _first_sentence(text):
     "The first sentence of a paragraph, without markup"
-    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)|[*`$]", r"\1", re.sub(r"^#.*$", "", text, flags=re.M)).strip()
+    text = re.sub(r"^#.*$", "", text, flags=re.M) # headings
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)|[*`$]", r"\1", text).strip()
     return re.split(r"(?<=[.:?])\s", plain, maxsplit=1)[0].replace("\n", " ")
 
+# %% ../nbs/parts/docs.ipynb #8cc2052a
 def _has_image(cell): return any(mime.startswith("image/") for o in cell.get("outputs", []) for mime in o.get("data", {}))
 
 def _describe_figures(cells):
@@ -76,23 +93,36 @@ def _describe_figures(cells):
         elif _has_image(cell) and "fig-alt" not in cell["source"]:
             cell["source"] = f"#| fig-alt: {json.dumps(text or 'Figure', ensure_ascii=False)}\n{cell['source']}"
 
+# %% ../nbs/parts/docs.ipynb #73231eac
+def _relink(cell, where, names):
+    "Give a cell and what it shows the links of the site"
+    if cell.cell_type == "markdown": cell.source = site_links(cell.source, where, names)
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        shown = "".join(data.get("text/markdown", "")).replace("__main__.", "")
+        if shown: data["text/markdown"] = site_links(shown, where, names)
+
+# %% ../nbs/parts/docs.ipynb #9356f12c
+def _write_page(source, page, where, names):
+    "One processed notebook under its name on the site"
+    nb = read_nb(source)
+    for cell in nb.cells: _relink(cell, where, names)
+    _describe_figures(nb.cells)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_nb(nb, page)
+
 # %% ../nbs/parts/docs.ipynb #2aa41895
 def _renamed(item, names):
     "Settings of the site, with the names of the site in its menus"
     if isinstance(item, dict): return {k: _renamed(v, names) for k, v in item.items()}
     return [_renamed(i, names) for i in item] if isinstance(item, list) else names.get(item, item)
 
-def _write_page(source, page, where, names):
-    "One processed notebook under its name on the site"
-    nb = read_nb(source)
-    for cell in nb.cells:
-        if cell.cell_type == "markdown": cell.source = site_links(cell.source, where, names)
-        for o in cell.get("outputs", []):
-            shown = o.get("data", {}).get("text/markdown")
-            if shown: o["data"]["text/markdown"] = site_links("".join(shown).replace("__main__.", ""), where, names)
-    _describe_figures(nb.cells)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_nb(nb, page)
+# %% ../nbs/parts/docs.ipynb #5f475627
+def _write_settings(file, out, names, extra):
+    "A file of settings with the names of the site, and the sidebar's with `extra` after its first entry"
+    settings = _renamed(yaml.safe_load(file.read_text(encoding="utf-8")), names)
+    if file.name == "sidebar.yml": settings["website"]["sidebar"]["contents"][1:1] = extra
+    write_text(out / file.name, yaml.safe_dump(settings, sort_keys=False))
 
 # %% ../nbs/parts/docs.ipynb #c04e0450
 def prepare_pages(
@@ -106,10 +136,7 @@ def prepare_pages(
     names = {f: nbpath2html(f).with_suffix(".ipynb").as_posix() for f in found}
     for f, name in names.items(): _write_page(source / f, out / name, os.path.dirname(f), names)
     for f in source.glob("*.css"): shutil.copy(f, out / f.name)
-    for f in source.glob("*.yml"):
-        settings = _renamed(yaml.safe_load(f.read_text(encoding="utf-8")), names)
-        if f.name == "sidebar.yml": settings["website"]["sidebar"]["contents"][1:1] = extra
-        write_text(out / f.name, yaml.safe_dump(settings, sort_keys=False))
+    for f in source.glob("*.yml"): _write_settings(f, out, names, extra)
 
 # %% ../nbs/parts/docs.ipynb #b6f19435
 FORMULA = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
@@ -121,52 +148,65 @@ def _with_mathml(page):
     kind = {"inline": "inline", "display": "block"}
     return FETCHED.sub("", FORMULA.sub(lambda m: convert(unescape(m[2]), display=kind[m[1]]), page))
 
+# %% ../nbs/parts/docs.ipynb #1bbd72f6
+def _site(pages, out):
+    "smalldocs's site of the pages, ready to be built"
+    from smalldocs.config import load
+    from smalldocs.site import Site
+    project = load(pages)
+    if not urlsplit(project.website.get("site-url", "")).netloc: project.website.pop("site-url", None)
+    site = Site(project, quiet=True)
+    site.out = out
+    return site
+
 # %% ../nbs/parts/docs.ipynb #b58a8729
 def render_site(
     pages: Path | str, # folder from `prepare_pages`
     out: Path | str, # folder for the site; it is emptied first
 ):
     "HTML of the pages"
-    from smalldocs.config import load
-    from smalldocs.site import Site
     out = Path(out).resolve()
     shutil.rmtree(out, ignore_errors=True)
-    project = load(pages)
-    if not urlsplit(project.website.get("site-url", "")).netloc: project.website.pop("site-url", None) # nbdev writes / where it knows no address
-    site = Site(project, quiet=True)
-    site.out = out
-    site.build()
+    _site(pages, out).build()
     for page in out.rglob("*.html"): write_text(page, _with_mathml(page.read_text(encoding="utf-8")))
+
+# %% ../nbs/parts/docs.ipynb #7cff0624
+def _gather(page, tag, attrs):
+    "Note where a tag leads and what it loads"
+    if tag == "a" and attrs.get("href") is not None: page.links.append(attrs["href"])
+    if tag == "img": page.images.append((attrs.get("src") or "", attrs.get("alt") or ""))
+    if tag == "source": page.images.append((attrs.get("srcset") or "", "the same, dark"))
+    if tag == "script" and attrs.get("src"): page.fetched.append(attrs["src"])
+    if tag == "link" and attrs.get("rel") == "stylesheet": page.fetched.append(attrs["href"])
 
 # %% ../nbs/parts/docs.ipynb #026de4a5
 class _Page(HTMLParser):
     "What a crawler has to know of a page"
     def __init__(self):
         super().__init__()
-        self.ids, self.links, self.images, self.fetched, self.prose, self.code, self.inside = {"", "top"}, [], [], [], [], [], []
+        self.ids, self.inside = {"", "top"}, []
+        self.links, self.images, self.fetched, self.prose, self.code = [], [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.ids |= {attrs[k] for k in ("id", "name") if attrs.get(k)}
         if tag in ("pre", "code", "script", "style", "math"): self.inside.append(tag)
-        if tag == "a" and attrs.get("href") is not None: self.links.append(attrs["href"])
-        if tag == "img": self.images.append((attrs.get("src") or "", attrs.get("alt") or ""))
-        if tag == "source": self.images.append((attrs.get("srcset") or "", "the same, dark"))
-        if tag == "script" and attrs.get("src"): self.fetched.append(attrs["src"])
-        if tag == "link" and attrs.get("rel") == "stylesheet": self.fetched.append(attrs["href"])
+        _gather(self, tag, attrs)
 
     def handle_endtag(self, tag):
         if self.inside and tag == self.inside[-1]: self.inside.pop()
 
     def handle_data(self, data):
-        if not {"script", "style", "math"} & set(self.inside): (self.code if self.inside else self.prose).append(data)
+        if {"script", "style", "math"} & set(self.inside): return
+        (self.code if self.inside else self.prose).append(data)
 
-# %% ../nbs/parts/docs.ipynb #f143ef5a
+# %% ../nbs/parts/docs.ipynb #5a2e4fc2
 def _read_page(path):
     page = _Page()
     page.feed(path.read_text(encoding="utf-8"))
     return page
 
+# %% ../nbs/parts/docs.ipynb #f143ef5a
 def _leads_nowhere(target, path, folder, pages):
     "What is wrong with a link of the page at `path`, or nothing"
     parts = urlsplit(target)
@@ -175,7 +215,8 @@ def _leads_nowhere(target, path, folder, pages):
     file = (path.parent / unquote(parts.path)).resolve() if parts.path else path
     if file.is_dir(): file /= "index.html"
     if not file.is_file() or not file.is_relative_to(folder): return "isn't there"
-    return "has no such anchor" if parts.fragment and file in pages and unquote(parts.fragment) not in pages[file].ids else ""
+    if not parts.fragment or file not in pages: return ""
+    return "" if unquote(parts.fragment) in pages[file].ids else "has no such anchor"
 
 # %% ../nbs/parts/docs.ipynb #ea295ea0
 def _faults_of_text(page):
@@ -185,6 +226,18 @@ def _faults_of_text(page):
     if re.search(r"^Traceback \(most recent call last\)", code + "\n" + prose, re.M): yield "traceback in the text"
     if found := re.search(r"\\[(\[].{0,30}|\$\\?\w[^$]{0,30}\\\w+", prose): yield f"formula not rendered: {found[0]}"
 
+# %% ../nbs/parts/docs.ipynb #260aba79
+def _faults(path, folder, pages):
+    "What is wrong with the page at `path`"
+    page = pages[path]
+    nowhere = lambda targets: [(t, why) for t in targets if (why := _leads_nowhere(t, path, folder, pages))]
+    yield from (f"link {t}: {why}" for t, why in nowhere(page.links))
+    yield from (f"image {t[:80]}: {why}" for t, why in nowhere(t for t, _ in page.images))
+    yield from (f"file {t}: {why}" for t, why in nowhere(page.fetched))
+    yield from (f"image {t[:80]}: no alternative text" for t, alt in page.images if not alt.strip())
+    yield from (f"needs the network: {t}" for t in page.fetched if urlsplit(t).netloc)
+    yield from _faults_of_text(page)
+
 # %% ../nbs/parts/docs.ipynb #365abc6f
 def crawl(
     folder: Path | str, # a rendered site
@@ -193,14 +246,30 @@ def crawl(
     folder, problems = Path(folder).resolve(), []
     pages = {p: _read_page(p) for p in sorted(folder.rglob("*.html"))}
     if not pages: return [f"{folder.name}: no page"]
-    for path, page in pages.items():
-        found = [f"link {t}: {why}" for t in page.links if (why := _leads_nowhere(t, path, folder, pages))]
-        found += [f"image {t[:80]}: {why}" for t, _ in page.images if (why := _leads_nowhere(t, path, folder, pages))]
-        found += [f"file {t}: {why}" for t in page.fetched if (why := _leads_nowhere(t, path, folder, pages))]
-        found += [f"image {t[:80]}: no alternative text" for t, alt in page.images if not alt.strip()]
-        found += [f"needs the network: {t}" for t in page.fetched if urlsplit(t).netloc]
-        problems += [f"{path.relative_to(folder).as_posix()}: {f}" for f in dict.fromkeys([*found, *_faults_of_text(page)])]
+    for path in pages:
+        name = path.relative_to(folder).as_posix()
+        problems += [f"{name}: {fault}" for fault in dict.fromkeys(_faults(path, folder, pages))]
     return problems
+
+# %% ../nbs/parts/docs.ipynb #62bdeaa2
+def _processed(workers):
+    "The folder of the notebooks as nbdev processed them, with the site's settings"
+    from nbdev.quarto import refresh_quarto_yml
+    from nbdev.serve import proc_nbs
+    nbs = project_root() / "nbs"
+    refresh_quarto_yml()
+    processed = proc_nbs(nbs, n_workers=workers, force=True)
+    for f in ("nbdev.yml", "sidebar.yml", "styles.css"): shutil.copy(nbs / f, processed / f)
+    return processed
+
+# %% ../nbs/parts/docs.ipynb #11db0ef6
+def _add_report(pages):
+    "The report and the project's figures as part of the pages"
+    from gsm8k_sft.report import make_report
+    report = make_report()
+    shutil.copytree(project_path("figures"), pages / "figures")
+    shutil.copytree(report.parent, pages / "report", ignore=shutil.ignore_patterns("*.md"))
+    write_text(pages / "report" / "index.md", site_links(report.read_text(encoding="utf-8"), "../report", {}))
 
 # %% ../nbs/parts/docs.ipynb #1e425075
 def build_site(
@@ -208,21 +277,12 @@ def build_site(
     workers: int = 2, # processes that read notebooks; 0: this one
 ) -> Path: # `out`, absolute
     "The site, from the notebooks and records as they are"
-    from nbdev.quarto import refresh_quarto_yml
-    from nbdev.serve import proc_nbs
-    from gsm8k_sft.report import make_report
-    out = Path(out).resolve()
-    refresh_quarto_yml()
-    processed = proc_nbs(project_root() / "nbs", n_workers=workers, force=True)
-    for f in ("nbdev.yml", "sidebar.yml", "styles.css"): shutil.copy(project_root() / "nbs" / f, processed / f)
-    report = make_report()
+    out, processed = Path(out).resolve(), _processed(workers)
     with tempfile.TemporaryDirectory() as pages:
         prepare_pages(processed, pages, [{"text": "Results", "href": "report/index.md"}])
-        shutil.copytree(project_path("figures"), Path(pages) / "figures")
-        shutil.copytree(report.parent, Path(pages) / "report", ignore=shutil.ignore_patterns("*.md"))
-        write_text(Path(pages) / "report" / "index.md", site_links(report.read_text(encoding="utf-8"), "../report", {}))
+        _add_report(Path(pages))
         render_site(pages, out)
-    shutil.copytree(project_path("figures"), out / "figures", ignore=shutil.ignore_patterns("*.md"), dirs_exist_ok=True) # it takes only what markdown names
+    shutil.copytree(project_path("figures"), out / "figures", ignore=shutil.ignore_patterns("*.md"), dirs_exist_ok=True)
     return out
 
 # %% ../nbs/parts/docs.ipynb #686af9c2
