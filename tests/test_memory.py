@@ -3,12 +3,12 @@ import inspect, json, subprocess, sys
 from dataclasses import replace
 import pytest, torch
 from gsm8k_sft import memory
-from gsm8k_sft.core import choices, load_config
+from gsm8k_sft.core import choices, load_config, project_path
 from gsm8k_sft.memory import *
 from gsm8k_sft.memory import CARDS, CONSTANTS, _alternatives
 from gsm8k_sft.models import parameter_table
 
-GEMMAS = ["gemma-2b-it", "gemma-2-9b-it", "gemma-3-270m", "toy"]
+PRESETS = ["gemma-2b-it", "gemma-2-9b-it", "gemma-3-270m", "toy", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
 SHAPE = model_shape(load_config("gemma-2b-it", training=False))
 
 def config(preset="gemma-2b-it", tuning="full", overrides=""): return load_config(preset, tuning, overrides=overrides, training=False)
@@ -17,7 +17,7 @@ def total(preset="gemma-2b-it", tuning="full", **kwargs): return plan_memory(pre
 
 # Exactly
 
-@pytest.mark.parametrize("preset", GEMMAS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_weights_are_those_of_the_parameter_table(preset):
     table = parameter_table(config(preset), targets=("all-linear",)).set_index("method")
     for tuning in ("full", "lora", "qlora"):
@@ -26,14 +26,18 @@ def test_weights_are_those_of_the_parameter_table(preset):
         assert sum(trainable_sizes(model_shape(config(preset)), s)) == table.loc[tuning, "trainable"]
 
 @pytest.mark.parametrize("kind", memory.KINDS)
-@pytest.mark.parametrize("overrides", ["full", "full model.precision=bf16", "full model.precision=fp32", "lora", "lora model.precision=bf16"])
+@pytest.mark.parametrize("overrides", ["full", "full model.precision=bf16", "full model.precision=fp32",
+                                       "lora", "lora model.precision=bf16"])
 def test_the_ledger_is_what_autograd_keeps(kind, overrides):
     case = memory.count_case(kind, overrides, rows=2, longest=80)
     assert case["formula"] == pytest.approx(case["counted"], rel=0.01)
 
 @pytest.mark.parametrize("kind, overrides, kwargs", [
-    ("gemma", "full", {}), ("gemma2", "lora", {}), ("gemma3_text", "full model.precision=bf16", {"vocab_size": 300}), ("gemma", "full", {"accumulate": True}),
-    ("gemma3_text", "lora train.gradient_checkpointing=true", {"vocab_size": 300, "rows": 5}), ("gemma", "full train.gradient_checkpointing=true", {"vocab_size": 300}),
+    ("gemma", "full", {}), ("gemma2", "lora", {}), ("gemma", "full", {"accumulate": True}),
+    ("gemma3_text", "full model.precision=bf16", {"vocab_size": 300}),
+    ("gemma3_text", "lora train.gradient_checkpointing=true", {"vocab_size": 300, "rows": 5}),
+    ("gemma", "full train.gradient_checkpointing=true", {"vocab_size": 300}), ("qwen2", "full", {}), ("qwen2", "lora", {}),
+    ("qwen2", "full model.precision=bf16 train.gradient_checkpointing=true", {"vocab_size": 300}),
     ("gemma2", "full model.precision=bf16 train.gradient_checkpointing=true", {"vocab_size": 200, "rows": 4})])
 def test_the_plan_is_the_traced_peak(kind, overrides, kwargs):
     case = memory.trace_case(kind, overrides, **kwargs)
@@ -88,7 +92,8 @@ def test_pages_are_beside_the_total():
 def test_a_setup_of_the_largest_batch():
     s = setup(config(overrides="train.per_device_train_batch_size=8 train.packing=false"), longest=300)
     assert (s.tokens, s.longest, s.padded, s.attention) == (2400, 300, True, "sdpa")
-    assert setup(config("gemma-2-9b-it", overrides="train.packing=false")).attention == "eager" and not setup(config("gemma-2-9b-it")).padded
+    assert setup(config("gemma-2-9b-it", overrides="train.packing=false")).attention == "eager"
+    assert not setup(config("gemma-2-9b-it")).padded
     assert setup(config(overrides="data.max_length=200")).longest == 200
     packed = setup(config(overrides="train.packing=true train.max_tokens=1024 train.per_device_train_batch_size=8"))
     assert (packed.tokens, packed.attention, packed.loss, packed.accumulate) == (1024, "flash", "fused", True)
@@ -96,10 +101,11 @@ def test_a_setup_of_the_largest_batch():
 
 # Tables and cards
 
-@pytest.mark.parametrize("preset", GEMMAS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_presets_table_prints(preset):
-    assert set(GEMMAS) <= set(choices("preset"))
-    done = subprocess.run([sys.executable, "-m", "gsm8k_sft.memory", "--preset", preset, "--tokens-per-second", "1000", "--dollars-per-hour", "2"], capture_output=True, text=True)
+    assert set(PRESETS) <= set(choices("preset"))
+    command = [sys.executable, "-m", "gsm8k_sft.memory", "--preset", preset, "--tokens-per-second", "1000", "--dollars-per-hour", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("qlora") == 2 and "GiB" in done.stdout and "dollars" in done.stdout
 
@@ -117,10 +123,12 @@ def test_a_configuration_counts():
 # What can't be
 
 def test_a_run_that_does_not_fit_is_refused_and_helped():
-    with pytest.raises(MemoryPlanError, match=r"full fine-tuning of google/gemma-2b-it will need .* nothing was loaded\. Nearest: tuning=lora"): check_fits(config(), CARDS["L4 24"])
+    said = r"full fine-tuning of google/gemma-2b-it will need .* nothing was loaded\. Nearest: tuning=lora"
+    with pytest.raises(MemoryPlanError, match=said): check_fits(config(), CARDS["L4 24"])
     assert check_fits(config(), CARDS["A100 80"]).total < usable("A100 80")
 
-@pytest.mark.parametrize("preset, card", [("gemma-3-270m", 8 * 2**30), ("gemma-2b-it", "L4 24"), ("gemma-2-9b-it", "L4 24"), ("gemma-2-9b-it", "A100 40"), ("gemma-2b-it", "T4 16")])
+@pytest.mark.parametrize("preset, card", [("gemma-3-270m", 8 * 2**30), ("gemma-2b-it", "L4 24"), ("gemma-2-9b-it", "L4 24"),
+                                          ("gemma-2-9b-it", "A100 40"), ("gemma-2b-it", "T4 16"), ("qwen2.5-coder-1.5b", "T4 16")])
 def test_the_nearest_really_fits(preset, card):
     free = usable(card) if isinstance(card, str) else card
     words = nearest_fit(config(preset), free).split(" fits")[0].split()
@@ -136,12 +144,15 @@ def test_the_batch_stays_what_it_was():
 def test_nothing_fits_on_nothing(): assert "smaller model" in nearest_fit(config(), 10**6)
 
 def test_what_is_not_known_is_not_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "tokenizer.json").write_text("{}")
     cfg = config(overrides=f"model.path={tmp_path}")
-    with pytest.raises(UnknownMemory, match="qwen2"): model_shape(cfg)
+    with pytest.raises(UnknownMemory, match="llama"): model_shape(cfg)
     assert check_fits(cfg, 1) is None and memory_record(None) is None
+
+def test_a_head_of_its_own_is_not_known(): # as the larger Qwens have
+    with pytest.raises(UnknownMemory, match="head of its own"): model_shape(memory.tiny_config("qwen2", tie_word_embeddings=False))
 
 @pytest.mark.parametrize("changes", [{"loss": "none"}, {"attention": "fast"}])
 def test_unknown_choices(changes):
@@ -154,7 +165,8 @@ def test_an_epoch_takes_what_it_takes():
 
 # The harness
 
-TINY = dict(vocab_size=500, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
+TINY = dict(vocab_size=500, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+            head_dim=16)
 CASE = dict(preset="gemma-3-270m", tuning="lora", rows=2, longest=48, overrides="train.optim=adamw_torch_fused", changes=TINY)
 
 def test_comparison_and_figure():
@@ -167,14 +179,26 @@ def test_comparison_and_figure():
 def test_compiled_layers_keep_less_and_recording_copies_gradients():
     for tuning in ("full", "lora"):
         packed = setup(config(tuning=tuning), tokens=8192, loss="fused", attention="flash", dropout=0.0, speedup="none")
-        needs = {s: plan(SHAPE, replace(packed, speedup=s)).total for s in ("none", "compile", "record", "record, layers as they are")}
-        assert needs["compile"] < needs["none"] < needs["record, layers as they are"] and needs["compile"] < needs["record"] < needs["record, layers as they are"]
+        ways = ("none", "compile", "record", "record, layers as they are")
+        plain, compiled, recorded, recorded_plain = (plan(SHAPE, replace(packed, speedup=s)).total for s in ways)
+        assert compiled < plain < recorded_plain and compiled < recorded < recorded_plain
 
 def test_dropout_in_compiled_layers_is_planned():
     "What tracing on a CPU shows: a byte for each number that an adapter reads, and the dropped inputs of queries, keys and values"
     packed = setup(config(tuning="lora"), tokens=8192, loss="fused", attention="flash", speedup="compile", dropout=0.05)
     more = sum(layer_ledger(SHAPE, packed).values()) - sum(layer_ledger(SHAPE, replace(packed, dropout=0.0)).values())
     assert more == sum(n for n, _ in linear_sizes(SHAPE).values()) + 3 * 2 * SHAPE.hidden
+
+@pytest.mark.parametrize("preset, tokens", [("gemma-3-270m", "1,342,063"), ("qwen2.5-coder-0.5b", "1,500,394")])
+def test_an_epoch_has_the_tokens_of_its_tokenizer(preset, tokens, capsys):
+    memory.main(preset, tokens_per_second=1000.0)
+    assert f"an epoch of {tokens} tokens" in capsys.readouterr().out
+
+def test_what_was_never_fitted_is_foreseen():
+    "Peaks of Qwen runs on GPUs, with compiled layers; the ledger of Qwen2 was written before they were looked at"
+    runs = sorted(project_path("results", "qwen2.5-coder-1.5b").rglob("record.json"))
+    table = comparison({"items": [memory.run_item(path.parent) for path in runs]})
+    assert len(table) >= 19 and table["error %"].abs().max() < 5, table
 
 def test_speed_and_time_of_an_epoch(capsys):
     speeds = memory.measured_speeds("gemma-2b-it")
