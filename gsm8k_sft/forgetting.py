@@ -16,25 +16,49 @@ from .core import environment, fingerprint, load_config, project_path, write_jso
 # %% ../nbs/parts/forgetting.ipynb #f16fb53e
 SIZE = 1_500 # characters of each text
 
-def _spread(items, n): return [items[i * len(items) // n] for i in range(n)]
-
 def _middle(text):
     "SIZE characters from the middle, from the beginning of a line"
     start = text.rfind("\n", 0, (len(text) - SIZE) // 2) + 1
     return text[start:start + SIZE]
+
+# %% ../nbs/parts/forgetting.ipynb #c34174a9
+def _spread(items, n): return [items[i * len(items) // n] for i in range(n)]
+
+# %% ../nbs/parts/forgetting.ipynb #ce4871ab
+def _pieces():
+    "A piece of each text that is long enough: of the standard library's modules, of the language reference's topics"
+    from pydoc_data.topics import topics
+    modules = [p for p in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")) if p.stat().st_size > 2 * SIZE]
+    code = [p.read_text(encoding="utf-8") for p in modules]
+    prose = [text for _, text in sorted(topics.items()) if len(text) >= SIZE]
+    different = lambda texts: list(dict.fromkeys(map(_middle, texts)))
+    return {"code": different(code), "prose": different(prose)}
 
 # %% ../nbs/parts/forgetting.ipynb #70761ac9
 def other_texts(
     n: int = 32, # texts of each kind
 ) -> dict[str, list[str]]: # code: from the modules of Python's standard library; prose: from its language reference
     "Text that no maths training has to do with, the same for every model on a machine"
-    from pydoc_data.topics import topics
-    modules = (p for p in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")) if p.stat().st_size > 2 * SIZE)
-    found = {"code": [p.read_text(encoding="utf-8") for p in modules], "prose": [t for _, t in sorted(topics.items()) if len(t) >= SIZE]}
-    found = {kind: list(dict.fromkeys(map(_middle, texts))) for kind, texts in found.items()} # topics repeat each other
+    found = _pieces()
     for kind, texts in found.items():
         if not 0 < n <= len(texts): raise ValueError(f"other_texts: n: {n} {kind} texts asked for; this Python has {len(texts)}")
     return {kind: _spread(texts, n) for kind, texts in found.items()}
+
+# %% ../nbs/parts/forgetting.ipynb #2c0542cb
+def _batch(tokenizer, texts):
+    "Token ids of texts, a row each, and which of them are no padding"
+    ids = [torch.tensor(tokenizer(t)["input_ids"]) for t in texts]
+    tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=0)
+    lengths = torch.tensor([len(i) for i in ids])
+    return tokens, torch.arange(tokens.shape[1])[None] < lengths[:, None]
+
+# %% ../nbs/parts/forgetting.ipynb #1e228913
+def _mean_losses(model, tokens, there):
+    "Mean loss of each row's tokens after the first"
+    logits = model(input_ids=tokens, attention_mask=there.long(), use_cache=False).logits[:, :-1].float()
+    each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+    counted = there[:, 1:]
+    return (each * counted).sum(1) / counted.sum(1)
 
 # %% ../nbs/parts/forgetting.ipynb #e755d315
 @torch.inference_mode()
@@ -48,15 +72,16 @@ def text_losses(
     losses, was_training = [], model.training
     model.eval()
     for start in range(0, len(texts), batch_size):
-        ids = [torch.tensor(tokenizer(t)["input_ids"]) for t in texts[start:start + batch_size]]
-        tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=0).to(model.device)
-        there = torch.arange(tokens.shape[1])[None] < torch.tensor([len(i) for i in ids])[:, None]
-        logits = model(input_ids=tokens, attention_mask=there.long().to(model.device), use_cache=False).logits[:, :-1].float()
-        each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
-        counted = there[:, 1:].to(each.device)
-        losses += ((each * counted).sum(1) / counted.sum(1)).tolist()
+        tokens, there = _batch(tokenizer, texts[start:start + batch_size])
+        losses += _mean_losses(model, tokens.to(model.device), there.to(model.device)).tolist()
     model.train(was_training)
     return losses
+
+# %% ../nbs/parts/forgetting.ipynb #1f563246
+def _measured(model, tokenizer, texts, **kwargs):
+    "What a result keeps of texts by kind: their fingerprint, and for each kind the loss of each text"
+    losses = {kind: text_losses(model, tokenizer, ts, **kwargs) for kind, ts in texts.items()}
+    return {"texts": fingerprint(texts)} | {kind: [round(x, 5) for x in each] for kind, each in losses.items()}
 
 # %% ../nbs/parts/forgetting.ipynb #ad3ca1c4
 def measure_elsewhere(
@@ -65,8 +90,15 @@ def measure_elsewhere(
     n: int = 32, # texts of each kind
 ) -> dict: # texts (their fingerprint), and for each kind the losses of its texts, nats per token
     "A model's losses on other text; a result keeps them with `evaluation.other_texts`"
-    texts = other_texts(n)
-    return {"texts": fingerprint(texts), **{kind: [round(x, 5) for x in text_losses(model, tokenizer, ts)] for kind, ts in texts.items()}}
+    return _measured(model, tokenizer, other_texts(n))
+
+# %% ../nbs/parts/forgetting.ipynb #a98ddaf6
+def _differences(before, after, kind):
+    "By how much the loss of each text has risen, in the mean of the models"
+    if len({m["texts"] for m in [*before, *after]}) > 1:
+        raise ValueError("rise: the models were given different texts, as other versions of Python have; measure them with one")
+    mean = lambda models: np.mean([m[kind] for m in models], axis=0)
+    return mean(after) - mean(before)
 
 # %% ../nbs/parts/forgetting.ipynb #70338fb0
 def rise(
@@ -79,10 +111,15 @@ def rise(
 ) -> tuple[float, float, float]: # mean rise of the loss, low, high; nats per token
     "By how much the loss has risen from `before` to `after`"
     from scipy.stats import bootstrap
-    if len({m["texts"] for m in [*before, *after]}) > 1: raise ValueError("rise: the models were given different texts, as other versions of Python have; measure them with one")
-    differences = np.mean([m[kind] for m in after], axis=0) - np.mean([m[kind] for m in before], axis=0)
-    interval = bootstrap((differences,), np.mean, confidence_level=confidence, n_resamples=n_resamples, method="percentile", random_state=np.random.default_rng(seed)).confidence_interval
-    return float(differences.mean()), float(interval.low), float(interval.high)
+    differences, rng = _differences(before, after, kind), np.random.default_rng(seed)
+    drawn = bootstrap((differences,), np.mean, confidence_level=confidence, n_resamples=n_resamples, method="percentile", random_state=rng)
+    low, high = drawn.confidence_interval
+    return float(differences.mean()), float(low), float(high)
+
+# %% ../nbs/parts/forgetting.ipynb #652a0013
+def _evenly(rows, n):
+    "At most `n` rows, from the first to the last"
+    return [rows[int(i)] for i in np.linspace(0, len(rows) - 1, min(n, len(rows)))]
 
 # %% ../nbs/parts/forgetting.ipynb #34bb13f4
 def solution_losses(
@@ -92,9 +129,11 @@ def solution_losses(
     n: int = 374, # problems of each, evenly spread
 ) -> dict: # texts (their fingerprint), and for validation and test the losses of problems with their published answers, nats per token
     "How surprised a model is by GSM8K itself, as plain text"
-    chosen = {split: [data[split][int(i)] for i in np.linspace(0, len(data[split]) - 1, min(n, len(data[split])))] for split in ("validation", "test")}
-    texts = {split: sorted((f"Question: {r['question']}\nAnswer: {r['answer']}" for r in rows), key=len) for split, rows in chosen.items()}
-    return {"texts": fingerprint(texts), **{split: [round(x, 5) for x in text_losses(model, tokenizer, ts, batch_size=8)] for split, ts in texts.items()}}
+    texts = {}
+    for split in ("validation", "test"):
+        found = [f"Question: {r['question']}\nAnswer: {r['answer']}" for r in _evenly(data[split], n)]
+        texts[split] = sorted(found, key=len)
+    return _measured(model, tokenizer, texts, batch_size=8)
 
 # %% ../nbs/parts/forgetting.ipynb #6065d1d7
 @call_parse
