@@ -52,6 +52,7 @@ def _number(strict, flexible):
     found = (normalise(t).rstrip(".") for t in (strict, flexible) if t is not None)
     return next((t for t in found if re.fullmatch(r"-?\d*\.?\d+", t)), None)
 
+# %% ../nbs/parts/infer.ipynb #9130ffbc
 def _row(question, generation):
     "What is known about an answer"
     from gsm8k_sft.answers import extract_flexible, extract_strict
@@ -74,7 +75,8 @@ def answer_all(
     from gsm8k_sft.generate import generate
     renderer = Renderer(tokenizer, prompt_style)
     prompts = [renderer.prompt(q) for q in questions]
-    found = generate(model, tokenizer, prompts, max_new_tokens, batch_size, renderer.stop_ids, progress=progress, stop_texts=renderer.stop_texts)
+    found = generate(model, tokenizer, prompts, max_new_tokens, batch_size, renderer.stop_ids,
+                     progress=progress, stop_texts=renderer.stop_texts)
     return [_row(questions[g.index], g) for g in sorted(found, key=lambda g: g.index)]
 
 # %% ../nbs/parts/infer.ipynb #1365c109
@@ -171,6 +173,13 @@ def _request(model_path, input, output, question, dtype, prompt_style, numbers):
     for key, value in numbers.items():
         if value is not None and value < 1: raise InferError(f"--{key}: {value} must be at least 1")
 
+# %% ../nbs/parts/infer.ipynb #ef3b5957
+def _say(found, limit):
+    "Print an answer to one question"
+    cut = "" if found["finish_reason"] == "stop" else f" (cut at {limit} tokens)"
+    print(found["answer"])
+    print(f"final number: {found['final']}{cut}", file=sys.stderr)
+
 # %% ../nbs/parts/infer.ipynb #fafa79e4
 def _run(model_path, adapter_path, input, output, question, max_new_tokens, batch_size, dtype, prompt_style, overwrite):
     "Answer a question to stdout or a file to a file"
@@ -179,11 +188,7 @@ def _run(model_path, adapter_path, input, output, question, max_new_tokens, batc
     model, tokenizer, cfg = open_model(model_path, adapter_path, dtype)
     style = prompt_style or (cfg.data.prompt_style if cfg else "auto")
     limit = max_new_tokens or (cfg.evaluation.max_new_tokens if cfg else 512)
-    if question is not None:
-        found = answer(question, model, tokenizer, style, limit)
-        print(found["answer"])
-        print(f"final number: {found['final']}" + ("" if found["finish_reason"] == "stop" else f" (cut at {limit} tokens)"), file=sys.stderr)
-        return
+    if question is not None: return _say(answer(question, model, tokenizer, style, limit), limit)
     report = infer_file(input, output, model, tokenizer, style, limit, batch_size, overwrite)
     for problem in report["problems"]: print(f"skipped: {problem}", file=sys.stderr)
     print(f"{report['answered']} answered, {report['skipped']} skipped: {output}")

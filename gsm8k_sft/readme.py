@@ -11,7 +11,7 @@ from pathlib import Path
 from fastcore.script import call_parse
 from .core import project_root, write_text
 
-# %% ../nbs/parts/readme.ipynb #01d6cf42
+# %% ../nbs/parts/readme.ipynb #8551bd77
 def _output_text(output):
     "The text of one output: markdown as it is, the rest fenced"
     data = output.get("data", {})
@@ -19,6 +19,7 @@ def _output_text(output):
     text = "".join(data.get("text/plain", output.get("text", ""))).rstrip()
     return f"```\n{text}\n```" if text else ""
 
+# %% ../nbs/parts/readme.ipynb #01d6cf42
 def _cell_text(cell):
     "The markdown of one cell"
     source = "".join(cell["source"])

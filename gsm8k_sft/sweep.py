@@ -19,6 +19,7 @@ def _sweep_values(key, allowed=None):
     for value in values if allowed else []: check_choice(f"settings.ini [sweep] {key}", value, allowed)
     return values
 
+# %% ../nbs/parts/sweep.ipynb #610441b2
 def _seeds():
     "The seeds of [sweep] as numbers"
     values = _sweep_values("seed")
