@@ -18,7 +18,8 @@ from pathlib import Path
 from fastcore.script import call_parse
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from .core import CONFIGS, DATASETS, TUNINGS, ConfigError, SettingsError, check_choice, choices, load_config, project_path, read_json, run_folder
+from .core import CONFIGS, DATASETS, TUNINGS, ConfigError, SettingsError, check_choice, choices
+from .core import load_config, project_path, read_json, run_folder
 from .evaluate import complete_result, prediction_bytes, read_predictions, result_name
 from .stats import compare, compare_seeds, smallest_difference
 
@@ -64,10 +65,12 @@ def read_study(
     name: str, # of configs/study, or a YAML file's path
 ) -> DictConfig: # a `Study`, checked
     "A study's file"
-    path = Path(str(CONFIGS / "study" / f"{check_choice('study', name, choices('study'))}.yaml")) if not name.endswith((".yaml", ".yml")) else Path(name)
+    if name.endswith((".yaml", ".yml")): path = Path(name)
+    else: path = Path(str(CONFIGS / "study" / f"{check_choice('study', name, choices('study'))}.yaml"))
     if not path.exists(): raise ConfigError(f"{path}: no such study")
     try: study = OmegaConf.merge(OmegaConf.structured(Study), OmegaConf.load(path))
-    except (OmegaConfBaseException, OSError) as e: raise ConfigError(f"{path}: key '{getattr(e, 'full_key', '')}': {str(e).splitlines()[0]}") from None
+    except (OmegaConfBaseException, OSError) as e:
+        raise ConfigError(f"{path}: key '{getattr(e, 'full_key', '')}': {str(e).splitlines()[0]}") from None
     _check_study(study, path)
     return study
 
@@ -134,7 +137,8 @@ def try_job(
 ) -> Job: # asked the validation problems
     "One try of a method"
     m = study.methods[method]
-    return Job(study.preset, f"{method}_main-lr{setting.name}-s0", m.tuning, overrides=(*study.overrides, *m.overrides, *setting.overrides), split="validation")
+    overrides = (*study.overrides, *m.overrides, *setting.overrides)
+    return Job(study.preset, f"{method}_main-lr{setting.name}-s0", m.tuning, overrides=overrides, split="validation")
 
 def run_jobs(
     study: DictConfig, # from `read_study`
@@ -143,21 +147,29 @@ def run_jobs(
 ) -> list[Job]: # one for each dataset and seed, first seeds first
     "What is trained and asked the test questions"
     r, m = study.runs[name], study.methods[study.runs[name].method]
-    overrides, label = (*study.overrides, *m.overrides, *setting.overrides, *r.overrides), name if r.overrides or r.tuning else r.method
-    return [Job(study.preset, f"{label}_{d}-lr{setting.name}-s{s}", r.tuning or m.tuning, d, s, overrides, ask=tuple(r.ask)) for s in r.seeds for d in r.datasets]
+    overrides = (*study.overrides, *m.overrides, *setting.overrides, *r.overrides)
+    label, tuning = name if r.overrides or r.tuning else r.method, r.tuning or m.tuning
+    return [Job(study.preset, f"{label}_{d}-lr{setting.name}-s{s}", tuning, d, s, overrides, ask=tuple(r.ask))
+            for s in r.seeds for d in r.datasets]
 
 def base_jobs(
     study: DictConfig, # from `read_study`
 ) -> list[Job]: # one for each item of `base`
     "What the untuned model is asked"
-    name = lambda b: "-".join(["base", *(o.split("=", 1)[1] for o in b.overrides)])
-    return [Job(study.preset, name(b), None, overrides=(*study.overrides, *b.overrides), split=b.split, shots=tuple(b.shots)) for b in study.base]
+    def job(b):
+        name = "-".join(["base", *(o.split("=", 1)[1] for o in b.overrides)])
+        return Job(study.preset, name, None, overrides=(*study.overrides, *b.overrides), split=b.split, shots=tuple(b.shots))
+    return [job(b) for b in study.base]
 
 # %% ../nbs/parts/study.ipynb #f7618732
+def _run_overrides(job):
+    "What a job's configuration changes; its run is taken as it is where it is complete"
+    return [*job.overrides, *([f"run_name={job.name}", "train.when_done=reuse"] if job.tuning else [])]
+
 def _config(job, ask=""):
     "The configuration of a job's evaluation"
-    more = [f"run_name={job.name}", "train.when_done=reuse"] if job.tuning else []
-    return load_config(job.preset, job.tuning or "full", job.dataset, job.seed, overrides=[*job.overrides, *more, f"evaluation.split={job.split}", *ask.split()], training=False)
+    overrides = [*_run_overrides(job), f"evaluation.split={job.split}", *ask.split()]
+    return load_config(job.preset, job.tuning or "full", job.dataset, job.seed, overrides=overrides, training=False)
 
 @cache
 def result_names(
@@ -250,7 +262,7 @@ def do_job(
     from gsm8k_sft.evaluate import evaluate_base, evaluate_run
     from gsm8k_sft.train import train
     if not job.tuning: return _said(evaluate_base(_config(job), list(job.shots)))
-    cfg = load_config(job.preset, job.tuning, job.dataset, job.seed, overrides=[*job.overrides, f"run_name={job.name}", "train.when_done=reuse"])
+    cfg = load_config(job.preset, job.tuning, job.dataset, job.seed, overrides=_run_overrides(job))
     record = train(cfg, evaluate=False)
     results = [evaluate_run(run_folder(cfg), job.split, overrides=ask) for ask in job.ask]
     return f"trained in {record['train_seconds']:.0f} s, " + _said(results)
@@ -265,7 +277,8 @@ def _attempt(job):
     except KeyboardInterrupt: raise
     except Exception as e:
         traceback.print_exc()
-        return "interrupted" if type(e).__name__ == "TrainingInterrupted" else "failed", textwrap.shorten(f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}", 300)
+        kind, words = type(e).__name__, next(iter(str(e).splitlines()), "")
+        return "interrupted" if kind == "TrainingInterrupted" else "failed", textwrap.shorten(f"{kind}: {words}", 300)
     finally: forget_run(compiled=False)
 
 # %% ../nbs/parts/study.ipynb #2f7d89bf
@@ -352,7 +365,8 @@ def run_study(
     finally:
         for l in team: l.stop()
     jobs, waiting = open_jobs(study, known)
-    return {"done": n, "failed": {" ".join(k[:2]): v for k, v in failed.items()}, "left": [j for j in jobs if j.asked not in failed], "waiting": waiting}
+    return {"done": n, "failed": {" ".join(asked[:2]): why for asked, why in failed.items()},
+            "left": [j for j in jobs if j.asked not in failed], "waiting": waiting}
 
 # %% ../nbs/parts/study.ipynb #584e4b49
 MEMORY_SHORT = ("OutOfMemoryError", "MemoryPlanError") # what such a failure's text begins with
@@ -381,7 +395,10 @@ def _hand_out(study, team, failed, known, end):
         lane.give(job)
 
 # %% ../nbs/parts/study.ipynb #16c62d7d
-def _best(free, team, job): return min(free, key=lambda lane: (sum(l.job is not None and l.gpu == lane.gpu for l in team), job.tuning not in lane.compiled))
+def _best(free, team, job):
+    "Of the free lanes the one whose GPU has least to do; among equals one that has compiled this kind of job"
+    busy = lambda gpu: sum(lane.job is not None and lane.gpu == gpu for lane in team)
+    return min(free, key=lambda lane: (busy(lane.gpu), job.tuning not in lane.compiled))
 
 # %% ../nbs/parts/study.ipynb #c91ba4aa
 KEPT = ("id", "sample", "strict", "numeric", "flexible", "class", "finish_reason", "n_tokens")
@@ -432,7 +449,8 @@ def collect(
         found, at = [n for n in result_names(job) if complete_result(source, n)], _place(job, out)
         if found and job.tuning and not (at / job.name).exists():
             (at / job.name).mkdir(parents=True, exist_ok=True)
-            for file in ("config.yaml", "record.json", "log.jsonl"): shutil.copy(project_path("runs", study.preset, job.name, file), at / job.name)
+            run = project_path("runs", study.preset, job.name)
+            for file in ("config.yaml", "record.json", "log.jsonl"): shutil.copy(run / file, at / job.name)
         for name in found: _keep_evaluation(name, _whole(name, job, at), source, _kept(job, out))
         kept += found
     return kept
@@ -461,7 +479,8 @@ def choice_table(
     rows = []
     for m in study.methods:
         setting, right = chosen_setting(study, m, folder)
-        rows += [{"method": m, "learning rate": s.name, "right": n, "chosen": "yes" if s == setting else ""} for s, n in sorted(right.items(), key=lambda i: i[0].rate) if n is not None]
+        for s in sorted((s for s, n in right.items() if n is not None), key=lambda s: s.rate):
+            rows.append({"method": m, "learning rate": s.name, "right": right[s], "chosen": "yes" if s == setting else ""})
     return pd.DataFrame(rows, columns=["method", "learning rate", "right", "chosen"])
 
 # %% ../nbs/parts/study.ipynb #7616a7f6
@@ -488,7 +507,8 @@ def _over_seeds(values):
     "9.0 % (8.7 to 9.4)"
     from gsm8k_sft.analysis import keep_together
     if not values: return "–"
-    return keep_together(f"{100 * sum(values) / len(values):.1f} %" + (f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else ""))
+    mean, spread = 100 * sum(values) / len(values), f" ({100 * min(values):.1f} to {100 * max(values):.1f})"
+    return keep_together(f"{mean:.1f} %" + (spread if len(values) > 1 else ""))
 
 def _asked_otherwise(evaluations):
     "experiment -> shares that are right with the calculator, and by majority of drawn answers, by seed"
@@ -510,18 +530,20 @@ def outcome_table(
     rows, kept = [], list(_evaluations(study, root))
     otherwise = _asked_otherwise(kept)
     for name, found in _found(kept).items():
-        run, shares = found[0]["run"], lambda g: _over_seeds([e["accuracy"][g]["value"] for e in found])
-        rows.append({"experiment": name, "learning rate": run.removeprefix(f"{name}-lr").rsplit("-s", 1)[0] if run != name else "–", "seeds": len(found) if run != name else "–",
-                     **{column: shares(g) for g, column in GRADERS.items()},
-                     "exact, with calculator": _over_seeds(otherwise[name]["calculator"]), "exact, majority of 8": _over_seeds(otherwise[name]["majority"])})
+        run, tuned = found[0]["run"], found[0]["run"] != name
+        rows.append({"experiment": name, "learning rate": run.removeprefix(f"{name}-lr").rsplit("-s", 1)[0] if tuned else "–",
+                     "seeds": len(found) if tuned else "–",
+                     **{column: _over_seeds([e["accuracy"][g]["value"] for e in found]) for g, column in GRADERS.items()},
+                     "exact, with calculator": _over_seeds(otherwise[name]["calculator"]),
+                     "exact, majority of 8": _over_seeds(otherwise[name]["majority"])})
     return pd.DataFrame(rows)
 
 # %% ../nbs/parts/study.ipynb #a9a0527a
 def _verdicts(e):
     "What the graders said of each answer"
-    folder = e["file"].parent
-    if prediction_bytes(e["name"], folder) is not None: rows = [{k: a[k] for k in KEPT if k in a} for a in read_predictions(e["name"], folder)]
-    else: rows = map(json.loads, lzma.decompress((folder / f"{e['name']}.verdicts.jsonl.xz").read_bytes()).decode().splitlines())
+    folder, packed = e["file"].parent, e["file"].with_suffix(".verdicts.jsonl.xz")
+    if prediction_bytes(e["name"], folder) is None: rows = map(json.loads, lzma.decompress(packed.read_bytes()).decode().splitlines())
+    else: rows = [{k: a[k] for k in KEPT if k in a} for a in read_predictions(e["name"], folder)]
     return [r | {"id": r["id"].split("/", 1)[1]} for r in rows] # without the data set: both ask the same questions
 
 def _sides(found, metric):
@@ -533,11 +555,12 @@ def _sides(found, metric):
 def _pair(sides, a, b, metric):
     "One comparison"
     names = tuple(_protocol(sides[x][0]) if x == "base" else x for x in (a, b))
-    each = [[_verdicts(e) for e in sides[x]] for x in (a, b)]
-    found, first = compare_seeds(*each, metric, names=names, seedless=tuple(n for n, x in zip(names, (a, b)) if x == "base")), compare(each[0][0], each[1][0], metric, names=names)
+    seedless = tuple(n for n, x in zip(names, (a, b)) if x == "base")
+    of_a, of_b = ([_verdicts(e) for e in sides[x]] for x in (a, b))
+    found, first = compare_seeds(of_a, of_b, metric, names=names, seedless=seedless), compare(of_a[0], of_b[0], metric, names=names)
     points = {k: round(100 * getattr(found, k), 1) for k in ("difference", "low", "high")}
-    return {"a": names[0], "b": names[1], "grader": metric, **points, "seeds": f"{len(each[0])} and {len(each[1])}", "p, first seeds": float(f"{first.p:.2g}"),
-            "visible": _visible(first), "shown": found.shown, "sentence": str(found)}
+    return {"a": names[0], "b": names[1], "grader": metric, **points, "seeds": f"{len(of_a)} and {len(of_b)}",
+            "p, first seeds": float(f"{first.p:.2g}"), "visible": _visible(first), "shown": found.shown, "sentence": str(found)}
 
 def _visible(comparison):
     "The difference in points that McNemar's test finds four times in five; None for too few problems"
@@ -548,13 +571,23 @@ def _visible(comparison):
 def pair_table(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
-): # DataFrame, a row a pair and grader: a, b, grader, difference and interval in points; p of the first seeds, and the difference that these two could show; sentence
+): # DataFrame, a row a pair and grader: a, b, difference and interval in points; p of the first seeds, and what they could show; sentence
     "The comparisons that the study was made for"
     import pandas as pd
     found = _found(_evaluations(study, root))
     sides = {metric: _sides(found, metric) for metric in ("strict", "numeric", "flexible")}
     asked = [(a, b, metric) for a, b in study.pairs for metric in sides if metric == "strict" or "base" in (a, b)]
     return pd.DataFrame([_pair(sides[metric], a, b, metric) for a, b, metric in asked if a in sides[metric] and b in sides[metric]])
+
+# %% ../nbs/parts/study.ipynb #9befd4f9
+def _share(sides, name):
+    "An experiment's share right by the stated number, over its seeds"
+    return _over_seeds([e["accuracy"]["numeric"]["value"] for e in sides.get(name, [])])
+
+def _points(sides, a, b):
+    "From a to b, by the stated number: +4.6 [+2.0, +7.2]"
+    if not {a, b} <= sides.keys(): return "–"
+    return "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**_pair(sides, a, b, "numeric"))
 
 # %% ../nbs/parts/study.ipynb #657277c6
 def headline_table(
@@ -567,10 +600,12 @@ def headline_table(
     for study in map(read_study, choices("study")):
         sides = _sides(_found(_evaluations(study, root)), "numeric")
         if "base" not in sides: continue
-        share = lambda name: _over_seeds([e["accuracy"]["numeric"]["value"] for e in sides[name]]) if name in sides else "–"
-        def points(a, b): return "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**_pair(sides, a, b, "numeric")) if {a, b} <= sides.keys() else "–"
-        rows.append({"model": study.preset, "untuned, at its best": share("base") + ", " + label(_protocol(sides["base"][0])).removeprefix("base, "), "full SFT": share("full_main"), "LoRA": share("lora_main"),
-                     "full SFT - untuned, points": points("base", "full_main"), "LoRA - untuned, points": points("base", "lora_main"), "full SFT - LoRA, points": points("lora_main", "full_main")})
+        asked = label(_protocol(sides["base"][0])).removeprefix("base, ")
+        rows.append({"model": study.preset, "untuned, at its best": f"{_share(sides, 'base')}, {asked}",
+                     "full SFT": _share(sides, "full_main"), "LoRA": _share(sides, "lora_main"),
+                     "full SFT - untuned, points": _points(sides, "base", "full_main"),
+                     "LoRA - untuned, points": _points(sides, "base", "lora_main"),
+                     "full SFT - LoRA, points": _points(sides, "lora_main", "full_main")})
     return pd.DataFrame(rows)
 
 # %% ../nbs/parts/study.ipynb #4d74f2bf
@@ -585,8 +620,9 @@ def forgetting_table(
     base = [m[:1] for name, m in measured.items() if name.startswith("base-") and m][:1] # the same weights, whatever was asked
     measured = {"base": base[0] if base else []} | {name: m for name, m in measured.items() if m and not name.startswith("base-")}
     pairs = list(dict.fromkeys([*(("base", name) for name in measured if name != "base"), *((a, b) for a, b in study.pairs)]))
+    both = [(a, b) for a, b in pairs if measured.get(a) and measured.get(b)]
     said = lambda a, b, kind: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*rise(measured[a], measured[b], kind))
-    return pd.DataFrame([{"a": a, "b": b, **{kind: said(a, b, kind) for kind in ("code", "prose")}} for a, b in pairs if measured.get(a) and measured.get(b)])
+    return pd.DataFrame([{"a": a, "b": b, **{kind: said(a, b, kind) for kind in ("code", "prose")}} for a, b in both])
 
 # %% ../nbs/parts/study.ipynb #3908eaa7
 def split_table(
@@ -602,7 +638,8 @@ def split_table(
     for run in [r for r in asked["validation"] if r in asked["test"]]:
         (a, n), (b, m) = asked["validation"][run], asked["test"][run]
         low, high = confint_proportions_2indep(round(a * n), n, round(b * m), m, method="newcomb", compare="diff")
-        rows.append({"asked": run, "validation": round(100 * a, 1), "test": round(100 * b, 1), "validation - test": f"{100 * (a - b):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"})
+        difference = f"{100 * (a - b):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        rows.append({"asked": run, "validation": round(100 * a, 1), "test": round(100 * b, 1), "validation - test": difference})
     return pd.DataFrame(rows)
 
 # %% ../nbs/parts/study.ipynb #0f9da2b6
@@ -611,7 +648,7 @@ def _presets(): return dict.fromkeys(read_study(name).preset for name in choices
 # %% ../nbs/parts/study.ipynb #e09c9f02
 def known_table(
     root: Path | str | None = None, # results/ by default
-): # DataFrame, a row a model: texts of each kind, mean losses of the untuned model in nats per token, and their difference with its interval
+): # DataFrame, a row a model: texts of each kind, mean losses of the untuned model in nats per token, their difference, its interval
     "Held-out training problems against test problems, by the untuned model's loss"
     import pandas as pd
     from scipy.stats import ttest_ind
@@ -620,7 +657,9 @@ def known_table(
         if not (path := Path(root or project_path("results")) / preset / "known.json").exists(): continue
         train, test = (pd.Series(read_json(path)[split]) for split in ("validation", "test"))
         low, high = ttest_ind(train, test, equal_var=False).confidence_interval()
-        rows.append({"model": preset, "texts": len(train), "validation": round(train.mean(), 3), "test": round(test.mean(), 3), "validation - test": f"{train.mean() - test.mean():+.3f} [{low:+.3f}, {high:+.3f}]"})
+        difference = f"{train.mean() - test.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+        rows.append({"model": preset, "texts": len(train), "validation": round(train.mean(), 3), "test": round(test.mean(), 3),
+                     "validation - test": difference})
     return pd.DataFrame(rows, columns=["model", "texts", "validation", "test", "validation - test"])
 
 # %% ../nbs/parts/study.ipynb #4e8595f4
@@ -632,11 +671,14 @@ def cost_table(
     rows = []
     for preset in _presets():
         folder = Path(root or project_path("results")) / preset
-        runs = pd.DataFrame([{"seconds": r["train_seconds"], "lanes": r.get("lanes") or 1} for r in map(read_json, folder.rglob("record.json"))])
-        asked = pd.Series([e["seconds"] for p in folder.rglob("*.json") if p.parent.name in ("eval", "validation") and (e := read_json(p))["environment"]["gpus"]])
-        if not len(runs): continue
+        records = [read_json(p) for p in folder.rglob("record.json")]
+        evaluations = [read_json(p) for p in folder.rglob("*.json") if p.parent.name in ("eval", "validation")]
+        if not records: continue
+        runs = pd.DataFrame([{"seconds": r["train_seconds"], "lanes": r.get("lanes") or 1} for r in records])
+        asked = pd.Series([e["seconds"] for e in evaluations if e["environment"]["gpus"]])
         shared = runs.seconds.sum() / (runs.seconds / runs.lanes).sum()
-        rows.append({"model": preset, "trainings": len(runs), "a training, s": round(runs.seconds.median()), "evaluations": len(asked), "an evaluation, s": round(asked.median(), 1),
+        rows.append({"model": preset, "trainings": len(runs), "a training, s": round(runs.seconds.median()),
+                     "evaluations": len(asked), "an evaluation, s": round(asked.median(), 1),
                      "lanes": round(shared, 1), "GPU minutes": round((runs.seconds.sum() + asked.sum()) / shared / 60)})
     return pd.DataFrame(rows, columns=["model", "trainings", "a training, s", "evaluations", "an evaluation, s", "lanes", "GPU minutes"])
 
