@@ -1,11 +1,11 @@
 "Tables, figures, report and sweep from records as they are found on a disk: partial, damaged, many"
-import os, re, subprocess, sys
+import json, os, re, subprocess, sys
 from xml.etree import ElementTree
 
 import pytest
 
-from gsm8k_sft.analysis import (COLOURS, DARK, GRID, INK, PAPER, average_seeds, comparison_table, draw_figures, format_table, headline, markdown_table, plot_comparison,
-                                read_log, read_runs, write_gallery)
+from gsm8k_sft.analysis import (COLOURS, DARK, GRID, INK, PAPER, average_seeds, comparison_table, draw_figures, format_table,
+                                headline, markdown_table, plot_comparison, read_log, read_runs, write_gallery)
 from gsm8k_sft.core import project_path, write_json
 from gsm8k_sft.report import make_report, missing_runs
 from gsm8k_sft.sweep import read_matrix, run_notebook, sweep
@@ -15,18 +15,23 @@ def rate(k, n=100): return {"k": k, "n": n, "value": k / n, "low": max(0, k / n 
 
 
 def add_run(root, method, seed=0, preset="toy", **changes):
-    name = f"{method}_main-s{seed}"
-    write_json(root / preset / name / "record.json", {"status": "complete", "preset": preset, "variant": f"{method}_main", "run_name": name, "seed": seed,
-        "tuning_method": method, "dataset": "main", "parameters": {"total": 10**6, "trainable": 10**5}, "train_seconds": 40.0,
-        "tokens_per_second": 5000.0, "peak_memory": 1e9, "environment": {"git_commit": "abc", "cpu": "a CPU", "gpus": []}} | changes)
+    variant = f"{method}_main"
+    name = f"{variant}-s{seed}"
+    record = {"status": "complete", "preset": preset, "variant": variant, "run_name": name, "seed": seed,
+              "tuning_method": method, "dataset": "main", "parameters": {"total": 10**6, "trainable": 10**5},
+              "train_seconds": 40.0, "tokens_per_second": 5000.0, "peak_memory": 1e9,
+              "environment": {"git_commit": "abc", "cpu": "a CPU", "gpus": []}}
+    write_json(root / preset / name / "record.json", record | changes)
     return root / preset / name
 
 
 def add_evaluation(root, model, k, seed=0, preset="toy", **changes):
     run = {} if model.startswith("base") else {"variant": f"{model}_main", "run_name": f"{model}_main-s{seed}", "seed": seed}
-    write_json(root / preset / "eval" / f"{model}-{seed}.json", {"status": "complete", "name": model, "configuration": {"preset": preset, **run},
-        "model_type": model, "base_model": "toy", "dataset": "main", "split": "test", "n": 100, "accuracy": {"strict": rate(k), "flexible": rate(k + 5)},
-        "protocol": {"prompt": "2 + 2?", "decoding": "greedy"}, "seconds": 5.0, "tokens_per_second": 900.0} | changes)
+    record = {"status": "complete", "name": model, "configuration": {"preset": preset, **run}, "model_type": model,
+              "base_model": "toy", "dataset": "main", "split": "test", "n": 100,
+              "accuracy": {"strict": rate(k), "flexible": rate(k + 5)},
+              "protocol": {"prompt": "2 + 2?", "decoding": "greedy"}, "seconds": 5.0, "tokens_per_second": 900.0}
+    write_json(root / preset / "eval" / f"{model}-{seed}.json", record | changes)
 
 
 @pytest.fixture
@@ -80,15 +85,19 @@ def test_damaged_log_lines_are_named_and_skipped(line, tmp_path):
 
 def test_an_empty_log_draws_nothing(results):
     (results / "toy" / "full_main-s0" / "log.jsonl").write_text("")
-    assert [p.name for p in draw_figures(results / "out", root=results)] == [f"toy-main-{kind}.{end}" for kind in ("comparison", "cost") for end in ("png", "svg")]
+    expected = [f"toy-main-{kind}.{end}" for kind in ("comparison", "cost") for end in ("png", "svg")]
+    assert [p.name for p in draw_figures(results / "out", root=results)] == expected
 
 
 def test_figures_are_the_same_bytes_twice(results):
     log = results / "toy" / "full_main-s0" / "log.jsonl"
-    log.write_text("".join(f'{{"step": {s}, "loss": {2 / s}, "grad_norm": 1, "learning_rate": 0.1, "tokens_per_second": 9}}\n' for s in range(1, 30)))
+    steps = [{"step": s, "loss": 2 / s, "grad_norm": 1, "learning_rate": 0.1, "tokens_per_second": 9} for s in range(1, 30)]
+    log.write_text("".join(json.dumps(s) + "\n" for s in steps))
     first, second = (draw_figures(results / name, root=results, dark=True) for name in "ab")
-    assert [p.name for p in first] == [f"toy-{kind}{end}" for kind in ("main-comparison", "curves-step", "main-cost") for end in (".png", ".svg", "-dark.svg")]
-    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second] and list(first.values()) == list(second.values())
+    kinds, ends = ("main-comparison", "curves-step", "main-cost"), (".png", ".svg", "-dark.svg")
+    assert [p.name for p in first] == [f"toy-{kind}{end}" for kind in kinds for end in ends]
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    assert list(first.values()) == list(second.values())
     assert not list(results.glob("a/.*")), "no temporary file stays"
 
 
@@ -102,6 +111,15 @@ def test_dark_figures_have_the_dark_colours_and_no_others(results):
     assert len(files) == 2
 
 
+def numbers(svg):
+    "Each place in an SVG: its tag, its attribute and the numbers there"
+    found = []
+    for element in ElementTree.fromstring(svg).iter():
+        places = [(k, v) for k, v in element.items() if k in ("d", "x", "y", "transform")]
+        found += [(element.tag, k, [float(n) for n in re.findall(r"-?[0-9.]+", v)]) for k, v in places]
+    return found
+
+
 def test_a_small_svg_differs_by_a_hundredth_of_a_point(results):
     "Every number of matplotlib's own SVG is still there, in the same order, and nothing but places is rounded"
     import io
@@ -111,7 +129,6 @@ def test_a_small_svg_differs_by_a_hundredth_of_a_point(results):
         ax.plot([0.123456, 1 / 3, 0.9], [1e3, 2e5 / 7, 12345.678], "o-", label="a label")
         ax.legend()
         figure.savefig(whole := io.StringIO(), format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    numbers = lambda svg: [(s.tag, k, [float(n) for n in re.findall(r"-?[0-9.]+", v)]) for s in ElementTree.fromstring(svg).iter() for k, v in s.items() if k in ("d", "x", "y", "transform")]
     small = _svg(figure)
     assert len(small) < 0.9 * len(whole.getvalue())
     for (tag, key, a), (_, _, b) in zip(numbers(whole.getvalue()), numbers(small), strict=True):
@@ -153,7 +170,8 @@ def test_headline_says_what_is_synthetic(results):
 def test_report_names_what_is_missing(results):
     text = make_report(results / "report", results).read_text()
     assert "**Toy runs only" in text and "- toy lora_main-s0" in text and "- toy full_main-s0" not in text
-    assert "84.0\N{NO-BREAK SPACE}% (80.0\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}88.0)" in text and (results / "report" / "toy-main-comparison.png").exists()
+    assert "84.0\N{NO-BREAK SPACE}% (80.0\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}88.0)" in text
+    assert (results / "report" / "toy-main-comparison.png").exists()
     assert missing_runs(comparison_table(root=results), [])[:1] == []
 
 
@@ -166,7 +184,9 @@ def test_runs_that_nobody_evaluated(tmp_path):
 
 def test_report_of_nothing(tmp_path):
     text = make_report(tmp_path / "report", tmp_path / "results").read_text()
-    assert "There are no records yet" in text and all(f"- toy {m['tuning']}_main-s{m['seed']}" in text for m in read_matrix() if m["preset"] == "toy")
+    assert "There are no records yet" in text
+    for m in read_matrix():
+        if m["preset"] == "toy": assert f"- toy {m['tuning']}_main-s{m['seed']}" in text
 
 
 def test_markdown_keeps_its_columns():
@@ -202,7 +222,7 @@ def test_commands_without_records(tmp_path):
 
 def test_error_tables_from_kept_predictions(tmp_path):
     "Predictions beside the results, plain and packed; drawn answers and other protocols stay out"
-    import json, lzma
+    import lzma
     from hashlib import sha256
     from gsm8k_sft.analysis import error_table, read_answers, size_table
     from gsm8k_sft.evaluate import GRADER
@@ -214,7 +234,9 @@ def test_error_tables_from_kept_predictions(tmp_path):
         (tmp_path / "toy" / "eval" / f"{model}-{len(protocol)}.json").rename(tmp_path / "toy" / "eval" / f"{name}.json")
         path = tmp_path / "toy" / "eval" / f"{name}.predictions.jsonl"
         path.with_name(path.name + ".xz").write_bytes(lzma.compress(text)) if pack else path.write_bytes(text)
-    row = lambda i, kind: {"id": f"t/{i}", "class": kind, "strict": kind == "right", "numeric": kind == "right", "gold_steps": i + 1, "gold_length": 50 + 300 * i}
+    def row(i, kind):
+        right = kind == "right"
+        return {"id": f"t/{i}", "class": kind, "strict": right, "numeric": right, "gold_steps": i + 1, "gold_length": 50 + 300 * i}
     add("lora", [row(0, "right"), row(1, "wrong plan")], pack=True)
     add("base-5shot", [row(0, "no final answer"), row(1, "cut at the limit")])
     add("full", [row(0, "right"), row(1, "right")], calculator=True)
