@@ -5,8 +5,9 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from gsm8k_sft.answers import (CLASSES, annotations, breakdown, calculate, class_table, classify, disagreements, equations, extract_flexible, extract_numeric,
-                               final_number, first_slip, format_result, grade, grade_answer, n_steps, to_number, verdict)
+from gsm8k_sft.answers import (CLASSES, annotations, breakdown, calculate, class_table, classify, disagreements, equations,
+                               extract_flexible, extract_numeric, final_number, first_slip, format_result, grade, grade_answer,
+                               n_steps, to_number, verdict)
 
 FILTERS = {"strict": (r"#### (\-?[0-9\.\,]+)", 0), "flexible": (r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1)}
 
@@ -171,7 +172,8 @@ def test_by_hand(text, gold, right):
     for name in FILTERS: assert got[name] == harness(text, gold, name)
 
 
-NOTHING = {**dict.fromkeys(["strict", "flexible", "numeric"], False), **dict.fromkeys(["extracted_strict", "extracted_flexible", "extracted_numeric"])}
+GRADES = ["strict", "flexible", "numeric"]
+NOTHING = dict.fromkeys(GRADES, False) | dict.fromkeys([f"extracted_{g}" for g in GRADES])
 
 
 @pytest.mark.parametrize("text", [None, 18, b"#### 18", [], {}, float("nan")])
@@ -189,9 +191,14 @@ def test_odd_characters_never_raise():
 
 
 # dresses of a number that can be told from the number alone
-DRESSES = ["#### {}", "####{}", "#### ${}", "#### **{}**", "so\n#### {}.", "{}", "${}", "{}.", "{} eggs", "{} (in 2 weeks)", "{}%", "A: {}", "Answer: {}", "**Answer:** {} dollars",
-           "The answer is {}", "The answer is {}.", "Hence the final answer is: **{}**", r"\boxed{{{}}}", r"$\boxed{{\${}}}$", r"\[ \boxed{{{}\text{{ eggs}}}} \]",
-           "#### {} eggs per day", "The answer is about {}", "`{}`", "####\t{}", "9 + 9 = 18\nThe answer is {}\n\nQuestion: 1?\nAnswer: 2"]
+DRESSES = [
+    "#### {}", "####{}", "#### ${}", "#### **{}**", "so\n#### {}.", "#### {} eggs per day", "####\t{}",
+    "{}", "${}", "{}.", "{} eggs", "{} (in 2 weeks)", "{}%", "`{}`",
+    "A: {}", "Answer: {}", "**Answer:** {} dollars",
+    "The answer is {}", "The answer is {}.", "The answer is about {}", "Hence the final answer is: **{}**",
+    "9 + 9 = 18\nThe answer is {}\n\nQuestion: 1?\nAnswer: 2",
+    r"\boxed{{{}}}", r"$\boxed{{\${}}}$", r"\[ \boxed{{{}\text{{ eggs}}}} \]",
+]
 INTEGERS = st.integers(0, 10**12)
 
 
@@ -215,8 +222,14 @@ def test_a_wrong_number_is_never_right(gold, number, dress):
     if n != gold: assert not grade(dress.format(text), str(gold))["numeric"]
 
 
-@given(INTEGERS, INTEGERS, st.sampled_from(["#### {} or {}", "#### {}, {}", "#### {} and {}", "The answer is {} or {}.", r"\boxed{{{} \text{{ or }} {}}}", "Answer: {} - {}", "{} {}", "#### {} to {}"]))
-def test_two_numbers_are_no_answer(a, b, dress): assert grade(dress.format(a, b), str(a))["numeric"] is grade(dress.format(a, b), str(b))["numeric"] is False
+TWO_NUMBERS = ["#### {} or {}", "#### {}, {}", "#### {} and {}", "#### {} to {}", "The answer is {} or {}.",
+               r"\boxed{{{} \text{{ or }} {}}}", "Answer: {} - {}", "{} {}"]
+
+
+@given(INTEGERS, INTEGERS, st.sampled_from(TWO_NUMBERS))
+def test_two_numbers_are_no_answer(a, b, dress):
+    text = dress.format(a, b)
+    assert grade(text, str(a))["numeric"] is grade(text, str(b))["numeric"] is False
 
 
 @given(st.fractions(max_denominator=10**6).filter(lambda f: abs(f) < 10**9))
@@ -225,8 +238,10 @@ def test_fractions(f):
     assert f < 0 or to_number(rf"\frac{{{f.numerator}}}{{{f.denominator}}}") == f
 
 
-TEXTS = st.one_of(st.text(), st.text(alphabet="0123456789.,$%-−+*/x×÷=()<>#{}\\ \nAQa:½⅐eE^"), st.lists(st.sampled_from(
-    ["#### ", "18", "1,0", "\\boxed{", "}", "\\frac{1}{", "The answer is ", "Answer: ", "not ", " or ", "\n", "Question:", "<<", ">>", "=", "1/", "e999999999", "9" * 5000, "½", "(", "%", "10^{99"])).map("".join))
+ALPHABET = "0123456789.,$%-−+*/x×÷=()<>#{}\\ \nAQa:½⅐eE^"
+PIECES = ["#### ", "18", "1,0", "\\boxed{", "}", "\\frac{1}{", "The answer is ", "Answer: ", "not ", " or ", "\n", "Question:",
+          "<<", ">>", "=", "1/", "e999999999", "9" * 5000, "½", "(", "%", "10^{99"]
+TEXTS = st.one_of(st.text(), st.text(alphabet=ALPHABET), st.lists(st.sampled_from(PIECES)).map("".join))
 
 
 @settings(max_examples=400, deadline=None)
@@ -239,8 +254,9 @@ def test_nothing_raises(text, gold, reason):
     calculate(text), to_number(text), annotations(text), equations(text), verdict(text, Fraction(1, 3)), final_number(text)
 
 
-REPEATED = ["9,", "9", "9 ", "#", "#### ", "####9\n", "$.", "-", "(", "*", "1/", "1+", "1+1=", "=", "\\boxed{", "\\boxed{1}", "{", "answer is ", "the answer is 9\n", "Answer: ", "Answer:\n",
-            "A:\n", "<<", "<<1+1", "<<1+1=2>>", "1 1/2 ", "Question", "½", "\\frac{", " ", "\n", "\t", "if the ", "a"]
+REPEATED = ["9,", "9", "9 ", "#", "#### ", "####9\n", "$.", "-", "(", "*", "1/", "1+", "1+1=", "=",
+            "\\boxed{", "\\boxed{1}", "{", "answer is ", "the answer is 9\n", "Answer: ", "Answer:\n", "A:\n",
+            "<<", "<<1+1", "<<1+1=2>>", "1 1/2 ", "Question", "½", "\\frac{", " ", "\n", "\t", "if the ", "a"]
 
 
 @pytest.mark.parametrize("piece", REPEATED)
@@ -265,7 +281,12 @@ def test_final_number():
     assert final_number("") is None and final_number("####") == ""
 
 
-EXPRESSIONS = st.recursive(st.integers(0, 999).map(str), lambda e: st.tuples(e, st.sampled_from("+-*/"), e).map(lambda t: f"({t[0]}{t[1]}{t[2]})"), max_leaves=12)
+def in_brackets(inner):
+    "Two expressions and a sign between them"
+    return st.tuples(inner, st.sampled_from("+-*/"), inner).map(lambda parts: f"({''.join(parts)})")
+
+
+EXPRESSIONS = st.recursive(st.integers(0, 999).map(str), in_brackets, max_leaves=12)
 
 
 @given(EXPRESSIONS)
@@ -279,7 +300,11 @@ def test_calculator_against_python(expression):
     assert calculate(flat) == (expected if len(flat) <= 200 else None)
 
 
-@pytest.mark.parametrize("expression", ["9**9**9", "9^9", "9e99", "1" * 201, "(" * 21 + "1" + ")" * 21, "-" * 300 + "1", "1_000", "١+١", "1,00+1", "1 2", "5 % 3", "().__class__", "lambda: 0", "1/(2-2)", "1//0", "\x00"])
+REFUSED = ["9**9**9", "9^9", "9e99", "1" * 201, "(" * 21 + "1" + ")" * 21, "-" * 300 + "1", "1_000", "١+١", "1,00+1", "1 2",
+           "5 % 3", "().__class__", "lambda: 0", "1/(2-2)", "1//0", "\x00"]
+
+
+@pytest.mark.parametrize("expression", REFUSED)
 def test_calculator_refuses(expression): assert calculate(expression) is None
 
 
@@ -295,7 +320,8 @@ def test_verdicts():
     third = Fraction(10, 3)
     assert [verdict(s, third) for s in ("10/3", "3 1/3", "3.3", "3.33", "3.34", "3", "4", "$3.33", "3.33 dollars", "3,3", "")] == [
         "exact", "exact", "rounded", "rounded", "wrong", "rounded", "wrong", "rounded", "rounded", "unread", "unread"]
-    assert [verdict(s, 4 * third) for s in ("13.333333333333334", "13.33333333333334", "13.333334")] == ["rounded", "rounded", "wrong"], "as Python writes 40 / 3"
+    forty = [verdict(s, 4 * third) for s in ("13.333333333333334", "13.33333333333334", "13.333334")]
+    assert forty == ["rounded", "rounded", "wrong"], "as Python writes 40 / 3"
 
 
 def test_annotations_as_written():
@@ -305,18 +331,43 @@ def test_annotations_as_written():
 
 
 @pytest.mark.parametrize("text,found", [
-    ("9 * 2 = $18", [("9 * 2", "$18")]), ("(2+3) x 4=20", [("(2+3) x 4", "20")]), ("2*9 = 6*3 = 18", [("2*9", "6*3"), ("6*3", "18")]),
-    ("2*3 = 6 + 4 = 10", [("2*3", "6"), ("6 + 4", "10")]), ("1/2 + 1/4 = 3/4", [("1/2 + 1/4", "3/4")]), ("1 - 1/10 = 1/5", [("1 - 1/10", "1/5")]),
-    ("3x-5=16", []), ("3 eggs - 5 * 2 = 13", []), ("25 / 1/3 = 75", []), ("$1 / 2 = 50 cents", []), ("x = 5", []), ("1 1/2 * 4 = 6", []), ("100/5 = 5A/5", []), ("6:00+48=6:48", []),
-    ("- 3 + 4 = 7", [("3 + 4", "7")]), ("Step 1: 3+4=7.", [("3+4", "7")])])
+    ("9 * 2 = $18", [("9 * 2", "$18")]),
+    ("(2+3) x 4=20", [("(2+3) x 4", "20")]),
+    ("2*9 = 6*3 = 18", [("2*9", "6*3"), ("6*3", "18")]),
+    ("2*3 = 6 + 4 = 10", [("2*3", "6"), ("6 + 4", "10")]),
+    ("1/2 + 1/4 = 3/4", [("1/2 + 1/4", "3/4")]),
+    ("1 - 1/10 = 1/5", [("1 - 1/10", "1/5")]),
+    ("3x-5=16", []),
+    ("3 eggs - 5 * 2 = 13", []),
+    ("25 / 1/3 = 75", []),
+    ("$1 / 2 = 50 cents", []),
+    ("x = 5", []),
+    ("1 1/2 * 4 = 6", []),
+    ("100/5 = 5A/5", []),
+    ("6:00+48=6:48", []),
+    ("- 3 + 4 = 7", [("3 + 4", "7")]),
+    ("Step 1: 3+4=7.", [("3+4", "7")])])
 def test_equations(text, found): assert [(e, s) for e, s, _ in equations(text)] == found
 
 
 @pytest.mark.parametrize("text,step", [
-    (r"\[ 5 \times 3 = 15 \]", None), (r"\( 5 \times 3 = 16 \)", 1), (r"\[ \frac{36}{2} = 18 \]", None), (r"\[\text{half} = \frac{36}{2} = 19\text{ eggs}\]", 1),
-    (r"\frac{1}{2} \times 8 = 4. So \dfrac{3}{4} \cdot 8 = 7", 2), (r"\frac{21 + 63}{3} = 28", None), (r"\frac{21 + 63}{3} = 27", 1), (r"\frac{1}{2} + \frac{1}{4} = \frac{3}{4}", None),
-    (r"\frac{1}{2} + \frac{1}{4} = \frac{2}{6}", 1), (r"\$1{,}000 \times 2 &= \$2{,}000 \\", None), (r"\$1{,}000 \times 2 &= \$1{,}200 \\", 1), (r"20\% \times 50 = 10", None),
-    (r"3 \frac{1}{2} \times 4 = 9", None), (r"100 \div \frac{1}{2} = 50", None), (r"\frac{x}{2} = 3", None), (r"2 \times 3 \approx 7", None), (r"\frac{\frac{1}{2}}{3} = 5", None)])
+    (r"\[ 5 \times 3 = 15 \]", None),
+    (r"\( 5 \times 3 = 16 \)", 1),
+    (r"\[ \frac{36}{2} = 18 \]", None),
+    (r"\[\text{half} = \frac{36}{2} = 19\text{ eggs}\]", 1),
+    (r"\frac{1}{2} \times 8 = 4. So \dfrac{3}{4} \cdot 8 = 7", 2),
+    (r"\frac{21 + 63}{3} = 28", None),
+    (r"\frac{21 + 63}{3} = 27", 1),
+    (r"\frac{1}{2} + \frac{1}{4} = \frac{3}{4}", None),
+    (r"\frac{1}{2} + \frac{1}{4} = \frac{2}{6}", 1),
+    (r"\$1{,}000 \times 2 &= \$2{,}000 \\", None),
+    (r"\$1{,}000 \times 2 &= \$1{,}200 \\", 1),
+    (r"20\% \times 50 = 10", None),
+    (r"3 \frac{1}{2} \times 4 = 9", None),
+    (r"100 \div \frac{1}{2} = 50", None),
+    (r"\frac{x}{2} = 3", None),
+    (r"2 \times 3 \approx 7", None),
+    (r"\frac{\frac{1}{2}}{3} = 5", None)])
 def test_latex(text, step): assert first_slip(text) == step
 
 
@@ -341,7 +392,8 @@ GOLD = "16 - 7 = <<16-7=9>>9 eggs\n9 * 2 = $<<9*2=18>>18\n#### 18"
     ("<<9+9=17>>17 eggs, and", "length", "cut at the limit", None),
     ("#### 17\n\nQuestion: and so on", "length", "cut at the limit", None)])
 def test_classes(text, reason, kind, step):
-    assert classify(text, GOLD, reason) == {"class": kind, "step": step, "steps": 2} and classify(text, "18", reason) == {"class": kind, "step": step, "steps": 0}
+    assert classify(text, GOLD, reason) == {"class": kind, "step": step, "steps": 2}
+    assert classify(text, "18", reason) == {"class": kind, "step": step, "steps": 0}
     row = grade_answer(text, GOLD, reason)
     assert {k: row[k] for k in NOTHING} == grade(text, GOLD)
     assert (row["class"], row["slip_step"], row["gold_steps"], row["gold_length"]) == (kind, step, 2, len(GOLD))
@@ -349,11 +401,13 @@ def test_classes(text, reason, kind, step):
 
 def test_tables():
     rows = [{"id": i, "text": t, "gold": "18", **grade_answer(t, GOLD)} for i, t in enumerate(["#### 18", "#### $18", "#### 19", "18"])]
-    assert list(disagreements(rows)["id"]) == [1, 3] and list(disagreements([]).columns) == ["id", "gold", "strict", "flexible", "numeric", "text"]
+    assert list(disagreements(rows)["id"]) == [1, 3]
+    assert list(disagreements([]).columns) == ["id", "gold", "strict", "flexible", "numeric", "text"]
     table = class_table({"base": [], "tuned": rows})
     assert list(table.index) == list(CLASSES) and table["base"].sum() == 0 and table["tuned"].tolist() == [1, 2, 0, 1, 0, 0]
     steps, length = breakdown(rows), breakdown(rows, by="length")
-    assert list(steps.index) == ["1", "2", "3", "4", "5", "6", "7", "8+"] and steps.loc["2"].tolist() == [4, 1, 0.25] and length["n"].tolist() == [4, 0, 0, 0, 0, 0]
+    assert list(steps.index) == ["1", "2", "3", "4", "5", "6", "7", "8+"] and steps.loc["2"].tolist() == [4, 1, 0.25]
+    assert length["n"].tolist() == [4, 0, 0, 0, 0, 0]
     assert list(breakdown([{"strict": True, "gold_steps": n} for n in (0, 11)])["n"]) == [1, 0, 0, 0, 0, 0, 0, 0, 1]
     with pytest.raises(ValueError, match="steps, length"): breakdown(rows, by="size")
 
