@@ -7,16 +7,25 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gsm8k_sft.core import load_config
-from gsm8k_sft.data import (TRAINING_SPLITS, Collator, DataError, LabelError, Renderer, check_labels, data_fingerprint, encode, inspect_labels,
-                            load_gsm8k, refuse_test, token_lengths, tokenize_split)
+from gsm8k_sft.data import (TRAINING_SPLITS, Collator, DataError, LabelError, Renderer, check_labels, data_fingerprint, encode,
+                            inspect_labels, load_gsm8k, refuse_test, token_lengths, tokenize_split)
 from gsm8k_sft.synthetic import make_rows, toy_model_path
 
-GEMMA = ("{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim"
-         " + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}")
+GEMMA = ("{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n'"
+         " + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+         "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}")
 CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
-ROWS = [{"question": f"Ann has {i} eggs \u2028 and {i} more. How many?", "answer": f"{i} + {i} = <<{i}+{i}={2 * i}>>{2 * i} eggs.\n#### {2 * i:,}"} for i in range(600, 620)]
 SHOT = {"question": "One and one?", "answer": "1 + 1 = 2\n#### 2"}
+
+
+def problem(i):
+    "A problem of its own for each `i`, with a line separator (U+2028) in its question"
+    answer = f"{i} + {i} = <<{i}+{i}={2 * i}>>{2 * i} eggs.\n#### {2 * i:,}"
+    return {"question": f"Ann has {i} eggs \u2028 and {i} more. How many?", "answer": answer}
+
+
+ROWS = [problem(i) for i in range(600, 620)]
 
 
 def jsonl(rows): return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode("utf-8", "surrogatepass")
@@ -158,7 +167,8 @@ def test_hub_loading(folder):
     "`datasets` reads a dataset repository from a local copy as it does from the hub"
     before = data_fingerprint(load_gsm8k(config(folder)))
     parquet(folder)
-    files = "".join(f"- config_name: {c}\n  data_files:\n  - split: train\n    path: {c}/train-*\n  - split: test\n    path: {c}/test-*\n" for c in ("main", "socratic"))
+    entry = "- config_name: {0}\n  data_files:\n  - split: train\n    path: {0}/train-*\n  - split: test\n    path: {0}/test-*\n"
+    files = "".join(entry.format(c) for c in ("main", "socratic"))
     (folder / "README.md").write_text(f"---\nconfigs:\n{files}---\n")
     assert data_fingerprint(load_gsm8k(config(source="hub", hub_name=folder))) == before
 
@@ -178,8 +188,9 @@ def test_validation_is_the_same_for_main_and_socratic_and_in_any_order(folder):
     main, socratic = (load_gsm8k(config(folder, d, validation_fraction=0.3)) for d in ("main", "socratic"))
     assert main["validation"]["question"][:] == socratic["validation"]["question"][:]
     (folder / "train.jsonl").write_bytes(jsonl(reversed(ROWS[:15])))
-    assert set(load_gsm8k(config(folder, validation_fraction=0.3))["validation"]["question"]) == set(main["validation"]["question"])
-    assert set(load_gsm8k(config(folder, validation_fraction=0.3, validation_seed=1))["validation"]["question"]) != set(main["validation"]["question"])
+    def held(**data): return set(load_gsm8k(config(folder, validation_fraction=0.3, **data))["validation"]["question"])
+    assert held() == set(main["validation"]["question"])
+    assert held(validation_seed=1) != set(main["validation"]["question"])
 
 
 def test_test_problems_never_reach_training(folder):
@@ -229,9 +240,12 @@ TURNS, IM = ("<start_of_turn>", "<end_of_turn>"), ("<|im_start|>", "<|im_end|>")
 KINDS = { # tokenizer; style, BOS tokens in a prompt, end, stops
     "gemma-it": (tokenizer("<bos>", template=GEMMA, adds_bos=True, extra=TURNS), "chat", 1, "<end_of_turn>", ["<end_of_turn>", "<eos>"]),
     "gemma-base": (tokenizer("<bos>", adds_bos=True, extra=TURNS), "plain", 1, "<eos>", ["<eos>"]),
-    "template without bos": (tokenizer("<bos>", template=CHATML, adds_bos=True, extra=IM), "chat", 1, "<|im_end|>", ["<|im_end|>", "<eos>"]),
-    "smollm2": (tokenizer("<|im_start|>", "<|im_end|>", "<|im_end|>", CHATML, extra=("<|endoftext|>",)), "chat", 2, "<|im_end|>", ["<|im_end|>", "<|endoftext|>"]),
-    "qwen": (tokenizer(None, "<|im_end|>", "<|endoftext|>", CHATML, extra=IM[:1]), "chat", 0, "<|im_end|>", ["<|im_end|>", "<|endoftext|>"]),
+    "template without bos": (tokenizer("<bos>", template=CHATML, adds_bos=True, extra=IM),
+                             "chat", 1, "<|im_end|>", ["<|im_end|>", "<eos>"]),
+    "smollm2": (tokenizer("<|im_start|>", "<|im_end|>", "<|im_end|>", CHATML, extra=("<|endoftext|>",)),
+                "chat", 2, "<|im_end|>", ["<|im_end|>", "<|endoftext|>"]),
+    "qwen": (tokenizer(None, "<|im_end|>", "<|endoftext|>", CHATML, extra=IM[:1]),
+             "chat", 0, "<|im_end|>", ["<|im_end|>", "<|endoftext|>"]),
     "gpt2": (tokenizer("<|endoftext|>", "<|endoftext|>", None), "plain", 0, "<|endoftext|>", ["<|endoftext|>"]),
     "opt": (tokenizer("</s>", "</s>", "<pad>", adds_bos=True), "plain", 1, "</s>", ["</s>"]),
 }
@@ -258,7 +272,8 @@ def test_a_bos_too_many_or_too_few_is_refused(kind):
     tok, renderer = KINDS[kind][0], Renderer(KINDS[kind][0])
     if tok.bos_token_id is None: return
     example = encode(ROWS[0], tok, renderer)
-    more = {"input_ids": [tok.bos_token_id, *example["input_ids"]], "labels": [-100, *example["labels"]], "prompt_length": example["prompt_length"] + 1}
+    more = {"input_ids": [tok.bos_token_id, *example["input_ids"]], "labels": [-100, *example["labels"]],
+            "prompt_length": example["prompt_length"] + 1}
     with pytest.raises(LabelError): check_labels(more, tok, renderer)
     if not renderer.bos_count: return
     less = {"input_ids": example["input_ids"][1:], "labels": example["labels"][1:], "prompt_length": example["prompt_length"] - 1}
@@ -290,7 +305,8 @@ def test_chat_prompts_are_the_templates_own():
     tok = AutoTokenizer.from_pretrained(toy_model_path())
     conversation = [{"role": "user", "content": SHOT["question"]}, {"role": "assistant", "content": SHOT["answer"]}]
     renderer = Renderer(tok)
-    assert renderer.prompt(SHOT["question"]) + renderer.completion(SHOT["answer"]) + "\n" == tok.apply_chat_template(conversation, tokenize=False)
+    ours = renderer.prompt(SHOT["question"]) + renderer.completion(SHOT["answer"])
+    assert ours + "\n" == tok.apply_chat_template(conversation, tokenize=False)
 
 
 # labels, the inspector, the cache
@@ -301,7 +317,8 @@ def test_one_row_is_encoded_as_in_the_batch(folder):
     rows = [{"id": str(i), **row} for i, row in enumerate(make_rows("train", n=50))]
     tok(["a", "bb"], padding=True, truncation=True, max_length=2) # a state that must not leak into what follows
     tokens, report = tokenize_split(rows, tok, renderer, 512)
-    for row, example in zip(rows, tokens): assert encode(row, tok, renderer) == {k: example[k] for k in ("input_ids", "labels", "prompt_length")}
+    for row, example in zip(rows, tokens):
+        assert encode(row, tok, renderer) == {k: example[k] for k in ("input_ids", "labels", "prompt_length")}
     lengths = token_lengths(rows, tok, renderer)
     assert (report["tokens"], report["supervised"]) == (lengths["example"].sum(), lengths["answer"].sum())
 

@@ -5,8 +5,8 @@ import torch
 from gsm8k_sft import evaluate as module
 from gsm8k_sft.core import load_config, project_root, save_config
 from gsm8k_sft.data import load_gsm8k
-from gsm8k_sft.evaluate import (EvaluationError, complete_result, evaluate, evaluate_base, evaluate_run, quick_accuracy, read_predictions, result_name,
-                                show_answers, whole_lines, wilson_interval)
+from gsm8k_sft.evaluate import (EvaluationError, complete_result, evaluate, evaluate_base, evaluate_run, quick_accuracy,
+                                read_predictions, result_name, show_answers, whole_lines, wilson_interval)
 from gsm8k_sft.models import load_model, load_tokenizer
 
 BRIEF = "evaluation.max_new_tokens=16 evaluation.batch_size=4 evaluation.save_every=1"
@@ -38,10 +38,15 @@ def toy():
     return load_model(cfg, dtype="fp32"), load_tokenizer(cfg), load_gsm8k(cfg, splits=["test"])["test"], cfg
 
 
-def shell(folder): return subprocess.Popen([sys.executable, "-c", CODE.format(brief=BRIEF), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def shell(folder):
+    command = [sys.executable, "-c", CODE.format(brief=BRIEF), str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def content(folder, name=NAME): return [{k: v for k, v in a.items() if k not in ("seconds", "batch_size")} for a in read_predictions(name, folder)]
+def without(record, *keys): return {k: v for k, v in record.items() if k not in keys}
+
+
+def content(folder, name=NAME): return [without(a, "seconds", "batch_size") for a in read_predictions(name, folder)]
 
 
 def test_killed_and_resumed(tmp_path, toy):
@@ -66,8 +71,9 @@ def test_a_crash_while_finishing_loses_nothing(step, tmp_path, toy, monkeypatch)
     model, tokenizer, rows, cfg = toy
     ask = lambda: evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=6, folder=tmp_path, progress=False)
     stop = lambda *args, **kwargs: (_ for _ in ()).throw(OSError("the power fails"))
+    writers = {"predictions": (module, "write_text"), "result": (module, "write_json"), "partial": (type(tmp_path), "unlink")}
     with monkeypatch.context() as m:
-        m.setattr(*{"predictions": (module, "write_text"), "result": (module, "write_json"), "partial": (type(tmp_path), "unlink")}[step], stop)
+        m.setattr(*writers[step], stop)
         with pytest.raises(OSError, match="power"): ask()
     monkeypatch.setattr(module, "generate", lambda m, t, prompts, *args, **kwargs: iter(()) if not prompts else stop())
     assert ask()["n"] == 6 and ask()["accuracy"]
@@ -93,13 +99,14 @@ def test_torn_line_is_dropped_and_said(tmp_path, toy, capsys):
 
 def test_damage_is_named(tmp_path, toy):
     model, tokenizer, rows, cfg = toy
+    ask = lambda: evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=6, folder=tmp_path)
     name = result_name(cfg, "base-0shot", 6)
     (tmp_path / f"{name}.partial.jsonl").write_text('{"protocol": "x"}\n{"id": \n{}\n')
-    with pytest.raises(EvaluationError, match=r"partial.jsonl, line 2: not valid JSON; delete"): evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=6, folder=tmp_path)
+    with pytest.raises(EvaluationError, match=r"partial.jsonl, line 2: not valid JSON; delete"): ask()
     (tmp_path / f"{name}.partial.jsonl").unlink()
-    evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=6, folder=tmp_path)
+    ask()
     (tmp_path / f"{name}.json").write_text("{")
-    with pytest.raises(ValueError, match=r"\.json: not valid JSON .* delete it"): evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=6, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"\.json: not valid JSON .* delete it"): ask()
 
 
 @pytest.mark.parametrize("change", ["evaluation.batch_size=3", "evaluation.max_new_tokens=15", "one_shot_example.answer=18"])
@@ -123,11 +130,13 @@ def test_two_prompt_styles_stand_side_by_side(tmp_path, toy):
 
 def test_other_weights_or_problems_are_another_evaluation(tmp_path, toy):
     model, tokenizer, rows, cfg = toy
-    seen = [evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path, progress=False)["protocol"]["fingerprint"]]
-    seen.append(evaluate(model, tokenizer, rows.select(range(1, 20)), cfg, "base-0shot", limit=5, folder=tmp_path, progress=False)["protocol"]["fingerprint"])
+    def fingerprint(model, rows):
+        record = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path, progress=False)
+        return record["protocol"]["fingerprint"]
+    seen = [fingerprint(model, rows), fingerprint(model, rows.select(range(1, 20)))]
     changed = load_model(cfg, dtype="fp32")
     with torch.no_grad(): changed.model.norm.weight[0] += 1
-    seen.append(evaluate(changed, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path, progress=False)["protocol"]["fingerprint"])
+    seen.append(fingerprint(changed, rows))
     assert len(set(seen)) == 3
 
 
@@ -142,7 +151,8 @@ def test_seed_is_no_part_of_the_protocol(tmp_path, toy):
 def test_one_process_at_a_time(tmp_path, toy):
     model, tokenizer, rows, cfg = toy
     with module.open_partial(tmp_path, result_name(cfg, "base-0shot", 5), "x"):
-        with pytest.raises(EvaluationError, match="another process"): evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path)
+        with pytest.raises(EvaluationError, match="another process"):
+            evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path)
 
 
 def test_out_of_memory_is_in_the_record(tmp_path, toy, monkeypatch):
@@ -160,7 +170,10 @@ def test_out_of_memory_is_in_the_record(tmp_path, toy, monkeypatch):
 def test_engines_give_the_same_answers(tmp_path, toy):
     model, tokenizer, rows, cfg = toy
     other = load_config("toy", overrides=f"{BRIEF} evaluation.engine=transformers")
-    first, second = (evaluate(model, tokenizer, rows, c, "base-1shot", 1, limit=9, folder=tmp_path / c.evaluation.engine, progress=False) for c in (cfg, other))
+    def ask(cfg):
+        folder = tmp_path / cfg.evaluation.engine
+        return evaluate(model, tokenizer, rows, cfg, "base-1shot", 1, limit=9, folder=folder, progress=False)
+    first, second = ask(cfg), ask(other)
     assert (first["protocol"]["engine"], second["protocol"]["engine"]) == ("slots", "transformers")
     assert content(tmp_path / "auto", first["name"]) == content(tmp_path / "transformers", second["name"])
 
@@ -181,22 +194,33 @@ def test_drawn_answers_resume_and_are_counted(tmp_path, toy):
     ask = lambda folder: evaluate(model, tokenizer, rows, cfg, "base-1shot", 1, limit=6, folder=folder, progress=False)
     whole = ask(tmp_path / "whole")
     answers = read_predictions(whole, tmp_path / "whole")
-    assert [(a["id"], a["sample"]) for a in answers] == [(i, k) for i in rows["id"][:6] for k in range(4)] and (whole["n"], whole["samples"]) == (6, 4)
+    assert [(a["id"], a["sample"]) for a in answers] == [(i, k) for i in rows["id"][:6] for k in range(4)]
+    assert (whole["n"], whole["samples"]) == (6, 4)
     assert len({a["text"] for a in answers if a["id"] == rows["id"][0]}) > 1
     (tmp_path / "part").mkdir()
-    raw = [{k: a[k] for k in ("id", "sample", "question", "gold", "prompt", "text", "n_tokens", "finish_reason", "seconds", "batch_size")} for a in answers]
+    ungraded = "id sample question gold prompt text n_tokens finish_reason seconds batch_size".split()
+    raw = [{k: a[k] for k in ungraded} for a in answers]
     lines = [{"protocol": whole["protocol"]["fingerprint"]}, raw[2], raw[9]]
     (tmp_path / "part" / f"{whole['name']}.partial.jsonl").write_text("".join(json.dumps(l) + "\n" for l in lines))
     resumed = ask(tmp_path / "part")
-    assert resumed["resumed_answers"] == 2 and content(tmp_path / "part", whole["name"]) == content(tmp_path / "whole", whole["name"])
+    assert resumed["resumed_answers"] == 2
+    assert content(tmp_path / "part", whole["name"]) == content(tmp_path / "whole", whole["name"])
     assert resumed["sampled"] == whole["sampled"] and set(whole["sampled"]["strict"]) == {"maj@4", "pass@1", "pass@2", "pass@4"}
     for g in ("strict", "numeric", "flexible"): assert whole["sampled"][g]["pass@1"] == pytest.approx(whole["accuracy"][g]["value"])
 
 
+IMPOSSIBLE = {
+    "evaluation.samples=2": "need evaluation.temperature",
+    "evaluation.temperature=-1": "must not be negative",
+    "evaluation.top_p=1.5": "at most 1",
+    "evaluation.engine=transformers evaluation.calculator=true": "greedily and without a calculator",
+    "evaluation.shots=[-1]": "must not be negative",
+    "evaluation.engine=fast": "evaluation.engine",
+}
+
+
 def test_impossible_ways_to_answer():
-    for part, says in {"evaluation.samples=2": "need evaluation.temperature", "evaluation.temperature=-1": "must not be negative", "evaluation.top_p=1.5": "at most 1",
-                       "evaluation.engine=transformers evaluation.calculator=true": "greedily and without a calculator", "evaluation.shots=[-1]": "must not be negative",
-                       "evaluation.engine=fast": "evaluation.engine"}.items():
+    for part, says in IMPOSSIBLE.items():
         with pytest.raises(ValueError, match=says): load_config("toy", overrides=part)
 
 
@@ -204,11 +228,13 @@ def test_old_predictions_are_graded_again(tmp_path, toy):
     model, tokenizer, rows, cfg = toy
     record = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path, progress=False)
     path = tmp_path / f"{record['name']}.predictions.jsonl"
-    old = [{k: v for k, v in a.items() if k not in ("numeric", "extracted_numeric", "class", "slip_step", "gold_steps", "gold_length", "sample")} for a in read_predictions(record, tmp_path)]
+    newer = ("numeric", "extracted_numeric", "class", "slip_step", "gold_steps", "gold_length", "sample")
+    old = [without(a, *newer) for a in read_predictions(record, tmp_path)]
     old[2]["text"] = f"x\n#### {old[2]['gold']}"
     text = "".join(json.dumps(a) + "\n" for a in old)
     path.write_text(text)
-    old_record = {k: v for k, v in record.items() if k not in ("classes", "samples", "sampled")} | {"predictions_sha256": module.sha256(text.encode()).hexdigest()}
+    sha256 = module.sha256(text.encode()).hexdigest()
+    old_record = without(record, "classes", "samples", "sampled") | {"predictions_sha256": sha256}
     module.write_json(tmp_path / f"{record['name']}.json", old_record)
     again = module.regrade(record["name"], rows, tmp_path)
     assert again["accuracy"]["strict"]["k"] == again["accuracy"]["numeric"]["k"] == record["accuracy"]["strict"]["k"] + 1
@@ -218,18 +244,24 @@ def test_old_predictions_are_graded_again(tmp_path, toy):
     with pytest.raises(EvaluationError, match="are not the ones"): module.regrade(record["name"], rows, tmp_path)
 
 
+RECORD_KEYS = """schema_version name status configuration split model_type base_model dataset n accuracy protocol
+    tokens_per_second seconds new_tokens peak_memory finish_reasons environment""".split()
+PROTOCOL_KEYS = """prompt shots prompt_style renderer max_new_tokens stop_tokens grader dtype batch_size seeds
+    model_fingerprint data_fingerprint decoding fingerprint""".split()
+ANSWER_KEYS = """id question sample gold prompt text n_tokens finish_reason
+    strict numeric flexible class slip_step gold_steps seconds""".split()
+
+
 def test_record_and_predictions(tmp_path, toy):
     model, tokenizer, rows, cfg = toy
     record = evaluate(model, tokenizer, rows, cfg, "base-1shot", 1, limit=5, folder=tmp_path, progress=False)
-    for key in ("schema_version", "name", "status", "configuration", "split", "model_type", "base_model", "dataset", "n", "accuracy", "protocol",
-                "tokens_per_second", "seconds", "new_tokens", "peak_memory", "finish_reasons", "environment"): assert key in record, key
-    for key in ("prompt", "shots", "prompt_style", "renderer", "max_new_tokens", "stop_tokens", "grader", "dtype", "batch_size", "seeds",
-                "model_fingerprint", "data_fingerprint", "decoding", "fingerprint"): assert key in record["protocol"], key
+    for key in RECORD_KEYS: assert key in record, key
+    for key in PROTOCOL_KEYS: assert key in record["protocol"], key
     assert cfg.one_shot_example.question in record["protocol"]["prompt"] and rows[0]["question"] in record["protocol"]["prompt"]
     answers = read_predictions(record, tmp_path)
     assert [a["id"] for a in answers] == rows["id"][:5]
     assert sum(a["n_tokens"] for a in answers) == record["new_tokens"]
-    for a in answers: assert {"id", "question", "sample", "gold", "prompt", "text", "n_tokens", "finish_reason", "strict", "numeric", "flexible", "class", "slip_step", "gold_steps", "seconds"} <= set(a)
+    for a in answers: assert set(ANSWER_KEYS) <= set(a)
     assert show_answers(record, folder=tmp_path).data.count("<tr>") == 6
 
 
@@ -270,7 +302,9 @@ def test_a_tuned_run(tmp_path, toy):
 
 def test_command_line(tmp_path):
     env = os.environ | {"GSM8K_SFT_PATHS_EVAL_RESULTS": str(tmp_path)}
-    def run(*args): return subprocess.run([sys.executable, "-m", "gsm8k_sft.evaluate", *args], env=env, capture_output=True, text=True, cwd=project_root())
+    def run(*args):
+        command = [sys.executable, "-m", "gsm8k_sft.evaluate", *args]
+        return subprocess.run(command, env=env, capture_output=True, text=True, cwd=project_root())
     for says, args in {"name either --preset": [], "no config.yaml here": ["--run", str(tmp_path)]}.items():
         done = run(*args)
         assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
