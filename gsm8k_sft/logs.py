@@ -30,6 +30,7 @@ def _number(value):
     try: return float(value)
     except (TypeError, ValueError): return None
 
+# %% ../nbs/parts/logs.ipynb #7dacda62
 def _column(values):
     "Whether each value was logged, and the values as floats"
     try: found = np.array(values, dtype=float)
@@ -64,43 +65,59 @@ def _rate(columns, axes):
     return logged, values
 
 # %% ../nbs/parts/logs.ipynb #4e779a94
-def _pieces(rows):
-    "The metric, and its part of the other columns, for each metric of a run"
-    columns = {_name(k): _column([row.get(k) for row in rows]) for k in dict.fromkeys(chain.from_iterable(rows)) if k not in LEFT_OUT}
+def _columns(rows):
+    "Each metric of a run's lines as a column, and its axes"
+    keys = [k for k in dict.fromkeys(chain.from_iterable(rows)) if k not in LEFT_OUT]
+    columns = {_name(k): _column([row.get(k) for row in rows]) for k in keys}
     axes = {name: _axis(columns, name, len(rows)) for name in AXES}
     axes["step"] = np.nan_to_num(axes["step"]).astype("int64") # logged before the first step
     if "tokens_per_second" not in columns: columns["tokens_per_second"] = _rate(columns, axes)
-    for metric in sorted(k for k in columns if not any(k in keys for keys in AXES.values())):
+    used = set(chain.from_iterable(AXES.values()))
+    return {k: column for k, column in columns.items() if k not in used}, axes
+
+# %% ../nbs/parts/logs.ipynb #4f0b7bab
+def _pieces(rows):
+    "The metric, and its part of the other columns, for each metric of a run"
+    columns, axes = _columns(rows)
+    for metric in sorted(columns):
         logged, values = columns[metric]
         places = np.flatnonzero(logged)
         places = places[_last(axes["step"][places])]
         if len(places): yield metric, {**{k: v[places] for k, v in axes.items()}, "value": values[places]}
+
+# %% ../nbs/parts/logs.ipynb #1c8b37ac
+def _repeated(names, lengths):
+    "Each name as often as its piece is long, as categories in the order of their coming"
+    kinds = list(dict.fromkeys(names))
+    where = {kind: code for code, kind in enumerate(kinds)}
+    codes = np.repeat([where[name] for name in names], lengths)
+    return pd.Categorical.from_codes(codes.astype(int), kinds)
 
 # %% ../nbs/parts/logs.ipynb #c2837698
 def tidy(
     runs: dict[str, list[dict]], # name of each run -> its lines: dicts of metrics, with a step
 ) -> pd.DataFrame: # COLUMNS; a row for each number, in the order of runs, then metrics, then steps; run and metric are categories
     "Lines of any reader as one table"
-    parts = [(run, metric, part) for run, rows in runs.items() for metric, part in _pieces(rows)]
-    lengths = [len(part["value"]) for *_, part in parts]
-    def names(i):
-        found = [p[i] for p in parts]
-        kinds = list(dict.fromkeys(found))
-        where = {kind: code for code, kind in enumerate(kinds)}
-        return pd.Categorical.from_codes(np.repeat([where[x] for x in found], lengths).astype(int), kinds)
-    numbers = {k: np.concatenate([np.empty(0, "int64" if k == "step" else float), *(p[k] for *_, p in parts)]) for k in [*AXES, "value"]}
-    return pd.DataFrame({"run": names(0), **numbers, "metric": names(1)})[COLUMNS]
+    parts = [(run, metric, piece) for run, rows in runs.items() for metric, piece in _pieces(rows)]
+    run_of, metric_of, pieces = zip(*parts) if parts else ([], [], [])
+    lengths = [len(piece["value"]) for piece in pieces]
+    table = {"run": _repeated(run_of, lengths), "metric": _repeated(metric_of, lengths)}
+    for k in [*AXES, "value"]:
+        none = np.empty(0, "int64" if k == "step" else float) # gives a table without rows its types
+        table[k] = np.concatenate([none, *(piece[k] for piece in pieces)])
+    return pd.DataFrame(table)[COLUMNS]
 
 # %% ../nbs/parts/logs.ipynb #74a66ca3
 def _skip(path, where, what): warnings.warn(f"{path}, {where}: not valid {what}; skipped", stacklevel=4)
 
-# %% ../nbs/parts/logs.ipynb #06c40b87
-def _valid(row): return isinstance(row, dict) and isinstance(row.get("step"), (int, float)) and math.isfinite(row["step"])
-
+# %% ../nbs/parts/logs.ipynb #f9a447e2
 def _parsed(line):
     "What a line of JSON holds, or None"
     try: return json.loads(line)
     except ValueError: return None
+
+# %% ../nbs/parts/logs.ipynb #06c40b87
+def _valid(row): return isinstance(row, dict) and isinstance(row.get("step"), (int, float)) and math.isfinite(row["step"])
 
 # %% ../nbs/parts/logs.ipynb #f0f16177
 def jsonl_rows(
@@ -139,7 +156,8 @@ REPORTED = ("loss", "eval_loss", "train_loss")
 def _printed(piece):
     "A dict that Trainer printed, or None"
     piece = piece.replace("'", '"')
-    return _parsed(piece) or _parsed(re.sub(r"(?<=: )(-?)(nan|inf)\b", lambda m: m[1] + {"nan": "NaN", "inf": "Infinity"}[m[2]], piece))
+    as_json = lambda m: m[1] + {"nan": "NaN", "inf": "Infinity"}[m[2]]
+    return _parsed(piece) or _parsed(re.sub(r"(?<=: )(-?)(nan|inf)\b", as_json, piece))
 
 # %% ../nbs/parts/logs.ipynb #ab4d172e
 def printed_rows(
@@ -151,7 +169,8 @@ def printed_rows(
     rows, step = [], 0
     for number, line in enumerate(text.split("\n"), 1):
         pieces = [_printed(piece) for piece in PRINTED.findall(line)]
-        if None in pieces or line.count("{'loss'") + line.count("{'eval_loss'") > len(pieces): _skip(path, f"line {number}", "dict of metrics")
+        begun = line.count("{'loss'") + line.count("{'eval_loss'")
+        if None in pieces or begun > len(pieces): _skip(path, f"line {number}", "dict of metrics")
         for row in pieces:
             if not row or not any(k in row for k in REPORTED): continue
             step += logging_steps * ("loss" in row)
@@ -187,19 +206,29 @@ def wandb_rows(
         try: record.ParseFromString(message)
         except DecodeError: _skip(path, f"record {number}", "as a message"); continue
         if record.HasField("run"): name = record.run.display_name or record.run.run_id or name
-        if record.HasField("history"): rows.append({".".join(i.nested_key) or i.key: _parsed(i.value_json) for i in record.history.item})
+        if record.HasField("history"):
+            rows.append({".".join(item.nested_key) or item.key: _parsed(item.value_json) for item in record.history.item})
     return {name: rows}
 
-# %% ../nbs/parts/logs.ipynb #59bbc5d9
+# %% ../nbs/parts/logs.ipynb #edb6332e
 STEPS = ("Step", "step", *AXES["step"][1:], "train/global_step")
 
-def _cell(value): return None if value == "" else value
+def _step_column(header):
+    "Place of the column with the steps, or None; Trainer's own name counts most"
+    return next((header.index(name) for name in STEPS[::-1] if name in header), None)
 
+# %% ../nbs/parts/logs.ipynb #59bbc5d9
 def _csv_columns(header, path):
     "Name of the run and of the metric for each column that counts"
     if not any(" - " in h for h in header): return {i: (path.stem, {"Step": "step"}.get(h, h)) for i, h in enumerate(header)}
     split = {i: tuple(h.rsplit(" - ", 1)) for i, h in enumerate(header) if " - " in h and not h.endswith(("__MIN", "__MAX"))}
     return {i: (run, metric) for i, (run, metric) in split.items() if metric != "_step"}
+
+# %% ../nbs/parts/logs.ipynb #8e202542
+def _add_cells(runs, cells, columns, at):
+    "Give each run its part of a line of cells; at `at` stands the step"
+    for rows in runs.values(): rows.append({"step": cells[at]})
+    for i, (run, metric) in columns.items(): runs[run][-1][metric] = cells[i] if cells[i] != "" else None
 
 # %% ../nbs/parts/logs.ipynb #5b07c4e0
 def csv_rows(
@@ -209,14 +238,12 @@ def csv_rows(
     "What wandb exported"
     reader = csv.reader(text.splitlines())
     header = next(reader)
-    columns, at = _csv_columns(header, path), next((i for name in STEPS[::-1] if name in header for i in [header.index(name)]), None)
+    columns, at = _csv_columns(header, path), _step_column(header)
     if at is None: raise ValueError(f"{path}: no column of steps; export the chart with steps on its horizontal axis, not {header[0]}")
     runs = {run: [] for run, _ in columns.values()}
     for cells in reader:
-        if len(cells) != len(header) or _number(cells[at]) is None: _skip(path, f"line {reader.line_num}", f"CSV of {len(header)} columns with a step"); continue
-        found = {run: {"step": cells[at]} for run in runs}
-        for i, (run, metric) in columns.items(): found[run][metric] = _cell(cells[i])
-        for run, row in found.items(): runs[run].append(row)
+        if len(cells) == len(header) and _number(cells[at]) is not None: _add_cells(runs, cells, columns, at)
+        else: _skip(path, f"line {reader.line_num}", f"CSV of {len(header)} columns with a step")
     return runs
 
 # %% ../nbs/parts/logs.ipynb #5328b39c
@@ -232,16 +259,23 @@ def kind_of(
     return "csv" if len(header) > 1 and (any(" - " in h for h in header) or set(header) & set(STEPS)) else None
 
 # %% ../nbs/parts/logs.ipynb #8f98bfbc
-KINDS = {"log.jsonl": "a run's log.jsonl", "trainer_state.json": "a Trainer's trainer_state.json", "printed": "lines {'loss': …} that a Trainer printed",
-         "wandb": "wandb's run-<id>.wandb", "csv": "a CSV export of wandb"}
-
 def _file(path):
     "The log in a folder, or the file itself"
     if not path.is_dir(): return path
-    found = [*path.glob("log.jsonl"), *path.glob("trainer_state.json"), *path.glob("run-*.wandb"),
-             *sorted(path.glob("checkpoint-*/trainer_state.json"), key=lambda p: -int(p.parent.name.rpartition("-")[2]))]
+    newest_first = lambda p: -int(p.parent.name.rpartition("-")[2])
+    checkpoints = sorted(path.glob("checkpoint-*/trainer_state.json"), key=newest_first)
+    found = [*path.glob("log.jsonl"), *path.glob("trainer_state.json"), *path.glob("run-*.wandb"), *checkpoints]
     if not found: raise ValueError(f"{path}: no log.jsonl, trainer_state.json or run-<id>.wandb in this folder")
     return found[0]
+
+# %% ../nbs/parts/logs.ipynb #020e62f3
+KINDS = {
+    "log.jsonl": "a run's log.jsonl",
+    "trainer_state.json": "a Trainer's trainer_state.json",
+    "printed": "lines {'loss': …} that a Trainer printed",
+    "wandb": "wandb's run-<id>.wandb",
+    "csv": "a CSV export of wandb",
+}
 
 # %% ../nbs/parts/logs.ipynb #1250c7fb
 def _read(path, logging_steps):
@@ -259,7 +293,8 @@ def _read(path, logging_steps):
 def _unique(name, path, runs):
     "A name that no other run has yet"
     if name not in runs: return name
-    longer = next((f"{folder.name}/{name}" for folder in path.resolve().parents if folder.name not in ("", name) and f"{folder.name}/{name}" not in runs), None)
+    folders = [folder.name for folder in path.resolve().parents if folder.name not in ("", name)]
+    longer = next((f"{folder}/{name}" for folder in folders if f"{folder}/{name}" not in runs), None)
     if longer is None: raise ValueError(f"{path}: a second run called {name}; give the runs names, read_logs({{name: path, …}})")
     return longer
 

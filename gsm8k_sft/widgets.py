@@ -23,20 +23,36 @@ from .generate import answering, check_prompts
 # %% ../nbs/parts/widgets.ipynb #8aae6083
 def _title(e):
     "What was asked, and how; without the parts that go without saying"
-    c, p = e["configuration"], e.get("protocol", {})
-    drawn = "" if p.get("decoding", "greedy") == "greedy" else f", sampled at {p['decoding']['temperature']:g}"
-    return (f"{c['preset']}: {label(e['model_type'])}" + (f" ({c['run_name']})" if "run_name" in c else "") + drawn
-            + ", calculator" * bool(p.get("calculator")) + f", {e['dataset']} {e['split']}" + (f" (first {e['limit']})" if e.get("limit") else ""))
+    c, protocol = e["configuration"], e.get("protocol", {})
+    decoding = protocol.get("decoding", "greedy")
+    title = f"{c['preset']}: {label(e['model_type'])}"
+    if "run_name" in c: title += f" ({c['run_name']})"
+    if decoding != "greedy": title += f", sampled at {decoding['temperature']:g}"
+    if protocol.get("calculator"): title += ", calculator"
+    title += f", {e['dataset']} {e['split']}"
+    return title + (f" (first {e['limit']})" if e.get("limit") else "")
 
 # %% ../nbs/parts/widgets.ipynb #56196f02
 def evaluations(
     root: Path | str | None = None, # a folder laid out as results/; your own eval_results/ by default
 ) -> dict[str, dict]: # name -> its record, with `title` and `file`
     "The finished evaluations that can be shown, base models first"
-    read = sorted(read_evaluations(None, root), key=lambda e: (e["configuration"]["preset"], model_order(e["model_type"]), e["name"]))
-    found = {e["name"]: {**e, "title": _title(e)} for e in read if complete_result(e["file"].parent, e["name"])}
-    if not found: raise ValueError(f"{root or project_path('eval_results')}: no finished evaluation here; `make demo` makes some, and results/ has those of the report")
-    return found
+    order = lambda e: (e["configuration"]["preset"], model_order(e["model_type"]), e["name"])
+    finished = lambda e: complete_result(e["file"].parent, e["name"])
+    read = sorted(read_evaluations(None, root), key=order)
+    found = {e["name"]: {**e, "title": _title(e)} for e in read if finished(e)}
+    if found: return found
+    raise ValueError(f"{root or project_path('eval_results')}: no finished evaluation here; "
+                     "`make demo` makes some, and results/ has those of the report")
+
+# %% ../nbs/parts/widgets.ipynb #ba6aea90
+def _common(a, b):
+    "The ids of both, in the order of `a`; each asks the same question in both"
+    both = [i for i in a if i in b]
+    if not both: raise ValueError("the two evaluations have no problem in common; choose two of the same data set and split")
+    other = next((i for i in both if a[i]["question"] != b[i]["question"]), None)
+    if other: raise ValueError(f"{other}: the two evaluations asked different questions under this id; evaluate both on the same data")
+    return both
 
 # %% ../nbs/parts/widgets.ipynb #930dd3a9
 def pair_answers(
@@ -46,18 +62,15 @@ def pair_answers(
     "The problems that both were asked"
     first_of = lambda answers: {p["id"]: p for p in answers if not p.get("sample")}
     a, b = first_of(a), first_of(b)
-    both = [i for i in a if i in b]
-    if not both: raise ValueError("the two evaluations have no problem in common; choose two of the same data set and split")
-    other = next((i for i in both if a[i]["question"] != b[i]["question"]), None)
-    if other: raise ValueError(f"{other}: the two evaluations asked different questions under this id; evaluate both on the same data")
-    return [{"id": i, "question": a[i]["question"], "gold": a[i]["gold"], "steps": a[i].get("gold_steps", 0), "a": a[i], "b": b[i]} for i in both]
+    about = lambda p: {"question": p["question"], "gold": p["gold"], "steps": p.get("gold_steps", 0)}
+    return [{"id": i, **about(a[i]), "a": a[i], "b": b[i]} for i in _common(a, b)]
 
 # %% ../nbs/parts/widgets.ipynb #dbb4df21
 def _read_graded(e):
     "The predictions of an evaluation, with classes"
     found = read_predictions(e, e["file"].parent)
-    if any("class" not in p for p in found): raise ValueError(f"{e['name']}: graded by an older version; `gsm8k_sft.evaluate.regrade` adds the classes")
-    return found
+    if all("class" in p for p in found): return found
+    raise ValueError(f"{e['name']}: graded by an older version; `gsm8k_sft.evaluate.regrade` adds the classes")
 
 # %% ../nbs/parts/widgets.ipynb #1e22f9d2
 def read_pair(
@@ -71,8 +84,16 @@ def read_pair(
     return pair_answers(*(_read_graded(there[name]) for name in (first, second)))
 
 # %% ../nbs/parts/widgets.ipynb #88cab15e
-VERDICTS = {"all": lambda a, b: True, "they differ": lambda a, b: a != b, "both right": lambda a, b: a and b, "both wrong": lambda a, b: not (a or b),
-            "first right": lambda a, b: a, "first wrong": lambda a, b: not a, "second right": lambda a, b: b, "second wrong": lambda a, b: not b}
+VERDICTS = {
+    "all": lambda a, b: True,
+    "they differ": lambda a, b: a != b,
+    "both right": lambda a, b: a and b,
+    "both wrong": lambda a, b: not (a or b),
+    "first right": lambda a, b: a,
+    "first wrong": lambda a, b: not a,
+    "second right": lambda a, b: b,
+    "second wrong": lambda a, b: not b,
+}
 
 # %% ../nbs/parts/widgets.ipynb #39ac66cb
 def filter_answers(
@@ -82,10 +103,12 @@ def filter_answers(
     steps: int | str = "any", # annotations of the published solution
 ) -> list[dict]: # those that pass, in their order
     "Some of the pairs"
-    passes = VERDICTS[check_choice("right", right, list(VERDICTS))]
+    right_enough = VERDICTS[check_choice("right", right, list(VERDICTS))]
     check_choice("kind", kind, ("any", *CLASSES))
-    return [p for p in pairs if passes(p["a"]["strict"], p["b"]["strict"]) and kind in ("any", p["a"]["class"], p["b"]["class"])
-            and steps in ("any", p["steps"])]
+    def passes(p):
+        if not right_enough(p["a"]["strict"], p["b"]["strict"]): return False
+        return kind in ("any", p["a"]["class"], p["b"]["class"]) and steps in ("any", p["steps"])
+    return [p for p in pairs if passes(p)]
 
 # %% ../nbs/parts/widgets.ipynb #6545b626
 SIGNS = {"exact": "✓", "rounded": "✓", "wrong": "✗", "unread": "?"}
@@ -97,7 +120,8 @@ def _calculations(text):
         start = text.find(f"<<{expression}={stated}>>" if given else expression, at)
         at = start + len(expression)
         end = text.find(stated, at + 3 * bool(given)) + len(stated) + 2 * bool(given)
-        yield start, end, verdict(stated, value), "can't be worked out" if value is None else f"{expression} = {format_result(value)}"
+        title = "can't be worked out" if value is None else f"{expression} = {format_result(value)}"
+        yield start, end, verdict(stated, value), title
 
 # %% ../nbs/parts/widgets.ipynb #ace98c46
 def _final(text):
@@ -107,16 +131,24 @@ def _final(text):
     start = own_text(text).rfind(number) if number else -1
     return (start, start + len(number)) if start >= 0 else None
 
+# %% ../nbs/parts/widgets.ipynb #b2a36193
+def _marks(text):
+    "(start, end, kind, title) of all that is marked, from the beginning on"
+    final, found = _final(text), []
+    for start, end, kind, title in _calculations(text):
+        if final and start < final[0]: end = min(end, final[0])
+        found.append((start, end, kind, title))
+    return sorted(found + ([(*final, "final", "final answer")] if final else []))
+
 # %% ../nbs/parts/widgets.ipynb #b984db79
 def text_html(
     text: str, # an answer or a published solution, whole or only its beginning
 ) -> str: # escaped, with <span>s; line ends are kept
     "A solution with its calculations checked and its final answer marked"
     text, parts, at = text.strip(), [], 0
-    final = _final(text)
-    spans = [(a, min(b, final[0]) if final and a < final[0] else b, kind, title) for a, b, kind, title in _calculations(text)]
-    for start, end, kind, title in sorted(spans + ([(*final, "final", "final answer")] if final else [])):
-        if (start := max(start, at)) >= end: continue
+    for start, end, kind, title in _marks(text):
+        start = max(start, at)
+        if start >= end: continue
         shown = html.escape(text[start:end]) + (f"<sup>{SIGNS[kind]}</sup>" if kind in SIGNS else "")
         parts += [html.escape(text[at:start]), f'<span class="{kind}" title="{html.escape(title)}">{shown}</span>']
         at = end
@@ -127,7 +159,8 @@ STYLE = """<style>
 .gsm8k-pair {line-height: 1.45}
 .gsm8k-pair > div {border-left: 3px solid rgba(128,128,128,.5); padding: .1em .7em; margin: .6em 0}
 .gsm8k-pair > .both {display: grid; grid-template-columns: repeat(auto-fit, minmax(17em, 1fr)); gap: .6em; border: 0; padding: 0}
-.gsm8k-pair > .both > div {border: 1px solid rgba(128,128,128,.5); border-radius: .4em; padding: .4em .7em; max-height: 24em; overflow: auto}
+.gsm8k-pair > .both > div {border: 1px solid rgba(128,128,128,.5); border-radius: .4em; padding: .4em .7em; max-height: 24em; \
+overflow: auto}
 .gsm8k-pair sup {line-height: 0}
 .gsm8k-pair p {margin: .3em 0 0; white-space: pre-wrap; overflow-wrap: anywhere}
 .gsm8k-pair small {opacity: .75; display: block}
@@ -143,6 +176,7 @@ def _block(head, text, note=""):
     small = f"<small>{html.escape(note)}</small>" if note else ""
     return f"<div><b>{html.escape(head)}</b>{small}<p>{text}</p></div>"
 
+# %% ../nbs/parts/widgets.ipynb #08fd11e3
 def _both(names, texts, notes=("", ""), above=()):
     "Two texts side by side, below other blocks"
     sides = "".join(_block(*side) for side in zip(names, map(text_html, texts), notes))
@@ -151,15 +185,19 @@ def _both(names, texts, notes=("", ""), above=()):
 # %% ../nbs/parts/widgets.ipynb #58c7fe1c
 def _slip(answer):
     "Where its arithmetic went wrong first, in words"
-    if not (step := answer.get("slip_step")): return ""
+    step = answer.get("slip_step")
+    if not step: return ""
     steps = solution_steps(answer["text"])
     expression, stated, value = steps[step - 1] if step <= len(steps) else ("", "", None) # None: graded by other rules
     return f" at step {step}" + ("" if value is None else f": {expression} = {stated} instead of {format_result(value)}")
 
+# %% ../nbs/parts/widgets.ipynb #dee70815
 def _told(answer):
     "Verdict and class of a prediction, in words"
+    sign = "✓" if answer["strict"] else "✗"
     number = answer["extracted_strict"] or answer.get("extracted_numeric")
-    return f"{'✓' if answer['strict'] else '✗'} {answer['class']}{_slip(answer)}; " + (f"final answer {number}" if number else "no final answer") + f"; {answer['n_tokens']} tokens"
+    final = f"final answer {number}" if number else "no final answer"
+    return f"{sign} {answer['class']}{_slip(answer)}; {final}; {answer['n_tokens']} tokens"
 
 # %% ../nbs/parts/widgets.ipynb #23fd78fb
 def answer_html(
@@ -168,8 +206,9 @@ def answer_html(
     solution: str = "", # the published one, if it is at hand
 ) -> str: # a style and a grid, of one column where space is short
     "A problem, its published solution and two answers"
-    about = f"{pair['id']}: {pair['gold']} is right" + (f", {pair['steps']} step{'s' * (pair['steps'] != 1)}" if pair["steps"] else "")
-    above, answers = [_block(about, html.escape(pair["question"]))], (pair["a"], pair["b"])
+    about, answers = f"{pair['id']}: {pair['gold']} is right", (pair["a"], pair["b"])
+    if pair["steps"]: about += f", {pair['steps']} step{'s' * (pair['steps'] != 1)}"
+    above = [_block(about, html.escape(pair["question"]))]
     if solution: above.append(_block("published solution", text_html(solution)))
     return _both(names, [a["text"] for a in answers], map(_told, answers), above)
 
@@ -213,17 +252,19 @@ def _keep(self, **kwargs):
     self.filter, self.shown, self.at = kwargs, [], 0
     self.shown = filter_answers(self.pairs, **kwargs)
 
+# %% ../nbs/parts/widgets.ipynb #fe3c7c23
 def _move(self, by):
     "So many problems on, or back; no further than to the ends"
     self.at = max(0, min(self.at + by, len(self.shown) - 1))
 
 Explorer.choose, Explorer.keep, Explorer.move = _choose, _keep, _move
 
-# %% ../nbs/parts/widgets.ipynb #d293470a
+# %% ../nbs/parts/widgets.ipynb #5e789bb5
 def _where(self):
     "Which of how many"
     return f"{self.at + 1:,} of {len(self.shown):,}" if self.shown else "none"
 
+# %% ../nbs/parts/widgets.ipynb #d293470a
 def _html(self):
     "The problem at this place, or why there is none"
     if not self.shown: return f"<p>None of the {len(self.pairs):,} problems passes this filter: widen it.</p>"
@@ -301,7 +342,8 @@ def _greedy(model, ids, limit, stop_ids, context=nullcontext):
 def _adapter_off(base, tuned):
     "Is the base model the tuned one without its adapter?"
     inside = base is None or base is getattr(tuned, "get_base_model", lambda: None)()
-    if inside and not hasattr(tuned, "disable_adapter"): raise ValueError("base: this tuned model has no adapter to switch off; give its base model")
+    if inside and not hasattr(tuned, "disable_adapter"):
+        raise ValueError("base: this tuned model has no adapter to switch off; give its base model")
     return inside
 
 # %% ../nbs/parts/widgets.ipynb #af9cc502
