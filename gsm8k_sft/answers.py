@@ -58,9 +58,11 @@ def normalise(
 
 # %% ../nbs/parts/answers.ipynb #da17c2a1
 _WHOLE = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
+_EXPONENT = r"""(?:[eE](?P<e>[-+]?[0-9]{1,3})(?![0-9])
+      |[ ]?(?:x|×|\*|\\times)[ ]?10\^\{?(?P<ten>-?[0-9]{1,3})(?![0-9])\}?)"""
 _NUMBER = rf"""(?P<lead>[-+]?(?:[$€£¥₹][ ]?)?|[$€£¥₹][-+])
     (?:(?:(?P<mixed>{_WHOLE})[ ])?(?P<top>{_WHOLE})[ ]?/[ ]?(?P<bottom>{_WHOLE})
-      |(?P<decimal>{_WHOLE}(?:\.[0-9]+)?|\.[0-9]+)(?:[eE](?P<e>[-+]?[0-9]{{1,3}})(?![0-9])|[ ]?(?:x|×|\*|\\times)[ ]?10\^\{{?(?P<ten>-?[0-9]{{1,3}})(?![0-9])\}}?)?)
+      |(?P<decimal>{_WHOLE}(?:\.[0-9]+)?|\.[0-9]+){_EXPONENT}?)
     (?:[ ]?(?P<scale>hundred|thousand|million|billion|trillion)\b|(?P<k>[kK])\b)?"""
 _SCALES = {"": 1, "k": 10**3, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
@@ -77,9 +79,14 @@ def _value(match):
 
 # %% ../nbs/parts/answers.ipynb #e5ff85f1
 _PLAIN = str.maketrans({"−": "-", "‐": "-", "‑": "-", "–": "-", "\u00a0": " ", "\u202f": " ", "\t": " "})
-_LATEX = [(r"\{,\}", ","), (r"\\[,!;:]|\\left|\\right", ""), (r"\\([$%])", r"\1"), (r"\\[()\[\] ]", " "), (r"\^\{?\\circ\}?", "°"),
-          (r"\\(?:text|textbf|mathrm|mathbf|mbox|boxed) ?\{([^{}]*)\}", r" \1 "), (r"(?<=[0-9])(?=\\[dt]?frac)", " "),
-          (r"\\[dt]?frac ?\{([0-9,]+)\}\{([0-9,]+)\}", r"\1/\2"), (r"\\boxed ?\{([^{}]*)\}", r" \1 ")]
+_LATEX = [
+    (r"\{,\}", ","), (r"\\[,!;:]|\\left|\\right", ""), (r"\\([$%])", r"\1"), (r"\\[()\[\] ]", " "), (r"\^\{?\\circ\}?", "°"),
+    (r"\\(?:text|textbf|mathrm|mathbf|mbox|boxed) ?\{([^{}]*)\}", r" \1 "),
+    (r"(?<=[0-9])(?=\\[dt]?frac)", " "), (r"\\[dt]?frac ?\{([0-9,]+)\}\{([0-9,]+)\}", r"\1/\2"),
+    (r"\\boxed ?\{([^{}]*)\}", r" \1 "),
+]
+
+# %% ../nbs/parts/answers.ipynb #a7d97005
 def _clean(text):
     "A short text without markdown and LaTeX"
     text = re.sub(r"\*\*|__|`|\$\$", " ", text.translate(_PLAIN))
@@ -89,11 +96,13 @@ def _clean(text):
     return re.sub("[¼-¾⅐-⅞]", lambda m: unicodedata.normalize("NFKC", m[0]).replace("⁄", "/"), text)
 
 # %% ../nbs/parts/answers.ipynb #970f6d80
-_BEFORE = r"(?:[\s*_~≈(\[{\"'“:]|(?:about|approximately|around|roughly|exactly|only|just|simply|therefore|thus|a[ ]total[ ]of|equal[ ]to)\b)*"
+_SOFT = "about|approximately|around|roughly|exactly|only|just|simply|therefore|thus|a[ ]total[ ]of|equal[ ]to"
+_BEFORE = rf"(?:[\s*_~≈(\[{{\"'“:]|(?:{_SOFT})\b)*"
 _STATED = re.compile(_BEFORE + _NUMBER, re.X | re.I)
 _AFTER = re.compile(r"\s|[%°¢$€£¥*_.,;!)\]}\"'”’]|-?(?![MB]\b)[A-Za-zµ]|/[A-Za-z]|\Z")
 _ASIDE = re.compile(r"\((?![^()]*\b(?:or|not)\b)[^()]*\)|\b(?:in|per|for|every|each|after|within|at) (?:[a-z]+ ){0,2}\$?[0-9][0-9,.]*")
-_DOUBT = {"or", "and", "to", "not", "minus", "plus", "times", "divided", "squared", "cubed", "wrong", "incorrect", "through", "than", "versus", "vs"}
+_DOUBT = set("or and to not minus plus times divided squared cubed wrong incorrect through than versus vs".split())
+
 def _harmless(tail):
     "May this stand after a stated number?"
     if not _AFTER.match(tail): return False
@@ -122,7 +131,10 @@ def to_number(
     return found[1] if found else None
 
 # %% ../nbs/parts/answers.ipynb #57f3dd1f
-_QUESTION = re.compile(r"(?:Question|QUESTION)(?: [0-9]{1,4})?:|^[ \t*#]{0,8}(?:Q|Problem)(?: [0-9]{1,4})?:|</s>|<\|im_end\|>|<end_of_turn>|<start_of_turn>|<eos>", re.M)
+_ASKED = r"(?:Question|QUESTION)(?: [0-9]{1,4})?:|^[ \t*#]{0,8}(?:Q|Problem)(?: [0-9]{1,4})?:"
+_ENDED = r"</s>|<\|im_end\|>|<end_of_turn>|<start_of_turn>|<eos>"
+_QUESTION = re.compile(f"{_ASKED}|{_ENDED}", re.M)
+
 def own_text(
     text: str, # a model's
 ) -> str: # its beginning, up to where it makes up a question of its own
@@ -138,17 +150,23 @@ def _line(text, start):
     return text[start:start + _LONGEST + 1].partition("\n")[0]
 
 # %% ../nbs/parts/answers.ipynb #6033db45
-_PHRASE = re.compile(r"""(?:\banswer(?:[ ]to[ ](?:the|this|your)[ ](?:question|problem))?["*_ ]{0,4}(?:(?P<colon>[:=])|\b(?:is|would[ ]be|should[ ]be|will[ ]be|comes[ ]to|equals)\b)
-    |^[ \t*\#_]{0,8}(?P<short>(?-i:Ans|A(?!:[^\n]*\n\s{0,4}B:)))[*_ ]{0,4}:)\s{0,8}:?["*_]{0,4}\s{0,8}""", re.I | re.M | re.X)
+_VERB = r"(?:is|would[ ]be|should[ ]be|will[ ]be|comes[ ]to|equals)"
+_PHRASE = re.compile(rf"""
+    (?:\banswer(?:[ ]to[ ](?:the|this|your)[ ](?:question|problem))?["*_ ]{{0,4}}(?:(?P<colon>[:=])|\b{_VERB}\b)
+      |^[ \t*\#_]{{0,8}}(?P<short>(?-i:Ans|A(?!:[^\n]*\n\s{{0,4}}B:)))[*_ ]{{0,4}}:)
+    \s{{0,8}}:?["*_]{{0,4}}\s{{0,8}}""", re.I | re.M | re.X)
 _LABEL = re.compile(r"^[ \t*#_]{0,8}(?:answer|ans|a)[*_ ]{0,4}:", re.M | re.I)
-_SUPPOSED = re.compile(r"\b(?:if|whether|unless|suppos\w*|assum\w*|doubt\w*|false|wrong|incorrect|previous|not)(?: [a-z']+){0,3} ?\Z", re.I)
+_NO_FACT = r"if|whether|unless|suppos\w*|assum\w*|doubt\w*|false|wrong|incorrect|previous|not"
+_SUPPOSED = re.compile(rf"\b(?:{_NO_FACT})(?: [a-z']+){{0,3}} ?\Z", re.I)
 
 # %% ../nbs/parts/answers.ipynb #9029f242
 def _short(text):
     "The number of a line that is only a number with at most four words"
     text = text.strip()
-    return _read(text) if len(text) <= _LONGEST and "=" not in text and "\n" not in text and len(re.findall("[A-Za-z]+", text)) <= 4 else None
+    if len(text) > _LONGEST or "=" in text or "\n" in text: return None
+    return _read(text) if len(re.findall("[A-Za-z]+", text)) <= 4 else None
 
+# %% ../nbs/parts/answers.ipynb #9295248e
 def _turn(text):
     "The text up to where a second answer begins"
     labels = [m.start() for m in islice(_LABEL.finditer(text), 2)]
@@ -156,8 +174,10 @@ def _turn(text):
     return text[:labels[1]] if len(labels) == 2 else text
 
 # %% ../nbs/parts/answers.ipynb #aec4b7eb
-_BESIDE = set("if no never neither between almost nearly twice thrice half third quarter double triple more less fewer least most over under".split())
+_BESIDE = set("""if no never neither between almost nearly twice thrice half third quarter double triple
+more less fewer least most over under""".split())
 _ALONE = re.compile(r"(?<![\w.,/^])" + _NUMBER, re.X)
+
 def _sentence(text):
     "The only number of one whole sentence"
     text = _clean(text).strip()
@@ -325,10 +345,19 @@ def verdict(
 # %% ../nbs/parts/answers.ipynb #06ab3d88
 _TERM = r"\({0,3}[-−–]?\$?(?:[0-9]+ (?=[0-9]+/[0-9]))?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?: ?%)?\){0,3}"
 _SIGNED = rf" {{0,2}}(?:[-−–+*/×÷]|x(?! {{0,2}}[-−–])) {{0,2}}{_TERM}"
-_EQUATION = re.compile(rf"(?<![\w.,/:])(?<![0-9)] )(?<![0-9], )({_TERM}(?:{_SIGNED})*)(?: {{0,2}}= {{0,2}}(?=({_TERM})(/[0-9]+)?((?:{_SIGNED}){{0,20}})(.{{0,12}})))?")
+_LEFT = rf"(?<![\w.,/:])(?<![0-9)] )(?<![0-9], )({_TERM}(?:{_SIGNED})*)"
+_RIGHT = rf"({_TERM})(/[0-9]+)?((?:{_SIGNED}){{0,20}})(.{{0,12}})" # looked at, not consumed
+_EQUATION = re.compile(rf"{_LEFT}(?: {{0,2}}= {{0,2}}(?={_RIGHT}))?")
 _OPEN = re.compile(r"[A-Za-wyz:0-9]| (?:cents|and \(?[0-9]+/|000)| {0,2}[-−–+*/x×÷(] {0,2}[A-Za-z(]")
 _CALCULATES, _TWICE_OVER = re.compile(r"[0-9)%] {0,2}[-−–+*/x×÷]"), re.compile(r"/[^-+*]*/")
 _CONTINUES = re.compile(r"(?:\S {0,2}[-−–+*/×÷%(]|\b(?:x|of|times|by)) {0,2}\Z")
+
+# %% ../nbs/parts/answers.ipynb #e25b1e73
+def _meant(first, over, more, value):
+    "Which reading of the right side is the result: a number or fraction, the number alone, or a calculation"
+    fraction, number, whole = [r.rstrip(",") for r in (first + over, first, first + over + more)]
+    exact = [r for r in (fraction, number, whole) if verdict(r, value) == "exact"]
+    return exact[0] if exact else whole if verdict(whole, value) == "rounded" else fraction
 
 # %% ../nbs/parts/answers.ipynb #036eca88
 def equations(
@@ -343,12 +372,6 @@ def equations(
         if value is None: continue
         found.append((left, _meant(first, over or "", more, value), value))
     return found
-
-def _meant(first, over, more, value):
-    "Which reading of the right side is the result: a number or fraction, the number alone, or a calculation"
-    fraction, number, whole = [r.rstrip(",") for r in (first + over, first, first + over + more)]
-    exact = [r for r in (fraction, number, whole) if verdict(r, value) == "exact"]
-    return exact[0] if exact else whole if verdict(whole, value) == "rounded" else fraction
 
 # %% ../nbs/parts/answers.ipynb #83ae954f
 _LATEX_SIGNS = [(r"\\times|\\cdot", "*"), (r"\\div", "/"), ("&=", "=")]
@@ -386,11 +409,13 @@ def solution_steps(
     own = own_text(text if isinstance(text, str) else "").partition("####")[0][:20_000]
     return annotations(own) or equations(without_latex(own))
 
+# %% ../nbs/parts/answers.ipynb #59c38699
 def first_slip(
     text: str, # a model's solution
 ) -> int | None: # from 1; None if no result is wrong
     "The first of its steps whose stated result is wrong"
-    return next((i for i, (_, stated, value) in enumerate(solution_steps(text), 1) if verdict(stated, value) == "wrong"), None)
+    steps = enumerate(solution_steps(text), 1)
+    return next((i for i, (_, stated, value) in steps if verdict(stated, value) == "wrong"), None)
 
 # %% ../nbs/parts/answers.ipynb #fd02e844
 def _class(grades, prediction, finish_reason):
@@ -434,8 +459,11 @@ def class_table(
     return pd.DataFrame({model: [c[k] for k in CLASSES] for model, c in counts.items()}, index=pd.Index(CLASSES, name="class"))
 
 # %% ../nbs/parts/answers.ipynb #2a54ed16
-_BINS = {"steps": ("gold_steps", lambda n: "8+" if n >= 8 else str(n), [*map(str, range(1, 8)), "8+"]),
-         "length": ("gold_length", lambda n: "500+" if n >= 500 else f"{n // 100 * 100}-{n // 100 * 100 + 99}", ["0-99", "100-199", "200-299", "300-399", "400-499", "500+"])}
+def _steps_bin(n): return "8+" if n >= 8 else str(n)
+def _length_bin(n): return "500+" if n >= 500 else f"{n // 100 * 100}-{n // 100 * 100 + 99}"
+
+_BINS = {"steps": ("gold_steps", _steps_bin, [*map(str, range(1, 8)), "8+"]),
+         "length": ("gold_length", _length_bin, ["0-99", "100-199", "200-299", "300-399", "400-499", "500+"])}
 
 # %% ../nbs/parts/answers.ipynb #9bd80193
 def breakdown(
