@@ -74,7 +74,8 @@ def read_log(
     return pd.DataFrame(rows)
 
 # %% ../nbs/04_analysis.ipynb #10848ff6
-LABELS = {"base-0shot": "base, zero-shot", "base-1shot": "base, one-shot", "base-8shot": "base, eight-shot", "full": "full SFT", "lora": "LoRA", "qlora": "QLoRA"}
+LABELS = {"base-0shot": "base, zero-shot", "base-1shot": "base, one-shot", "base-8shot": "base, eight-shot",
+          "full": "full SFT", "lora": "LoRA", "qlora": "QLoRA"}
 GRADERS = {"strict": "exact", "numeric": "number", "flexible": "last number"} # as the tables call them
 
 def label(
@@ -89,17 +90,19 @@ def model_order(
     "Where a model stands in a table: base models by their shots, then the tuned ones"
     return (0, int(model[5:-4])) if model.startswith("base-") else (1, list(LABELS).index(model))
 
+# %% ../nbs/04_analysis.ipynb #8556c1ab
 KEYS = ["preset", "dataset", "model", "run"]
-SCORE_COLUMNS = ["base_model", "split", "n", *(f"{g}{s}" for g in GRADERS for s in ("", "_low", "_high")), "eval_seconds", "eval_tokens_per_second"]
+SCORE_COLUMNS = ["base_model", "split", "n", *(f"{g}{s}" for g in GRADERS for s in ("", "_low", "_high")),
+                 "eval_seconds", "eval_tokens_per_second"]
 COST_COLUMNS = ["seed", "train_seconds", "tokens_per_second", "peak_memory", "lanes", "status", "trainable", "total"]
 
 def _evaluation_row(e):
     "The columns that an evaluation gives"
-    rates = {f"{g}{suffix}": e["accuracy"].get(g, {}).get(key) for g in GRADERS for suffix, key in
-             {"": "value", "_low": "low", "_high": "high"}.items()}
-    return {"preset": e["configuration"]["preset"], "dataset": e["dataset"], "model": e["model_type"], "base_model": e["base_model"],
-            "split": e["split"], "n": e["n"],
-            "run": e["configuration"].get("run_name") if e["model_type"] in ("full", "lora", "qlora") else None, **rates,
+    ends = {"": "value", "_low": "low", "_high": "high"}
+    rates = {f"{g}{suffix}": e["accuracy"].get(g, {}).get(key) for g in GRADERS for suffix, key in ends.items()}
+    run = e["configuration"].get("run_name") if e["model_type"] in ("full", "lora", "qlora") else None
+    return {"preset": e["configuration"]["preset"], "dataset": e["dataset"], "model": e["model_type"], "run": run,
+            "base_model": e["base_model"], "split": e["split"], "n": e["n"], **rates,
             "eval_seconds": e.get("seconds"), "eval_tokens_per_second": e.get("tokens_per_second")}
 
 # %% ../nbs/04_analysis.ipynb #d1d23113
@@ -125,8 +128,8 @@ def comparison_table(
     "Every evaluated model, with the cost of its training"
     scores = pd.DataFrame([_evaluation_row(e) for e in read_evaluations(preset, root) if is_plain(e)], columns=KEYS + SCORE_COLUMNS)
     costs = pd.DataFrame([_run_row(r) for r in read_runs(preset, root)], columns=KEYS + COST_COLUMNS)
-    table = scores.merge(costs, on=KEYS, how="outer")
-    return table.assign(order=table.model.map(model_order)).sort_values(["preset", "dataset", "order", "run"]).drop(columns="order").reset_index(drop=True)
+    table = scores.merge(costs, on=KEYS, how="outer").assign(order=lambda t: t.model.map(model_order))
+    return table.sort_values(["preset", "dataset", "order", "run"]).drop(columns="order").reset_index(drop=True)
 
 # %% ../nbs/04_analysis.ipynb #d9330d8f
 def _percent(row, grader):
@@ -186,7 +189,10 @@ def mean_label(
     dataset: bool = False, # say which one it was trained on, unless it is main
 ) -> str: # "LoRA", "LoRA on socratic", or "LoRA (lora_main-1a2b3c)" for a run with overrides
     "The model's name, with its experiment if that isn't the plain one"
-    return label(row["model"]) + (f" on {row['dataset']}" if dataset and row["dataset"] != "main" else "") + ("" if row["experiment"] in ("", f"{row['model']}_{row['dataset']}") else f" ({row['experiment']})")
+    name, experiment = label(row["model"]), row["experiment"]
+    if dataset and row["dataset"] != "main": name += f" on {row['dataset']}"
+    plain = experiment in ("", f"{row['model']}_{row['dataset']}")
+    return name if plain else f"{name} ({experiment})"
 
 # %% ../nbs/04_analysis.ipynb #f32cca2c
 def average_seeds(
@@ -210,16 +216,44 @@ def accuracies_in_words(
                     for row in table.dropna(subset=["strict"]).to_dict("records"))
 
 # %% ../nbs/04_analysis.ipynb #4b35e242
+def _headline_rate(row, grader):
+    "An accuracy, averaged over seeds, with their range; of a single run with its 95 % interval"
+    mean = row[f"{grader}_mean"]
+    if pd.isna(mean): return "–"
+    ends = ("lowest", "highest") if row["seeds"] > 1 else ("low", "high")
+    low, high = (100 * row[f"{grader}_{end}"] for end in ends)
+    return f"{100 * mean:.1f} % [{low:.1f}, {high:.1f}]"
+
 def _headline_row(row):
-    "One model's line: its accuracies, averaged over seeds, and what its training cost in the first of them; no speeds of runs that shared their GPU"
-    def rate(g):
-        if pd.isna(row[f"{g}_mean"]): return "–"
-        several = row["seeds"] > 1
-        span = [row[f"{g}_lowest"], row[f"{g}_highest"]] if several else [row[f"{g}_low"], row[f"{g}_high"]]
-        return f"{100 * row[f'{g}_mean']:.1f} % [{100 * span[0]:.1f}, {100 * span[1]:.1f}]"
-    alone = not pd.to_numeric(row.get("lanes")) > 1
-    return {"model": mean_label(row, dataset=True), "seeds": row["seeds"] if row["experiment"] else "–", **{name: rate(g) for g, name in GRADERS.items()},
-            "trainable": _trainable(row), "training": _amount(row.get("train_seconds") if alone else None, suffix=" s"), "tokens/s": _amount(row.get("tokens_per_second") if alone else None), "peak memory": _amount(row.get("peak_memory"), 2**30, " GiB", 2)}
+    "One model's line: its accuracies, and what its training cost in the first seed; no speeds of runs that shared their GPU"
+    shared = pd.to_numeric(row.get("lanes")) > 1
+    seconds, speed = (None if shared else row.get(cost) for cost in ("train_seconds", "tokens_per_second"))
+    return {"model": mean_label(row, dataset=True), "seeds": row["seeds"] if row["experiment"] else "–",
+            **{name: _headline_rate(row, g) for g, name in GRADERS.items()}, "trainable": _trainable(row),
+            "training": _amount(seconds, suffix=" s"), "tokens/s": _amount(speed),
+            "peak memory": _amount(row.get("peak_memory"), 2**30, " GiB", 2)}
+
+# %% ../nbs/04_analysis.ipynb #b123fe4a
+def _asked(preset, n):
+    "What a preset's models were asked"
+    if preset == "toy": return f"a toy model on {n:,} generated problems: **synthetic, to show the path at work**"
+    return f"all models on the {n:,} test problems of GSM8K"
+
+def _headline_figure(table, preset, dataset):
+    "The comparison of these rows as a list of one paragraph; empty where it isn't drawn"
+    stem = f"{preset}-{dataset}-comparison"
+    if not project_path("figures", f"{stem}-dark.svg").exists(): return []
+    return [picture(f"../figures/{stem}", f"Accuracy of each model, {preset}. {accuracies_in_words(table)}")]
+
+# %% ../nbs/04_analysis.ipynb #545b5550
+def _headline_notes(table):
+    "A paragraph on runs that shared their GPU, one on runs without an evaluation"
+    notes, missing = [], table.strict.isna()
+    shared = ", ".join(sorted(table[~missing & (pd.to_numeric(table.lanes) > 1)].preset.unique()))
+    if shared: notes.append(f"Runs of {shared} shared their GPU with others, so their seconds are no benchmark and are left out.")
+    waiting = [f"{r['preset']} {label(r['model'])} on {r['dataset']}" for r in table[missing].to_dict("records")]
+    if waiting: notes.append(f"Trained but not evaluated yet: {', '.join(waiting)}.")
+    return notes
 
 # %% ../nbs/04_analysis.ipynb #bbd4fde4
 def headline(
@@ -230,19 +264,13 @@ def headline(
     keys, blocks = ["preset", "dataset", "n", "model", "experiment"], []
     done = table.dropna(subset=["strict"]).assign(experiment=lambda t: _experiment(t))
     rows = average_seeds(done).merge(done.drop_duplicates(keys), on=keys)
-    for (toy, preset, n), group in rows.groupby([rows.preset == "toy", "preset", "n"]):
-        what, dataset = f"a toy model on {int(n):,} generated problems: **synthetic, to show the path at work**" if toy else f"all models on the {int(n):,} test problems of GSM8K", min(group.dataset)
-        stem = f"{preset}-{dataset}-comparison"
-        same = done[(done.preset == preset) & (done.dataset == dataset) & (done.n == n)]
-        words = f"Accuracy of each model, {preset}. {accuracies_in_words(same)}"
-        drawn = "\n\n" + picture(f"../figures/{stem}", words) if project_path("figures", f"{stem}-dark.svg").exists() else ""
+    for (_, preset, n), group in rows.groupby([rows.preset == "toy", "preset", "n"]):
         lines = pd.DataFrame([_headline_row(r) for r in group.to_dict("records")])
-        blocks.append(f"**{preset}**, {what}:\n\n" + markdown_table(lines.loc[:, (lines != "–").any()]) + drawn)
-    shared = sorted(done[pd.to_numeric(done.lanes) > 1].preset.unique())
-    if shared: blocks.append(f"Runs of {', '.join(shared)} shared their GPU with others, so their seconds are no benchmark and are left out.")
-    waiting = [f"{r['preset']} {label(r['model'])} on {r['dataset']}" for r in table[table.strict.isna()].to_dict("records")]
-    if waiting: blocks.append(f"Trained but not evaluated yet: {', '.join(waiting)}.")
-    return "\n\n".join(blocks)
+        blocks += [f"**{preset}**, {_asked(preset, int(n))}:", markdown_table(lines.loc[:, (lines != "–").any()])]
+        dataset = min(group.dataset)
+        same = done[(done.preset == preset) & (done.dataset == dataset) & (done.n == n)]
+        blocks += _headline_figure(same, preset, dataset)
+    return "\n\n".join(blocks + _headline_notes(table))
 
 # %% ../nbs/04_analysis.ipynb #08000cdd
 def ran_on(
@@ -257,6 +285,14 @@ def ran_on(
         lines[f"- {r['preset']}: {machine}; Python {e['python']}, {versions}"] = None
     return "\n".join(lines)
 
+# %% ../nbs/04_analysis.ipynb #5db6c1e3
+def _has_answers(e, dataset, split):
+    "Is it plain, of the whole split, graded by all three graders, and are its predictions there?"
+    from gsm8k_sft.evaluate import complete_result
+    asked = (e["dataset"], e["split"], e.get("limit"))
+    graded = e.get("protocol", {}).get("grader", "").startswith("strict, ")
+    return is_plain(e) and asked == (dataset, split, None) and graded and complete_result(e["file"].parent, e["name"])
+
 # %% ../nbs/04_analysis.ipynb #eef8ffad
 def read_answers(
     preset: str, # of this preset
@@ -265,9 +301,8 @@ def read_answers(
     split: str = "test", # or validation
 ) -> dict[str, list[dict]]: # the model's name, with its run where there are several -> its predictions
     "The predictions that are there, base models first"
-    from gsm8k_sft.evaluate import complete_result, read_predictions
-    found = [e for e in read_evaluations(preset, root) if is_plain(e) and (e["dataset"], e["split"], e.get("limit")) == (dataset, split, None)
-             and e.get("protocol", {}).get("grader", "").startswith("strict, ") and complete_result(e["file"].parent, e["name"])]
+    from gsm8k_sft.evaluate import read_predictions
+    found = [e for e in read_evaluations(preset, root) if _has_answers(e, dataset, split)]
     found = sorted(found, key=lambda e: (model_order(e["model_type"]), e["name"]))
     many = {k for k, n in Counter(e["model_type"] for e in found).items() if n > 1}
     named = lambda e: label(e["model_type"]) + (f" ({e['configuration'].get('run_name')})" if e["model_type"] in many else "")
@@ -292,23 +327,29 @@ def size_table(
     return pd.DataFrame({"problems": n, **{name: (100 * p.share).round(1) for name, p in parts.items()}})[n > 0]
 
 # %% ../nbs/04_analysis.ipynb #e587eb1d
-COLOURS = {"blue": "#0072b2", "orange": "#d55e00", "green": "#009e73", "pink": "#cc79a7", "sky": "#56b4e9", "yellow": "#e69f00", "grey": "#8a8a8a"}
+COLOURS = {"blue": "#0072b2", "orange": "#d55e00", "green": "#009e73", "pink": "#cc79a7", "sky": "#56b4e9", "yellow": "#e69f00",
+           "grey": "#8a8a8a"}
 INK, PAPER, GRID = "#24292f", "#ffffff", "#e4e4e4"
+
+def _settings():
+    "matplotlib's settings for every figure"
+    from cycler import cycler
+    inks = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+    return {**inks, "figure.dpi": 100, "savefig.dpi": 150, "figure.constrained_layout.use": True, "font.size": 10,
+            "svg.hashsalt": "gsm8k_sft", "path.simplify_threshold": 0.5, "legend.frameon": False,
+            "axes.titlesize": 11, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+            "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True, "axes.prop_cycle": cycler(color=list(COLOURS.values()))}
 
 @contextmanager
 def figure_style(): # yields matplotlib.pyplot
     "The one style of the project's figures, while the context lasts"
     import matplotlib.pyplot as plt
-    from cycler import cycler
     plt.draw_if_interactive() # loads the backend: inside the context, its switch to interactive would be undone at the end
-    inks = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    with plt.rc_context({**inks, "figure.dpi": 100, "savefig.dpi": 150, "svg.hashsalt": "gsm8k_sft", "font.size": 10, "axes.titlesize": 11,
-            "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GRID,
-            "axes.axisbelow": True, "path.simplify_threshold": 0.5, "figure.constrained_layout.use": True, "axes.prop_cycle": cycler(color=list(COLOURS.values())),
-            "legend.frameon": False}): yield plt
+    with plt.rc_context(_settings()): yield plt
 
 # %% ../nbs/04_analysis.ipynb #eb4ba9b9
-DARK = {INK: "#e6edf3", PAPER: "#0d1117", GRID: "#30363d", COLOURS["blue"]: "#3d9be6", COLOURS["orange"]: "#f0792b", COLOURS["sky"]: "#8fd0fa"}
+DARK = {INK: "#e6edf3", PAPER: "#0d1117", GRID: "#30363d",
+        COLOURS["blue"]: "#3d9be6", COLOURS["orange"]: "#f0792b", COLOURS["sky"]: "#8fd0fa"}
 
 def dark_svg(
     svg: str, # as matplotlib writes it, in the colours of `figure_style`
@@ -321,7 +362,8 @@ def _svg(figure):
     "A figure as the text of an SVG"
     out = io.StringIO()
     with figure_style(): figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    short = re.sub(r'( d="| [xy]="|translate\()[^")]*', lambda place: re.sub(r"(\.\d\d)\d+", r"\1", place[0]).replace(" \n", ""), out.getvalue())
+    def cut(place): return re.sub(r"(\.\d\d)\d+", r"\1", place[0]).replace(" \n", "")
+    short = re.sub(r'( d="| [xy]="|translate\()[^")]*', cut, out.getvalue())
     return re.sub(r"\n\s+", "\n", short)
 
 def _png(figure):
@@ -397,12 +439,13 @@ def plot_comparison(
     if not len(table) or table[["preset", "dataset", "n"]].drop_duplicates().shape[0] != 1:
         raise ValueError("plot_comparison needs evaluations of one preset, data set and number of problems; choose rows of the table first")
     many = table.model.duplicated().any()
+    marks = [("strict", "exact (#### n)", "blue", "o", -0.12), ("numeric", "stated number", "orange", "D", 0.12)]
     with figure_style() as plt:
         ax = ax or plt.subplots(figsize=(7, 0.9 + 0.55 * len(table)))[1]
-        for grader, name, colour, marker, shift in [("strict", "exact (#### n)", "blue", "o", -0.12), ("numeric", "stated number", "orange", "D", 0.12)]:
+        for grader, name, colour, marker, shift in marks:
             if table[grader].notna().all(): _intervals(ax, table, grader, name, COLOURS[colour], marker, shift)
-        ax.set(yticks=range(len(table)), yticklabels=[_label(r, many) for r in table.itertuples()], xlim=_span(table), ylim=(-0.5, len(table) - 0.5),
-               xlabel="problems answered right, % (bars: 95 % Wilson interval)", title=_title(table))
+        ax.set(yticks=range(len(table)), yticklabels=[_label(r, many) for r in table.itertuples()], ylim=(-0.5, len(table) - 0.5))
+        ax.set(xlim=_span(table), xlabel="problems answered right, % (bars: 95 % Wilson interval)", title=_title(table))
         ax.invert_yaxis(); ax.grid(axis="y", visible=False); ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=2)
     ax.alt = accuracies_in_words(table)
     return ax
@@ -414,7 +457,8 @@ def _intervals(ax, table, grader, name, colour, marker, shift):
     y = [i + shift for i in range(len(table))]
     ax.errorbar(value, y, xerr=[(value - low).clip(0), (high - value).clip(0)], fmt=marker, color=colour, capsize=3, label=name,
                 markerfacecolor=colour if marker == "o" else "white")
-    for x, end, at in zip(value, high, y): ax.annotate(f"{x:.1f}", (end, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
+    for x, end, at in zip(value, high, y):
+        ax.annotate(f"{x:.1f}", (end, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
 
 # %% ../nbs/04_analysis.ipynb #4807820f
 PANELS = [("loss", "loss, nats per supervised token"), ("grad_norm", "gradient norm"), ("learning_rate", "learning rate"),
@@ -427,7 +471,9 @@ def _draw_run(axes, log, label, colour, halflife):
         noisy = column in ("loss", "grad_norm") and len(rows)
         ax.plot(rows.step, rows.get(column, rows.step), color=colour, alpha=0.25 if noisy else 1, lw=1)
         if noisy: ax.plot(rows.step, rows[column].ewm(halflife=halflife or max(1, len(rows) / 40)).mean(), color=colour, lw=1.8)
-    if "eval_loss" in log: axes[0].plot(*log.dropna(subset=["eval_loss"])[["step", "eval_loss"]].to_numpy().T, "s", ms=5, color=colour, mec=INK)
+    if "eval_loss" in log:
+        steps, losses = log.dropna(subset=["eval_loss"])[["step", "eval_loss"]].to_numpy().T
+        axes[0].plot(steps, losses, "s", ms=5, color=colour, mec=INK)
     axes[0].plot([], [], color=colour, label=label)
 
 def _course(log):
@@ -467,14 +513,16 @@ def plot_errors(
             left = left + table.loc[kind]
         ax.set(xlim=(0, 100), xlabel="answers, %")
         ax.invert_yaxis(); ax.grid(axis="y", visible=False); ax.figure.legend(loc="outside upper center", ncols=3)
-    ax.alt = "What the answers are. " + " ".join(f"{name}: " + ", ".join(f"{share:.1f} % {kind}" for kind, share in column.items() if share) + "." for name, column in table.items())
+    def said(shares): return ", ".join(f"{share:.1f} % {kind}" for kind, share in shares.items() if share)
+    ax.alt = "What the answers are. " + " ".join(f"{name}: {said(shares)}." for name, shares in table.items())
     return ax
 
 # %% ../nbs/04_analysis.ipynb #8b7e4b62
 def _stems(table):
     "A name for each group of comparable rows, no longer than it takes to tell them apart"
     for (preset, dataset), rows in table.dropna(subset=["strict"]).groupby(["preset", "dataset"]):
-        for n, group in rows.groupby("n"): yield f"{preset}-{dataset}-comparison" + (f"-{int(n)}" if rows.n.nunique() > 1 else ""), group
+        several = rows.n.nunique() > 1
+        for n, group in rows.groupby("n"): yield f"{preset}-{dataset}-comparison" + (f"-{int(n)}" if several else ""), group
 
 def _drawn(preset, root):
     "A name and the Axes of every figure that the records allow"
@@ -507,15 +555,18 @@ def picture(
     words: str, # alternative text
 ) -> str: # HTML, which GitHub's markdown takes
     "A figure that is dark on a dark page"
-    return f'<picture><source media="(prefers-color-scheme: dark)" srcset="{stem}-dark.svg"><img alt="{html.escape(words)}" src="{stem}.svg"></picture>'
+    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{stem}-dark.svg">'
+    return f'<picture>{dark}<img alt="{html.escape(words)}" src="{stem}.svg"></picture>'
 
 def write_gallery(
     words: dict[Path, str], # from `draw_figures`, with the dark ones
     out: Path | str, # their folder
 ) -> Path: # README.md
     "A page with all figures and their words"
-    parts = [f"## {path.stem}\n\n{picture(path.stem, said)}\n\n{said}" for path, said in words.items() if path.suffix == ".png"]
-    return write_text(Path(out) / "README.md", "\n\n".join(["# Figures", "Drawn by `make figures` from the records in `results/`. Those of *toy* are about generated problems.", *parts]) + "\n")
+    parts = ["# Figures", "Drawn by `make figures` from the records in `results/`. Those of *toy* are about generated problems."]
+    for path, said in words.items():
+        if path.suffix == ".png": parts += [f"## {path.stem}", picture(path.stem, said), said]
+    return write_text(Path(out) / "README.md", "\n\n".join(parts) + "\n")
 
 # %% ../nbs/04_analysis.ipynb #8c51e6d4
 def _where(preset):
