@@ -13,16 +13,19 @@ from itertools import combinations, cycle
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .analysis import COLOURS, GRADERS, INK, alt_text, comparison_table, figure_style, is_plain, label, read_answers, read_evaluations, read_runs, save_figure
+from .analysis import COLOURS, GRADERS, INK, alt_text, comparison_table, figure_style, is_plain, label
+from .analysis import read_answers, read_evaluations, read_runs, save_figure
 from .answers import breakdown
 from .core import project_path
 from .logs import read_logs
 from .stats import Comparison, compare, wilson_interval
 
 # %% ../nbs/parts/curves.ipynb #db1aa0a9
-METRICS = {"loss": ("loss, nats per token", 1), "eval_loss": ("validation loss,\nnats per token", 1), "grad_norm": ("gradient norm", 1),
-           "learning_rate": ("learning rate", 1), "tokens_per_second": ("thousand tokens\nper second", 1000), "memory": ("peak memory, GiB", 2**30)}
-BY = {"step": ("optimizer step", 1), "epoch": ("epoch", 1), "tokens": ("tokens seen, millions", 1e6), "seconds": ("training time, minutes", 60)}
+METRICS = {"loss": ("loss, nats per token", 1), "eval_loss": ("validation loss,\nnats per token", 1),
+           "grad_norm": ("gradient norm", 1), "learning_rate": ("learning rate", 1),
+           "tokens_per_second": ("thousand tokens\nper second", 1000), "memory": ("peak memory, GiB", 2**30)}
+BY = {"step": ("optimizer step", 1), "epoch": ("epoch", 1),
+      "tokens": ("tokens seen, millions", 1e6), "seconds": ("training time, minutes", 60)}
 SMOOTHED = ("loss", "grad_norm", "tokens_per_second")
 MANY = 30 # runs; with more of them, or more experiments than colours, a legend no longer helps
 FEW = 6 # runs whose raw values are drawn too; those of more cover each other
@@ -30,13 +33,17 @@ FEW = 6 # runs whose raw values are drawn too; those of more cover each other
 # %% ../nbs/parts/curves.ipynb #c6aa8cbe
 def _experiment(run): return re.sub(r"-s\d+", "", run, count=1)
 
-def _many(runs): return len(runs) > MANY or len({re.sub("_(main|socratic)", "", _experiment(run)) for run in runs}) > len(COLOURS)
+def _kind(run):
+    "The experiment, on whichever data set: what has a colour of its own"
+    return re.sub("_(main|socratic)", "", _experiment(run))
+
+def _many(runs): return len(runs) > MANY or len(set(map(_kind, runs))) > len(COLOURS)
 
 def _looks(runs):
     "For each run: its experiment, colour and dashes"
-    kinds = list(dict.fromkeys(re.sub("_(main|socratic)", "", _experiment(run)) for run in runs))
+    kinds = dict.fromkeys(map(_kind, runs))
     colours = dict.fromkeys(kinds, COLOURS["grey"]) if _many(runs) else dict(zip(kinds, COLOURS.values()))
-    return {run: (_experiment(run), colours[re.sub("_(main|socratic)", "", _experiment(run))], "--" if "_socratic" in run else "-") for run in runs}
+    return {run: (_experiment(run), colours[_kind(run)], "--" if "_socratic" in run else "-") for run in runs}
 
 # %% ../nbs/parts/curves.ipynb #4e40af1d
 def _smooth(values, halflife):
@@ -48,7 +55,9 @@ def _smooth(values, halflife):
 def _series(table, metric, by):
     "For each run x and y of a metric, in the units of the axes"
     rows = table[(table["metric"] == metric) & table[by].notna()]
-    found = {run: (g[by].to_numpy() / BY[by][1], g["value"].to_numpy() / METRICS.get(metric, ("", 1))[1]) for run, g in rows.groupby("run", observed=True, sort=False)}
+    found, x_unit, y_unit = {}, BY[by][1], METRICS.get(metric, ("", 1))[1]
+    for run, own in rows.groupby("run", observed=True, sort=False):
+        found[run] = own[by].to_numpy() / x_unit, own["value"].to_numpy() / y_unit
     if not found: raise ValueError(f"plot_curves: no values of {metric} by {by}; there are {', '.join(table['metric'].unique())}")
     return found
 
@@ -64,21 +73,25 @@ def _draw(ax, x, y, smoothed, colour, dashes, halflife, few, many):
     "One run; its x and y as drawn"
     if smoothed and few: ax.plot(x, y, color=colour, alpha=0.3, lw=0.8, zorder=1.9)
     if smoothed: y = _smooth(y, halflife)
-    ax.plot(x, y, color=colour, ls=dashes, marker="o" if len(x) <= 20 and not many else None, ms=4, **({"alpha": 0.3, "lw": 0.6, "rasterized": True} if many else {"lw": 1.8}))
+    marker = "o" if len(x) <= 20 and not many else None
+    line = {"alpha": 0.3, "lw": 0.6, "rasterized": True} if many else {"lw": 1.8}
+    ax.plot(x, y, color=colour, ls=dashes, marker=marker, ms=4, **line)
     return x, y
 
 def _legend(ax, looks):
     "An entry for each experiment, with the number of its seeds"
     names = [look[0] for look in looks.values()]
     for name, colour, dashes in dict.fromkeys(looks.values()):
-        ax.plot([], [], color=colour, ls=dashes, label=name + (f" ({names.count(name)} seeds)" if names.count(name) > 1 else ""))
+        seeds = names.count(name)
+        ax.plot([], [], color=colour, ls=dashes, label=f"{name} ({seeds} seeds)" if seeds > 1 else name)
 
 # %% ../nbs/parts/curves.ipynb #0ab9464b
 def _ends(looks, firsts, lasts):
     "In words, from where to where each experiment went"
     frame = pd.DataFrame({"name": [look[0] for look in looks.values()], "first": firsts, "last": lasts})
     means = frame.groupby("name", sort=False)[["first", "last"]].mean()
-    if len(means) > len(COLOURS) or len(frame) > MANY: return f"{len(frame)} runs; the median of their last values is {frame['last'].median():.3g}."
+    if len(means) > len(COLOURS) or len(frame) > MANY:
+        return f"{len(frame)} runs; the median of their last values is {frame['last'].median():.3g}."
     return "First and last value, " + "; ".join(f"{name}: {r['first']:.3g} and {r['last']:.3g}" for name, r in means.iterrows()) + "."
 
 # %% ../nbs/parts/curves.ipynb #76a196fd
@@ -160,8 +173,15 @@ def _points_with_intervals(ax, table, x, legend=True):
     for row in table.itertuples():
         name, colour = f"{len(table)} runs" if many else looks[row.run][0], looks[row.run][1]
         low, high = [[max(0, 100 * abs(row.accuracy - v))] for v in (row.low, row.high)]
-        ax.errorbar([getattr(row, x)], [100 * row.accuracy], yerr=[low, high], color=colour, capsize=3, fmt="s" if "_socratic" in row.run else "o",
-                    ms=6, mfc="white" if "_socratic" in row.run else colour, label=name if legend and name not in ax.get_legend_handles_labels()[1] else None)
+        marker, filling = ("s", "white") if "_socratic" in row.run else ("o", colour)
+        new = legend and name not in ax.get_legend_handles_labels()[1]
+        ax.errorbar([getattr(row, x)], [100 * row.accuracy], yerr=[low, high], color=colour, capsize=3,
+                    fmt=marker, ms=6, mfc=filling, label=name if new else None)
+
+def _check_one_preset(table, function):
+    "Runs of several presets don't belong on one axis"
+    if not len(table) or table["preset"].nunique() > 1:
+        raise ValueError(f"{function} needs evaluated runs of one preset; choose rows of the table first")
 
 # %% ../nbs/parts/curves.ipynb #0f029699
 def plot_loss_accuracy(
@@ -169,12 +189,13 @@ def plot_loss_accuracy(
     ax=None, # matplotlib Axes to draw on; a new figure by default
 ): # Axes
     "Accuracy against the last validation loss; squares are socratic"
-    if not len(table) or table["preset"].nunique() > 1: raise ValueError("plot_loss_accuracy needs evaluated runs of one preset; choose rows of the table first")
+    _check_one_preset(table, "plot_loss_accuracy")
     wrong, pairs = disagreements(table)
+    title = f"{table['preset'].iloc[0]}\nloss and accuracy disagree in {wrong} of {pairs} pairs"
     with figure_style() as plt:
         ax = ax or plt.subplots(figsize=(5.5, 3.8))[1]
         _points_with_intervals(ax, table, "loss")
-        ax.set(xlabel="last validation loss, nats per token", ylabel="exact answers, %\n(bars: 95 % Wilson interval)", title=f"{table['preset'].iloc[0]}\nloss and accuracy disagree in {wrong} of {pairs} pairs")
+        ax.set(xlabel="last validation loss, nats per token", ylabel="exact answers, %\n(bars: 95 % Wilson interval)", title=title)
         ax.margins(x=0.15)
         ax.figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     ax.alt = " ".join(f"{r.run}: loss {r.loss:.3g}, {100 * r.accuracy:.1f} %." for r in table.itertuples())
@@ -207,11 +228,13 @@ def plot_steps(
         ax = ax or plt.subplots(figsize=(6.4, 3.8))[1]
         shifts = (np.arange(len(parts)) - (len(parts) - 1) / 2) * min(0.12, 0.6 / len(parts))
         for (name, part), shift, colour in zip(parts.items(), shifts, _model_colours(parts)): _share(part, shift, ax, colour, name)
-        ax.set(xticks=range(len(first)), xticklabels=[f"{k}\n{n}" for k, n in zip(first.index, first["n"])], ylim=(0, None), ylabel="right by the stated number, %\n(bars: 95 % Wilson interval)",
-               xlabel=("steps" if by == "steps" else "characters") + " of the published answer; below: problems")
+        ax.set(xticks=range(len(first)), xticklabels=[f"{k}\n{n}" for k, n in zip(first.index, first["n"])],
+               xlabel=("steps" if by == "steps" else "characters") + " of the published answer; below: problems",
+               ylim=(0, None), ylabel="right by the stated number, %\n(bars: 95 % Wilson interval)")
         ax.grid(axis="x", visible=False)
         ax.figure.legend(loc="outside upper center", ncols=2, fontsize=9)
-    ax.alt = " ".join(f"{name}: " + ", ".join(f"{100 * s:.1f} % at {k}" for k, s in p["share"].items()) + "." for name, p in parts.items())
+    def said(shares): return ", ".join(f"{100 * share:.1f} % at {k}" for k, share in shares.items())
+    ax.alt = " ".join(f"{name}: {said(part['share'])}." for name, part in parts.items())
     return ax
 
 # %% ../nbs/parts/curves.ipynb #11b37d1f
@@ -222,13 +245,15 @@ def plot_flips(
     "Problems that only one of two models solves, a row a pair"
     rows = [comparisons] if isinstance(comparisons, Comparison) else list(comparisons)
     if not rows: raise ValueError("plot_flips: no comparisons")
+    title = f"Of {rows[0].n:,} problems" if len({c.n for c in rows}) == 1 else ""
     with figure_style() as plt:
         ax = ax or plt.subplots(figsize=(7, 1.1 + 0.75 * len(rows)))[1]
         for sign, key, colour in ((-1, "only_a", "orange"), (1, "only_b", "blue")):
             bars = ax.barh(range(len(rows)), [sign * getattr(c, key) for c in rows], color=COLOURS[colour], height=0.5)
             ax.bar_label(bars, [str(getattr(c, key)) for c in rows], padding=3, fontsize=9)
         reach = max(1, *(max(c.only_a, c.only_b) for c in rows))
-        ax.set(xlim=(-1.25 * reach, 1.25 * reach), yticks=range(len(rows)), yticklabels=[_pair_label(c) for c in rows], xlabel="problems solved by the first alone (left),\nby the second alone (right)", title=f"Of {rows[0].n:,} problems" if len({c.n for c in rows}) == 1 else "")
+        ax.set(yticks=range(len(rows)), yticklabels=[_pair_label(c) for c in rows], xlim=(-1.25 * reach, 1.25 * reach),
+               xlabel="problems solved by the first alone (left),\nby the second alone (right)", title=title)
         ax.xaxis.set_major_formatter(lambda x, _: f"{abs(x):g}")
         ax.axvline(0, color=INK, lw=0.8); ax.invert_yaxis(); ax.grid(axis="y", visible=False)
     ax.alt = " ".join(_flips(c) for c in rows)
@@ -240,8 +265,8 @@ def _p(p): return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 def _pair_label(c): return f"{c.name_a}\nand {c.name_b}\n{c.both} both, {c.neither:,} neither, {_p(c.p)}"
 
 def _flips(c):
-    return (f"{c.name_a} and {c.name_b}: {c.both} of {c.n:,} problems solved by both, {c.only_a} by the first alone, {c.only_b} by the second alone, "
-            f"{c.neither:,} by neither; McNemar's exact test {_p(c.p)}.")
+    return (f"{c.name_a} and {c.name_b}: {c.both} of {c.n:,} problems solved by both, {c.only_a} by the first alone, "
+            f"{c.only_b} by the second alone, {c.neither:,} by neither; McNemar's exact test {_p(c.p)}.")
 
 # %% ../nbs/parts/curves.ipynb #78e0c288
 def flipped_items(
@@ -256,12 +281,19 @@ def flipped_items(
     for x in a:
         y = other[x["id"]]
         if x[metric] == y[metric]: continue
-        given = {f"{kind} {name}": p.get(key) for kind, key in (("answer", f"extracted_{metric}"), ("class", "class")) for name, p in zip(names, (x, y))}
-        rows.append({"id": x["id"], "solved_by": names[0] if x[metric] else names[1], "gold": x.get("gold"), **given, "question": x.get("question")})
+        row = {"id": x["id"], "solved_by": names[0] if x[metric] else names[1], "gold": x.get("gold"), "question": x.get("question")}
+        for name, p in zip(names, (x, y)): row |= {f"answer {name}": p.get(f"extracted_{metric}"), f"class {name}": p.get("class")}
+        rows.append(row)
     return pd.DataFrame(rows, columns=["id", "solved_by", "gold", *(f"{k} {n}" for k in ("answer", "class") for n in names), "question"])
 
 # %% ../nbs/parts/curves.ipynb #228f338a
-COSTS = {"trainable": ("trainable parameters,\nmillions", 1e6), "train_seconds": ("training time,\nminutes", 60), "peak_memory": ("peak memory,\nGiB", 2**30)}
+COSTS = {"trainable": ("trainable parameters,\nmillions", 1e6), "train_seconds": ("training time,\nminutes", 60),
+         "peak_memory": ("peak memory,\nGiB", 2**30)}
+
+def _cost_in_words(row, timed):
+    "What one run took, in the units of the axes, and how it did"
+    minutes = f"{row.train_seconds:.3g} minutes, " if timed else ""
+    return f"{row.run}: {row.trainable:.3g} million parameters, {minutes}{row.peak_memory:.3g} GiB, {100 * row.accuracy:.1f} %."
 
 # %% ../nbs/parts/curves.ipynb #bff2f067
 def plot_cost(
@@ -270,7 +302,7 @@ def plot_cost(
 ): # array of Axes: parameters, minutes (unless runs shared a GPU), GiB
     "Accuracy against what training took"
     table = table.dropna(subset=["run", metric, *COSTS])
-    if not len(table) or table["preset"].nunique() > 1: raise ValueError("plot_cost needs evaluated runs of one preset; choose rows of the table first")
+    _check_one_preset(table, "plot_cost")
     table = table.rename(columns={metric: "accuracy", f"{metric}_low": "low", f"{metric}_high": "high"})
     table = table.assign(**{k: table[k] / unit for k, (_, unit) in COSTS.items()})
     alone = "lanes" not in table or not (pd.to_numeric(table["lanes"]) > 1).any()
@@ -280,10 +312,11 @@ def plot_cost(
         for ax, (cost, name) in zip(axes, costs.items()):
             _points_with_intervals(ax, table, cost, legend=ax is axes[0])
             ax.set(xlabel=name, xlim=(0, 1.15 * table[cost].max()))
-        axes[0].set(ylabel="exact answers, %\n(bars: 95 % Wilson interval)", xscale="log", xlim=(table["trainable"].min() / 4, 4 * table["trainable"].max()))
+        axes[0].set_ylabel("exact answers, %\n(bars: 95 % Wilson interval)")
+        axes[0].set(xscale="log", xlim=(table["trainable"].min() / 4, 4 * table["trainable"].max()))
         axes[0].xaxis.set_major_formatter("{x:g}"); axes[0].xaxis.set_minor_formatter("")
         figure.legend(loc="outside upper center", ncols=2, fontsize=9)
-    axes[0].alt = " ".join(f"{r.run}: {r.trainable:.3g} million parameters, " + (f"{r.train_seconds:.3g} minutes, " if alone else "") + f"{r.peak_memory:.3g} GiB, {100 * r.accuracy:.1f} %." for r in table.itertuples())
+    axes[0].alt = " ".join(_cost_in_words(row, timed=alone) for row in table.itertuples())
     return axes
 
 # %% ../nbs/parts/curves.ipynb #8bb68440
@@ -298,10 +331,11 @@ def _log_columns(record):
             "best_eval_loss": None if best is None else best["value"], "best_step": None if best is None else best["step"]}
 
 # %% ../nbs/parts/curves.ipynb #6a7b9cca
+def _problems(e): return e["configuration"]["preset"], e["dataset"], e["split"], e["n"]
+
 def _against_base(evaluation, bases, metric):
     "The difference to the base model with its interval, and McNemar's p"
-    same = lambda e: all(e[k] == evaluation[k] for k in ("dataset", "split", "n")) and e["configuration"]["preset"] == evaluation["configuration"]["preset"]
-    base = next(filter(same, bases), None)
+    base = next((e for e in bases if _problems(e) == _problems(evaluation)), None)
     if base is None or not all(e["accuracy"].get(metric) for e in (base, evaluation)): return {}
     try: c = compare(base, evaluation, metric, folder=evaluation["file"].parent)
     except (ValueError, OSError): # predictions are gone, or not comparable
@@ -319,15 +353,24 @@ def summary_table(
     evaluations = [e for e in read_evaluations(preset, root) if is_plain(e)]
     bases, rows = [e for e in evaluations if e["model_type"] == base], []
     for r in read_runs(preset, root):
-        same = [e for e in evaluations if (e["configuration"]["preset"], e["configuration"].get("run_name")) == (r["preset"], r["run_name"]) and e["model_type"] == r["tuning_method"]]
-        known = {**{k: r.get(k) for k in ("preset", "dataset", "run_name", "tuning_method", "status", "final_loss")}, **_log_columns(r),
-                 **{k: r.get(k) for k in ("tokens_per_second", "train_seconds", "peak_memory")}, "trainable": (r.get("parameters") or {}).get("trainable")}
-        for e in same or [None]: rows.append({**known, **(_score(e, metric) if e else {}), **(_against_base(e, bases, metric) if e else {})})
+        own = [e for e in evaluations if _evaluated(e) == (r["preset"], r["run_name"], r["tuning_method"])]
+        known, scores = _run_columns(r), [{**_score(e, metric), **_against_base(e, bases, metric)} for e in own]
+        rows += [{**known, **score} for score in scores or [{}]]
     return pd.DataFrame(rows, columns=SUMMARY).sort_values(["preset", "dataset", "tuning_method", "run_name"], ignore_index=True)
 
 # %% ../nbs/parts/curves.ipynb #03346c74
-SUMMARY = ["preset", "dataset", "run_name", "tuning_method", "status", "final_loss", "eval_loss", "best_eval_loss", "best_step", "tokens_per_second", "step_seconds",
-           "train_seconds", "peak_memory", "trainable", "n", "accuracy", "low", "high", "difference", "difference_low", "difference_high", "p"]
+SUMMARY = ["preset", "dataset", "run_name", "tuning_method", "status",
+           "final_loss", "eval_loss", "best_eval_loss", "best_step",
+           "tokens_per_second", "step_seconds", "train_seconds", "peak_memory", "trainable",
+           "n", "accuracy", "low", "high", "difference", "difference_low", "difference_high", "p"]
+
+def _evaluated(e): return e["configuration"]["preset"], e["configuration"].get("run_name"), e["model_type"]
+
+def _run_columns(record):
+    "What the record and the log of a run say"
+    keys = ("preset", "dataset", "run_name", "tuning_method", "status", "final_loss", "tokens_per_second", "train_seconds", "peak_memory")
+    trainable = (record.get("parameters") or {}).get("trainable")
+    return {**{k: record.get(k) for k in keys}, **_log_columns(record), "trainable": trainable}
 
 def _score(e, metric):
     "Accuracy with its interval"
@@ -337,12 +380,17 @@ def _score(e, metric):
 # %% ../nbs/parts/curves.ipynb #e9110838
 def _or_dash(row, text, *keys): return "–" if any(pd.isna(row[k]) for k in keys) else text(*(row[k] for k in keys))
 
-CELLS = {"run": (lambda r: r, "run_name"), "training loss": ("{:.3f}".format, "final_loss"),
-    "validation loss (lowest)": ("{:.3f} ({:.3f})".format, "eval_loss", "best_eval_loss"), "tokens/s": ("{:,.0f}".format, "tokens_per_second"),
-    "step": (lambda s: f"{1000 * s:,.0f} ms", "step_seconds"), "peak memory": (lambda b: f"{b / 2**30:.2f} GiB", "peak_memory"),
+CELLS = {
+    "run": (lambda r: r, "run_name"),
+    "training loss": ("{:.3f}".format, "final_loss"),
+    "validation loss (lowest)": ("{:.3f} ({:.3f})".format, "eval_loss", "best_eval_loss"),
+    "tokens/s": ("{:,.0f}".format, "tokens_per_second"),
+    "step": (lambda s: f"{1000 * s:,.0f} ms", "step_seconds"),
+    "peak memory": (lambda b: f"{b / 2**30:.2f} GiB", "peak_memory"),
     "trainable": (lambda n: f"{n / 1e6:,.2f} M", "trainable"),
     "accuracy [95 %]": (lambda a, low, high: f"{100 * a:.1f} % [{100 * low:.1f}, {100 * high:.1f}]", "accuracy", "low", "high"),
-    "to base, points": (lambda d: f"{100 * d:+.1f}", "difference"), "McNemar": (_p, "p")}
+    "to base, points": (lambda d: f"{100 * d:+.1f}", "difference"),
+    "McNemar": (_p, "p")}
 
 # %% ../nbs/parts/curves.ipynb #ca17d258
 def format_summary(
@@ -350,8 +398,19 @@ def format_summary(
     metric: str = "strict", # the one that the table is of
 ) -> pd.DataFrame: # strings, with readable headers
     "The summary as a person reads it"
-    rows = pd.DataFrame([{name: _or_dash(row, *cell) for name, cell in CELLS.items()} for row in table.to_dict("records")], columns=list(CELLS))
-    return rows.rename(columns={"accuracy [95 %]": f"{GRADERS[metric]} [95 %]"})
+    cells = [{name: _or_dash(row, *cell) for name, cell in CELLS.items()} for row in table.to_dict("records")]
+    return pd.DataFrame(cells, columns=list(CELLS)).rename(columns={"accuracy [95 %]": f"{GRADERS[metric]} [95 %]"})
+
+# %% ../nbs/parts/curves.ipynb #ded469c4
+def _log_figures(preset, records):
+    "The course of training, by all that the logs know; nothing timed where runs shared a GPU"
+    runs = {r["run_name"]: path for r in records if (path := r["file"].parent / "log.jsonl").exists() and path.stat().st_size}
+    logs = read_logs(runs) if runs else ()
+    if not len(logs): return
+    shared = any((r.get("lanes") or 1) > 1 for r in records) # then seconds and speeds say nothing of a method
+    metrics = tuple(m for m in METRICS if not (shared and m == "tokens_per_second"))
+    for by in ("step", "tokens") if shared else ("step", "tokens", "seconds"):
+        if logs[by].notna().any(): yield f"{preset}-curves-{by}", plot_panels(logs, by, metrics)
 
 # %% ../nbs/parts/curves.ipynb #9c9636f8
 def curve_figures(
@@ -359,13 +418,7 @@ def curve_figures(
     root: Path | str | None = None, # a folder laid out as results/; your own runs by default
 ): # yields a name and the Axes
     "Each figure of this chapter that the records allow"
-    records = read_runs(preset, root)
-    shared = any((r.get("lanes") or 1) > 1 for r in records) # then seconds and speeds say nothing of a method
-    metrics = tuple(m for m in METRICS if not (shared and m == "tokens_per_second"))
-    runs = {r["run_name"]: path for r in records if (path := r["file"].parent / "log.jsonl").exists() and path.stat().st_size}
-    logs = read_logs(runs) if runs else ()
-    for by in BY if len(logs) else ():
-        if by != "epoch" and not (shared and by == "seconds") and logs[by].notna().any(): yield f"{preset}-curves-{by}", plot_panels(logs, by, metrics)
+    yield from _log_figures(preset, read_runs(preset, root))
     if len(points := loss_accuracy(preset, root)): yield f"{preset}-loss-accuracy", plot_loss_accuracy(points)
     table = comparison_table(preset, root).dropna(subset=["run", "strict", *COSTS])
     for dataset, rows in table.groupby("dataset"): yield f"{preset}-{dataset}-cost", plot_cost(rows)
@@ -377,10 +430,11 @@ def curve_figures(
 # %% ../nbs/parts/curves.ipynb #1d0996cc
 def flip_pairs(
     answers: dict[str, list[dict]], # name of each model -> its predictions, from `read_answers`
-    metric: str = "numeric", # what counts as solved: the number that the answer states, so that an untuned model's form doesn't; or strict, flexible
+    metric: str = "numeric", # what counts as solved: that the stated number is right; or strict, flexible
 ) -> list[Comparison]: # of models that were asked the same problems
     "The comparisons worth a row: tuned models in pairs of different methods, else all in pairs"
-    tuned, asked = [name for name in answers if not name.startswith("base")], {name: {x["id"] for x in a} for name, a in answers.items()}
+    tuned = [name for name in answers if not name.startswith("base")]
+    asked = {name: {x["id"] for x in a} for name, a in answers.items()}
     pairs = [(a, b) for a, b in combinations(tuned, 2) if a.split(" (")[0] != b.split(" (")[0]]
     return [compare(answers[a], answers[b], metric, names=(a, b)) for a, b in pairs or combinations(answers, 2) if asked[a] == asked[b]]
 
