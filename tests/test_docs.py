@@ -10,6 +10,7 @@ pytest.importorskip("smalldocs", reason="smalldocs needs Python 3.11")
 from gsm8k_sft.docs import build_site, crawl
 
 NBS = project_root(Path(__file__).parent) / "nbs"
+NOTEBOOKS = [p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
 FAULTS = {
     "link": ('<a href="gone.html">there</a>', "link gone.html: isn't there"),
     "image": ('<img src="gone.png" alt="a curve">', "image gone.png: isn't there"),
@@ -36,8 +37,7 @@ def test_the_site_has_no_fault(site):
 
 
 def test_every_chapter_is_a_page_with_its_introduction(site):
-    for path in NBS.rglob("*.ipynb"):
-        if ".ipynb_checkpoints" in path.parts: continue
+    for path in NOTEBOOKS:
         name = path.relative_to(NBS).with_name(path.stem.split("_", 1)[-1] if path.stem[0].isdigit() else path.stem).with_suffix(".html")
         page = (site / name).read_text(encoding="utf-8")
         assert "colab-badge.svg" in page, name
@@ -58,7 +58,8 @@ def test_a_planted_fault_is_found(tmp_path, name):
     planted, expected = FAULTS[name]
     (tmp_path / "other.png").touch()
     (tmp_path / "other.html").write_text('<h2 id="here">Here</h2> <a href="index.html">home</a>')
-    (tmp_path / "index.html").write_text(f'<a href="other.html#here">x</a> <img src="other.png" alt="y"> <p>a `#|` in a line, $5 and $6</p>\n{planted}')
+    sound = '<a href="other.html#here">x</a> <img src="other.png" alt="y"> <p>a `#|` in a line, $5 and $6</p>'
+    (tmp_path / "index.html").write_text(f"{sound}\n{planted}")
     assert crawl(tmp_path) == [f"index.html: {expected}"]
 
 
@@ -73,4 +74,4 @@ def entries(item):
 
 def test_the_sidebar_has_every_notebook_once():
     menu = yaml.safe_load((NBS / "sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
-    assert sorted(entries(menu)) == sorted(p.relative_to(NBS).as_posix() for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    assert sorted(entries(menu)) == sorted(p.relative_to(NBS).as_posix() for p in NOTEBOOKS)
