@@ -8,11 +8,14 @@ from gsm8k_sft import generate as module
 from gsm8k_sft.generate import (Calculator, Engine, GenerationError, Sampling, _Item, _slot_answers, answer_batch, generate, nucleus)
 from gsm8k_sft.synthetic import toy_model_path
 
-SMALL = dict(vocab_size=768, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-             max_position_embeddings=256, pad_token_id=0, eos_token_id=1, bos_token_id=2)
+SMALL = dict(vocab_size=768, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2,
+             num_key_value_heads=1, head_dim=16, max_position_embeddings=256, pad_token_id=0, eos_token_id=1, bos_token_id=2)
 WINDOW = dict(SMALL, sliding_window=16, query_pre_attn_scalar=16)
-MODELS = {"gemma": lambda: GemmaForCausalLM(GemmaConfig(**SMALL)), "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**WINDOW, attn_implementation="eager")),
-          "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**WINDOW, layer_types=["sliding_attention", "full_attention"] * 2))}
+MODELS = {
+    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**SMALL)),
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**WINDOW, attn_implementation="eager")),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**WINDOW, layer_types=["sliding_attention", "full_attention"] * 2)),
+}
 LENGTHS = (40, 7, 23, 16, 17, 3)
 
 
@@ -35,8 +38,8 @@ def prompts(lengths=LENGTHS):
 
 def alone(model, ids, n, stop):
     "transformers' own generate, one row, nothing padded"
-    out = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=n, do_sample=False, eos_token_id=stop or None, pad_token_id=0)[0, len(ids):].tolist()
-    return out
+    settings = dict(max_new_tokens=n, do_sample=False, eos_token_id=stop or None, pad_token_id=0)
+    return model.generate(input_ids=torch.tensor([ids]), **settings)[0, len(ids):].tolist()
 
 
 def slots(model, ids, n, stop, rows=6, **settings):
@@ -44,6 +47,13 @@ def slots(model, ids, n, stop, rows=6, **settings):
     items = [_Item(i, row) for i, row in enumerate(ids)]
     found = {item.index: new for item, new, _ in _slot_answers(model, items, {"limit": n, "stop_ids": stop} | settings, rows)}
     return [found[i] for i in range(len(ids))]
+
+
+def sampled(model, ids, sampling):
+    "What the engine draws for each prompt, four rows at a time"
+    items = [_Item(i, row, sampling.uniform(str(i), 21)) for i, row in enumerate(ids)]
+    settings = {"limit": 20, "stop_ids": [1], "sampling": sampling}
+    return {item.index: new for item, new, _ in _slot_answers(model, items, settings, 4)}
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -110,7 +120,8 @@ def test_no_warnings(tokenizer, caplog, recwarn):
     model.generation_config.update(do_sample=True, top_k=64, top_p=0.95, temperature=0.7)
     logging.getLogger("transformers").propagate = True
     list(generate(model, tokenizer, ["<bos>Hello", "<bos>Hello you"], 4, 2, [1], progress=False))
-    assert not [r for r in caplog.records if r.levelno >= logging.WARNING] and not [w for w in recwarn if "generat" in str(w.message).lower()]
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert not [w for w in recwarn if "generat" in str(w.message).lower()]
 
 
 @pytest.mark.parametrize("engine", ["slots", "transformers"])
@@ -124,12 +135,13 @@ def test_out_of_memory_halves_the_rows(engine, tokenizer, monkeypatch, capsys):
     def limit(most):
         monkeypatch.setattr(Engine, "decode", lambda self, steps: (full(self.rows, most), step(self, steps))[1])
         monkeypatch.setattr(module, "answer_batch", lambda m, t, ids, *args: (full(len(ids), most), batch(m, t, ids, *args))[1])
+    ask = lambda: list(generate(model, tokenizer, texts, 4, 7, [1], progress=False, engine=engine))
     limit(2)
-    found = list(generate(model, tokenizer, texts, 4, 7, [1], progress=False, engine=engine))
+    found = ask()
     assert {g.index: g.text for g in found} == expected and list(dict.fromkeys(asked))[:3] == [7, 3, 1]
     assert {g.batch_size for g in found} == {1} and "going on with 3" in capsys.readouterr().out
     limit(0)
-    with pytest.raises(GenerationError, match="too small for a single prompt"): list(generate(model, tokenizer, texts, 4, 7, [1], progress=False, engine=engine))
+    with pytest.raises(GenerationError, match="too small for a single prompt"): ask()
 
 
 def test_answers_kept_from_before_memory_ran_out(tokenizer, monkeypatch):
@@ -176,9 +188,7 @@ def test_draws_follow_the_probabilities():
 
 def test_low_temperature_is_greedy():
     model, ids = make(), prompts()
-    sampling = Sampling(temperature=1e-7)
-    items = [_Item(i, row, sampling.uniform(str(i), 21)) for i, row in enumerate(ids)]
-    found = {item.index: new for item, new, _ in _slot_answers(model, items, {"limit": 20, "stop_ids": [1], "sampling": sampling}, 4)}
+    found = sampled(model, ids, Sampling(temperature=1e-7))
     assert [found[i] for i in range(len(ids))] == [alone(model, row, 20, [1]) for row in ids]
 
 
@@ -231,19 +241,22 @@ def test_a_text_ends_an_answer_and_frees_its_row(tokenizer, monkeypatch):
 
 
 def test_what_transformers_engine_lacks(tokenizer):
-    with pytest.raises(GenerationError, match="use engine=slots"): generate(make(), tokenizer, ["<bos>a"], 3, 1, [1], sampling=Sampling(), engine="transformers")
+    with pytest.raises(GenerationError, match="use engine=slots"):
+        generate(make(), tokenizer, ["<bos>a"], 3, 1, [1], sampling=Sampling(), engine="transformers")
     with pytest.raises(GenerationError, match="top_p"): Sampling(1.0, 0.0)
 
 
 def test_context_names_the_item(tokenizer):
     text = "<bos>" + "Tom has 3 apples. " * 60
-    with pytest.raises(GenerationError, match="^main/test/5: .*256 positions"): generate(make(), tokenizer, ["<bos>", text], 8, 2, [1], names=["a", "main/test/5"])
+    with pytest.raises(GenerationError, match="^main/test/5: .*256 positions"):
+        generate(make(), tokenizer, ["<bos>", text], 8, 2, [1], names=["a", "main/test/5"])
 
 
 @pytest.mark.parametrize("kind", ["gemma", "gemma3"])
 def test_adapter_in_training(kind, tokenizer):
     from peft import LoraConfig, get_peft_model
-    model = get_peft_model(make(kind), LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5, init_lora_weights=False, task_type="CAUSAL_LM"))
+    lora = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5, init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(make(kind), lora)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     found, slotted = answer_batch(model.train(), tokenizer, prompts(), 12, [1]), slots(model, prompts(), 12, [1])
     assert model.training
@@ -287,7 +300,8 @@ def test_gpu(tokenizer):
 def test_gpu_recorded_steps(kind):
     "bf16, recorded, filled again, shrunk to smaller recordings: the first tokens are those of one row alone"
     model, ids = make(kind, scale=2).cuda().bfloat16(), prompts([5 + i % 40 for i in range(90)])
-    one = lambda row: model.generate(input_ids=torch.tensor([row], device="cuda"), max_new_tokens=30, do_sample=False, eos_token_id=1, pad_token_id=0)[0, len(row):].tolist()
+    settings = dict(max_new_tokens=30, do_sample=False, eos_token_id=1, pad_token_id=0)
+    one = lambda row: model.generate(input_ids=torch.tensor([row], device="cuda"), **settings)[0, len(row):].tolist()
     found = slots(model, ids, 30, [1], 64)
     same = [found[i][:5] == one(ids[i])[:5] for i in range(0, 90, 11)]
     assert sum(same) >= 8 and all(len(new) <= 30 for new in found)
@@ -295,12 +309,8 @@ def test_gpu_recorded_steps(kind):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_gpu_drawn_as_on_the_cpu():
-    ids, found = prompts(), {}
-    sampling = Sampling(0.7, 0.9)
-    for device in ("cpu", "cuda"):
-        items = [_Item(i, row, sampling.uniform(str(i), 21)) for i, row in enumerate(ids)]
-        found[device] = {item.index: new for item, new, _ in _slot_answers(make().to(device), items, {"limit": 20, "stop_ids": [1], "sampling": sampling}, 4)}
-    assert found["cpu"] == found["cuda"]
+    on_cpu, on_gpu = (sampled(make().to(device), prompts(), Sampling(0.7, 0.9)) for device in ("cpu", "cuda"))
+    assert on_cpu == on_gpu
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
