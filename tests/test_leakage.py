@@ -21,8 +21,10 @@ def audit(train, test, **given): return leakage_audit(rows(*train), rows(*test, 
     ("Bob says that Ann has 7 red apples and 9 green pears in a big round basket.", "13 words, numbers masked", 14)])
 def test_levels(test, level, words):
     found = audit([LONG], [test])
-    assert found.to_dict("records") == [{"level": level, "test": "main/test/0", "train": "main/train/0", "words": words, "shared": found["shared"][0]}]
-    assert len(found["shared"][0].split()) == words
+    shared = found["shared"][0]
+    pair = {"level": level, "test": "main/test/0", "train": "main/train/0", "words": words, "shared": shared}
+    assert found.to_dict("records") == [pair]
+    assert len(shared.split()) == words
 
 
 def test_thirteen_words_are_needed():
@@ -84,5 +86,8 @@ def test_gsm8k():
     cfg = load_config("gemma-3-270m", training=False)
     if data_folder(cfg) is None: pytest.skip("no GSM8K folder is named")
     problems = load_gsm8k(cfg)
-    counts = [leakage_audit(problems["train"], problems[s]).groupby("level", observed=False)["test"].nunique().tolist() for s in ("test", "validation")]
-    assert counts == [[0, 0, 0, 3, 4], [0, 0, 0, 3, 0]]
+    def problems_of_each_level(split):
+        found = leakage_audit(problems["train"], problems[split])
+        return found.groupby("level", observed=False)["test"].nunique().tolist()
+    assert problems_of_each_level("test") == [0, 0, 0, 3, 4]
+    assert problems_of_each_level("validation") == [0, 0, 0, 3, 0]

@@ -3,7 +3,8 @@ import json, math, time
 import pytest
 from gsm8k_sft.logs import COLUMNS, read_logs
 
-STEPS = [{"step": s, "epoch": s / 10, "loss": 2.0 / s, "grad_norm": 1.0, "learning_rate": 1e-4, "tokens": 100 * s, "seconds": 2.0 * s} for s in range(1, 11)]
+STEPS = [{"step": s, "epoch": s / 10, "loss": 2.0 / s, "grad_norm": 1.0, "learning_rate": 1e-4, "tokens": 100 * s, "seconds": 2.0 * s}
+         for s in range(1, 11)]
 
 
 def write(path, text):
@@ -18,7 +19,8 @@ def values(table, metric="loss"): return table[table["metric"] == metric].sort_v
 
 
 def test_ours_and_a_trainers_are_equal(tmp_path):
-    history = [{k: v for k, v in r.items() if k not in ("tokens", "seconds")} | {"num_input_tokens_seen": r["tokens"], "train_runtime": r["seconds"]} for r in STEPS]
+    names = {"tokens": "num_input_tokens_seen", "seconds": "train_runtime"}
+    history = [{names.get(k, k): v for k, v in r.items()} for r in STEPS]
     theirs = write(tmp_path / "theirs" / "trainer_state.json", json.dumps({"log_history": history}))
     table = read_logs([our_log(tmp_path / "ours"), theirs])
     assert list(table.columns) == COLUMNS and set(table["run"]) == {"ours", "theirs"}
@@ -45,23 +47,31 @@ def test_a_loss_that_is_not_a_number_stays(tmp_path):
 
 
 def test_what_a_trainer_prints_is_text(tmp_path):
-    path = write(tmp_path / "shown.txt", "Loading\n{'loss': '11.74', 'grad_norm': '21.75', 'epoch': '0.1'}\n 10%|#  | {'loss': '11.5', 'grad_norm': 'nan'}\n{'train_runtime': '3.2'}\n")
-    assert values(read_logs(path, logging_steps=10)) == [11.74, 11.5] and sorted(read_logs(path, logging_steps=10)["step"].unique())[0] == 10
+    lines = ["Loading", "{'loss': '11.74', 'grad_norm': '21.75', 'epoch': '0.1'}",
+             " 10%|#  | {'loss': '11.5', 'grad_norm': 'nan'}", "{'train_runtime': '3.2'}"]
+    table = read_logs(write(tmp_path / "shown.txt", "\n".join(lines) + "\n"), logging_steps=10)
+    assert values(table) == [11.74, 11.5] and sorted(table["step"].unique())[0] == 10
 
 
 def test_an_empty_file_and_what_is_no_log(tmp_path):
     with pytest.warns(UserWarning, match="empty"): assert read_logs(write(tmp_path / "log.jsonl", "")).empty
-    with pytest.raises(ValueError, match=r"poem\.txt: not a training log\. Known are .*trainer_state\.json"): read_logs(write(tmp_path / "poem.txt", "roses are red"))
-    with pytest.raises(ValueError, match="no log.jsonl"): read_logs(tmp_path / "poems") if (tmp_path / "poems").mkdir() is None else None
+    poem = write(tmp_path / "poem.txt", "roses are red")
+    with pytest.raises(ValueError, match=r"poem\.txt: not a training log\. Known are .*trainer_state\.json"): read_logs(poem)
+    (tmp_path / "poems").mkdir()
+    with pytest.raises(ValueError, match="no log.jsonl"): read_logs(tmp_path / "poems")
 
 
 def test_kinds_can_be_mixed(tmp_path):
     csv = write(tmp_path / "chart.csv", "Step,a - train/loss,a - train/loss__MIN,b - train/loss\n1,2.0,2.0,3.0\n2,1.0,1.0,\n")
     table = read_logs([our_log(tmp_path / "run"), csv])
-    assert set(table["run"]) == {"run", "a", "b"} and values(table[table["run"] == "a"]) == [2.0, 1.0] and values(table[table["run"] == "b"]) == [3.0]
+    assert set(table["run"]) == {"run", "a", "b"}
+    for run, losses in (("a", [2.0, 1.0]), ("b", [3.0])): assert values(table[table["run"] == run]) == losses
 
 
-@pytest.mark.parametrize("line", ["[1, 2]", '"text"', '{"loss": 1}', '{"step": null}', '{"step": NaN, "loss": 1}', "\x00\xff", '{"step": 2} {"step": 3}'])
+NO_STEP = ["[1, 2]", '"text"', '{"loss": 1}', '{"step": null}', '{"step": NaN, "loss": 1}', "\x00\xff", '{"step": 2} {"step": 3}']
+
+
+@pytest.mark.parametrize("line", NO_STEP)
 def test_lines_that_are_no_step(line, tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1, "loss": 2.0}\n' + line + '\n{"step": 3, "loss": 1.0}\n', encoding="latin-1")
@@ -77,7 +87,8 @@ def test_damaged_lines_of_text_and_csv(tmp_path):
     text = write(tmp_path / "out.txt", "{'epoch': '1', 'loss': '0.5'}\n{'loss': '0.5', 'gr\n{'loss': oops, 'epoch': 1}\n")
     with pytest.warns(UserWarning) as caught: assert values(read_logs(text)) == [0.5]
     assert ["line 2: not valid" in str(caught[0].message), "line 3: not valid" in str(caught[1].message)] == [True, True]
-    with pytest.warns(UserWarning, match="line 3: not valid CSV"): assert values(read_logs(write(tmp_path / "e.csv", "Step,loss\n1,2\n2\n3,1\n"))) == [2.0, 1.0]
+    csv = write(tmp_path / "e.csv", "Step,loss\n1,2\n2\n3,1\n")
+    with pytest.warns(UserWarning, match="line 3: not valid CSV"): assert values(read_logs(csv)) == [2.0, 1.0]
 
 
 def test_a_damaged_wandb_file_keeps_its_other_records(tmp_path):
@@ -104,7 +115,8 @@ def test_other_files_are_no_logs(content, tmp_path):
 
 
 def test_printed_nan_and_a_logged_null(tmp_path):
-    table = read_logs(write(tmp_path / "out.txt", "{'loss': nan, 'grad_norm': -inf, 'epoch': 1}\n{'loss': 'nan', 'grad_norm': 'inf', 'epoch': '2'}\n"))
+    printed = "{'loss': nan, 'grad_norm': -inf, 'epoch': 1}\n{'loss': 'nan', 'grad_norm': 'inf', 'epoch': '2'}\n"
+    table = read_logs(write(tmp_path / "out.txt", printed))
     assert [math.isnan(v) for v in values(table)] == [True, True] and values(table, "grad_norm") == [-math.inf, math.inf]
     assert values(read_logs(our_log(tmp_path / "run", [STEPS[0], STEPS[1] | {"grad_norm": None}])), "grad_norm") == [1.0]
 
@@ -121,4 +133,5 @@ def test_two_runs_of_one_name(tmp_path):
 
 
 def test_a_chart_without_steps(tmp_path):
-    with pytest.raises(ValueError, match="no column of steps"): read_logs(write(tmp_path / "c.csv", '"Relative Time (Process)","a - loss"\n"1","2"\n'))
+    chart = write(tmp_path / "c.csv", '"Relative Time (Process)","a - loss"\n"1","2"\n')
+    with pytest.raises(ValueError, match="no column of steps"): read_logs(chart)
