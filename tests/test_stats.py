@@ -35,7 +35,13 @@ def test_mcnemar_is_a_binomial_sum(only_a, only_b):
     assert found == {"both": 4, "only_a": only_a, "only_b": only_b, "neither": 5, "p": pytest.approx(by_hand(only_a, only_b), rel=1e-9)}
 
 
-@pytest.mark.parametrize("a, b", [([], []), ([True], []), ([True, 2], [True, False]), ([[True]], [[True]]), ([None], [True]), (["yes"], ["no"])])
+@pytest.mark.parametrize("a, b", [
+    ([], []),
+    ([True], []),
+    ([True, 2], [True, False]),
+    ([[True]], [[True]]),
+    ([None], [True]),
+    (["yes"], ["no"])])
 def test_answers_that_are_none(a, b):
     for function in (mcnemar, paired_bootstrap, newcombe_interval):
         with pytest.raises(ValueError): function(a, b)
@@ -142,12 +148,14 @@ GOOD = predictions([True, False, True])
     (GOOD[:2] + [{"strict": True}], "without an id"), ([], "no predictions")])
 def test_compare_refuses(other, words):
     with pytest.raises(ValueError, match=words): compare(GOOD, other)
-    with pytest.raises(ValueError, match=words.replace("model 1", "baseline").replace("model 2", "other")): compare_many({"other": other}, GOOD)
+    named = words.replace("model 1", "baseline").replace("model 2", "other")
+    with pytest.raises(ValueError, match=named): compare_many({"other": other}, GOOD)
 
 
 def test_the_same_id_of_another_question():
-    with pytest.raises(ValueError, match="main/test/0 is another question"): compare(predictions([True], question="a"), predictions([True], question="b"))
-    with pytest.raises(ValueError, match="main/test/0 is another question"): compare(predictions([True], gold="1"), predictions([True], gold="2"))
+    for one, other in (({"question": "a"}, {"question": "b"}), ({"gold": "1"}, {"gold": "2"})):
+        a, b = predictions([True], **one), predictions([True], **other)
+        with pytest.raises(ValueError, match="main/test/0 is another question"): compare(a, b)
 
 
 def test_the_order_of_predictions_does_not_matter():
@@ -169,10 +177,13 @@ def result(folder, name, answers, kind="lora", split="test", **protocol):
 
 def test_results_from_a_folder(tmp_path):
     a, b = columns(20, 13, 27, 40)
-    result(tmp_path, "a", a); record = result(tmp_path, "b", b, "full"); result(tmp_path, "c", b)
+    result(tmp_path, "a", a)
+    record = result(tmp_path, "b", b, "full")
+    result(tmp_path, "c", b)
     assert str(compare("a", record, folder=tmp_path)) == (
-        "LoRA answers 33.0 % and full SFT 47.0 % of the same 100 problems right (strict): a difference of +14.0 points, 95 % interval [+2.0, +26.0] "
-        "(paired bootstrap); 40 problems are solved by one alone, 13 by the first and 27 by the second, exact McNemar p = 0.038: shown to be real at the 5 % level.")
+        "LoRA answers 33.0 % and full SFT 47.0 % of the same 100 problems right (strict): a difference of +14.0 points, "
+        "95 % interval [+2.0, +26.0] (paired bootstrap); 40 problems are solved by one alone, 13 by the first and 27 by the second, "
+        "exact McNemar p = 0.038: shown to be real at the 5 % level.")
     assert compare("a", "c", folder=tmp_path).name_b == "LoRA (run-c)"
     assert compare("a", "a", folder=tmp_path).difference == 0
     assert compare("a", predictions(b), folder=tmp_path).name_b == "model 2"
@@ -182,9 +193,14 @@ def test_results_from_a_folder(tmp_path):
 
 def test_results_that_do_not_go_together(tmp_path):
     a, b = columns(20, 13, 27, 40)
-    result(tmp_path, "a", a); result(tmp_path, "validation", b, split="validation"); result(tmp_path, "data", b, data_fingerprint="e")
-    result(tmp_path, "grader", b, grader="h"); stale = result(tmp_path, "stale", a); result(tmp_path, "stale", b); result(tmp_path, "gone", b)
-    for name, words in {"validation": "split: 'test' and 'validation'", "data": "data_fingerprint: 'd' and 'e'", "grader": "grader: 'g' and 'h'"}.items():
+    result(tmp_path, "a", a)
+    result(tmp_path, "validation", b, split="validation")
+    result(tmp_path, "data", b, data_fingerprint="e")
+    result(tmp_path, "grader", b, grader="h")
+    stale = result(tmp_path, "stale", a)
+    for name in ("stale", "gone"): result(tmp_path, name, b)
+    differ = {"validation": "split: 'test' and 'validation'", "data": "data_fingerprint: 'd' and 'e'", "grader": "grader: 'g' and 'h'"}
+    for name, words in differ.items():
         with pytest.raises(ValueError, match=words): compare("a", name, folder=tmp_path)
     with pytest.raises(ValueError, match="not those that the result was made from"): compare("a", stale, folder=tmp_path)
     with pytest.raises(ValueError, match="no such predictions"): compare("a", "nothing", folder=tmp_path)
@@ -225,7 +241,8 @@ def test_one_seed_is_said():
 
 
 def test_seeds_refuse(tmp_path):
-    result(tmp_path, "a", [True, False]); result(tmp_path, "b", [True, True])
+    result(tmp_path, "a", [True, False])
+    result(tmp_path, "b", [True, True])
     with pytest.raises(ValueError, match="at least one run"): compare_seeds([GOOD], [])
     with pytest.raises(ValueError, match="a is there twice"): compare_seeds(["a", "a"], ["b"], folder=tmp_path)
     with pytest.raises(ValueError, match="is only in"): compare_seeds([GOOD], [GOOD, GOOD[:1]])
@@ -233,5 +250,6 @@ def test_seeds_refuse(tmp_path):
 
 def test_importing_it_imports_no_other_chapter():
     "evaluate imports from here, and the slow libraries are for those who call"
-    code = "import sys, gsm8k_sft.stats; print([m for m in sys.modules if m.startswith(('gsm8k_sft.', 'scipy', 'pandas', 'torch', 'statsmodels'))])"
+    chapters = ("gsm8k_sft.", "scipy", "pandas", "torch", "statsmodels")
+    code = f"import sys, gsm8k_sft.stats; print([m for m in sys.modules if m.startswith({chapters})])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "['gsm8k_sft.stats']"
