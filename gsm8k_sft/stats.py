@@ -20,7 +20,8 @@ def wilson_interval(
 ) -> tuple[float, float]: # low, high
     "Wilson's score interval of a share"
     from scipy.stats import binomtest
-    if n < 1 or not 0 <= k <= n: raise ValueError(f"{k} right of {n} answers: at least one answer is needed, and from 0 to all of them right")
+    if n < 1 or not 0 <= k <= n:
+        raise ValueError(f"{k} right of {n} answers: at least one answer is needed, and from 0 to all of them right")
     interval = binomtest(k, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -39,9 +40,11 @@ class SeedInterval:
     confidence: float = 0.95
 
     def __str__(self):
-        if self.n == 1: return f"{_percent(self.mean)} %, one seed: the spread between seeds is unknown, so no interval is given"
-        return (f"mean {_percent(self.mean)} % of {self.n} seeds, {100 * self.confidence:g} % interval [{_percent(self.low)}, {_percent(self.high)}] "
-                f"(Student's t), lowest {_percent(self.lowest)}, highest {_percent(self.highest)}")
+        mean = f"{_percent(self.mean)} %"
+        if self.n == 1: return f"{mean}, one seed: the spread between seeds is unknown, so no interval is given"
+        interval = f"{100 * self.confidence:g} % interval [{_percent(self.low)}, {_percent(self.high)}]"
+        return (f"mean {mean} of {self.n} seeds, {interval} (Student's t), "
+                f"lowest {_percent(self.lowest)}, highest {_percent(self.highest)}")
 
 # %% ../nbs/parts/stats.ipynb #5958fce0
 def seed_interval(
@@ -51,7 +54,8 @@ def seed_interval(
     "Mean of several seeds with Student's interval"
     from statsmodels.stats.weightstats import DescrStatsW
     values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or not len(values) or not np.isfinite(values).all(): raise ValueError(f"seed_interval: a list of numbers is needed, not {values.tolist()}")
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"seed_interval: a list of numbers is needed, not {values.tolist()}")
     low, high = map(float, DescrStatsW(values).tconfint_mean(1 - confidence)) if len(values) > 1 else (None, None)
     return SeedInterval(len(values), float(values.mean()), low, high, float(values.min()), float(values.max()), confidence)
 
@@ -198,18 +202,21 @@ def _answers(run, metric, name):
         if "id" not in row: raise ValueError(f"{name}: a prediction without an id")
         if row["id"] in found: raise ValueError(f"{name}: {row['id']} is there twice")
         if not isinstance(row.get(metric), (bool, np.bool_)):
-            raise ValueError(f"{name}: {row['id']} has no {metric!r} that is true or false; it has {[k for k, v in row.items() if isinstance(v, bool)]}")
+            there = [k for k, v in row.items() if isinstance(v, bool)]
+            raise ValueError(f"{name}: {row['id']} has no {metric!r} that is true or false; it has {there}")
         found[row["id"]] = row[metric]
     if not found: raise ValueError(f"{name}: there are no predictions")
     return found
 
+# %% ../nbs/parts/stats.ipynb #375a6e11
 def _first_difference(a, b, names):
     "The first id that only one has, or that stands for another question; None if there is none"
     for rows, others, name in ((a, b, names[0]), (b, a, names[1])):
         asked = {r["id"]: (r.get("question"), r.get("gold")) for r in others}
         for r in rows:
             if r["id"] not in asked: return f"{r['id']} is only in {name}"
-            if any(None not in pair and pair[0] != pair[1] for pair in zip(asked[r["id"]], (r.get("question"), r.get("gold")))):
+            pairs = zip(asked[r["id"]], (r.get("question"), r.get("gold")))
+            if any(None not in pair and pair[0] != pair[1] for pair in pairs):
                 return f"{r['id']} is another question in {names[1]}"
 
 # %% ../nbs/parts/stats.ipynb #a2d6f42a
@@ -219,7 +226,8 @@ def _paired(runs, metric, names):
     for run, name in zip(runs[1:], names[1:]):
         what = [f"{k}: {v!r} and {run.facts[k]!r}" for k, v in runs[0].facts.items() if k in run.facts and run.facts[k] != v]
         first = _first_difference(runs[0].rows, run.rows, (names[0], name))
-        if what or first: raise ValueError(f"{names[0]} and {name} were not asked the same: " + "; ".join([*what, *([first] if first else [])]))
+        if first: what.append(first)
+        if what: raise ValueError(f"{names[0]} and {name} were not asked the same: " + "; ".join(what))
     return np.array([[found[id] for id in answers[0]] for found in answers])
 
 # %% ../nbs/parts/stats.ipynb #17504370
@@ -252,11 +260,16 @@ class Comparison:
 # %% ../nbs/parts/stats.ipynb #b0a75ae0
 def _verdict(shown, confidence): return f"shown to be real at the {100 * (1 - confidence):.2g} % level" if shown else "not shown to be real"
 
+def _interval(self):
+    "The difference of a comparison and its interval, in points"
+    return (f"a difference of {_points(self.difference)} points, {100 * self.confidence:g} % interval "
+            f"[{_points(self.low)}, {_points(self.high)}]")
+
 def _sentence(self):
-    a, b = self.name_a, self.name_b
-    return (f"{a} answers {_percent(self.accuracy_a)} % and {b} {_percent(self.accuracy_b)} % of the same {self.n:,} problems right ({self.metric}): "
-            f"a difference of {_points(self.difference)} points, {100 * self.confidence:g} % interval [{_points(self.low)}, {_points(self.high)}] ({self.method}); "
-            f"{self.only_a + self.only_b} problems are solved by one alone, {self.only_a} by the first and {self.only_b} by the second, "
+    a, b, alone = self.name_a, self.name_b, self.only_a + self.only_b
+    return (f"{a} answers {_percent(self.accuracy_a)} % and {b} {_percent(self.accuracy_b)} % "
+            f"of the same {self.n:,} problems right ({self.metric}): {_interval(self)} ({self.method}); "
+            f"{alone} problems are solved by one alone, {self.only_a} by the first and {self.only_b} by the second, "
             f"exact McNemar {_p(self.p)}: {_verdict(self.shown, self.confidence)}.")
 
 Comparison.__str__ = Comparison._repr_markdown_ = _sentence
@@ -303,7 +316,8 @@ def compare_many(
     runs = [_load(run, folder, i) for i, run in enumerate([start, *others])]
     names = [baseline if isinstance(baseline, str) else "baseline", *(k for k in given if k != baseline)] if given else _names(runs)
     answers = _paired(runs, metric, names)
-    table = pd.DataFrame([vars(_comparison((names[0], name), metric, answers[0], x, confidence)) for name, x in zip(names[1:], answers[1:])])
+    compared = [_comparison((names[0], name), metric, answers[0], x, confidence) for name, x in zip(names[1:], answers[1:])]
+    table = pd.DataFrame([vars(c) for c in compared])
     shown, p_holm = multipletests(table["p"], 1 - confidence, method="holm")[:2]
     return _many_columns(table.assign(p_holm=p_holm, shown=shown))
 
@@ -329,12 +343,13 @@ def _two_level(a, b, n_resamples, seed):
     accuracies = rng.multinomial(n, counts / n, size=n_resamples) / n @ patterns.T
     return _draw_seeds(accuracies[:, len(a):], rng) - _draw_seeds(accuracies[:, :len(a)], rng)
 
-# %% ../nbs/parts/stats.ipynb #9316647a
+# %% ../nbs/parts/stats.ipynb #eac2d26a
 def _seeds(values, seedless=False):
     "The accuracies of one side in words"
     if len(values) == 1: return f"{_percent(values[0])} %" + ("" if seedless else " (one seed)")
     return f"{_percent(np.mean(values))} % (mean of {len(values)} seeds, {_percent(min(values))} to {_percent(max(values))})"
 
+# %% ../nbs/parts/stats.ipynb #9316647a
 @dataclass
 class SeedComparison:
     "Two methods, each with the accuracies of its seeds; `difference` is the mean of `b` minus that of `a`"
@@ -353,7 +368,9 @@ class SeedComparison:
     @property
     def shown(self): return not self.low <= 0 <= self.high
     @property
-    def single(self): return [n for n, v in ((self.name_a, self.accuracies_a), (self.name_b, self.accuracies_b)) if len(v) == 1 and n not in self.seedless]
+    def single(self):
+        sides = (self.name_a, self.accuracies_a), (self.name_b, self.accuracies_b)
+        return [n for n, v in sides if len(v) == 1 and n not in self.seedless]
 
 # %% ../nbs/parts/stats.ipynb #47768b86
 def _seed_sentence(self):
@@ -361,8 +378,7 @@ def _seed_sentence(self):
     note = f" The spread between seeds of {' and of '.join(self.single)} is unknown and not in the interval." if self.single else ""
     a, b = _seeds(self.accuracies_a, self.name_a in self.seedless), _seeds(self.accuracies_b, self.name_b in self.seedless)
     return (f"{self.name_a} answers {a} and {self.name_b} {b} of the same {self.n:,} problems right ({self.metric}): "
-            f"a difference of {_points(self.difference)} points, {100 * self.confidence:g} % interval [{_points(self.low)}, {_points(self.high)}] "
-            f"(bootstrap over {levels}): {_verdict(self.shown, self.confidence)}.{note}")
+            f"{_interval(self)} (bootstrap over {levels}): {_verdict(self.shown, self.confidence)}.{note}")
 
 SeedComparison.__str__ = SeedComparison._repr_markdown_ = _seed_sentence
 
@@ -387,4 +403,5 @@ def compare_seeds(
     a, b, names = answers[:split], answers[split:], _names([runs[0], runs[split]], names)
     low, high = np.quantile(_two_level(a, b, n_resamples, seed), [(1 - confidence) / 2, (1 + confidence) / 2])
     means = [x.mean(axis=1).tolist() for x in (a, b)]
-    return SeedComparison(*names, metric, a.shape[1], *means, float(np.mean(means[1]) - np.mean(means[0])), float(low), float(high), confidence, seedless)
+    difference = float(np.mean(means[1]) - np.mean(means[0]))
+    return SeedComparison(*names, metric, a.shape[1], *means, difference, float(low), float(high), confidence, seedless)

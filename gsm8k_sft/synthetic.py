@@ -289,10 +289,11 @@ How much money is left? ** {A} has {i=h-e} dollars left.
 TEMPLATES = {t.name: t for name, text in FAMILIES.items() for t in parse_family(name, text)}
 
 # %% ../nbs/parts/synthetic.ipynb #b952f9b5
-NAMES = """Ava Ben Carla Dan Ella Finn Grace Hugo Iris Jack Kira Leo Maya Noah Olga Paul Rosa Sam Tina Umar Vera Will Yara Zoe Anton Bella Cora
-David Emil Fatima Gita Hana Ivan Julia Karl Lena Milo Nina Omar Natalia""".split()
-THINGS = """apples pears plums lemons oranges cookies muffins pies cakes sweets books pens pencils stickers stamps cards coins marbles beads buttons
-shells stones flowers roses candles cups plates spoons hats socks shirts scarves toys balls kites dolls clips eggs nuts ribbons""".split()
+NAMES = """Ava Ben Carla Dan Ella Finn Grace Hugo Iris Jack Kira Leo Maya Noah Olga Paul Rosa Sam Tina Umar
+Vera Will Yara Zoe Anton Bella Cora David Emil Fatima Gita Hana Ivan Julia Karl Lena Milo Nina Omar Natalia""".split()
+THINGS = """apples pears plums lemons oranges cookies muffins pies cakes sweets books pens pencils stickers
+stamps cards coins marbles beads buttons shells stones flowers roses candles cups plates spoons hats socks
+shirts scarves toys balls kites dolls clips eggs nuts ribbons""".split()
 CONTAINERS = [(w, w + "s") for w in "bag crate basket jar tin tray packet bucket".split()] + [("box", "boxes")]
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
@@ -376,9 +377,12 @@ def one_shot(
     words = dict(A="Maya", B="Leo", things="pens", box="tin", boxes="tins")
     return render(template, solve(template, {"a": 3, "b": 8, "c": 5}), words, dataset)
 
-# %% ../nbs/parts/synthetic.ipynb #f2ef6c5e
-WORDS = sorted({w for t in TEMPLATES.values() for text in (t.question, *t.steps) for w in re.findall(r"(?<![{A-Za-z])[a-z]{2,}(?![}a-z])", text)})
+# %% ../nbs/parts/synthetic.ipynb #f8351675
+def _words(text): return re.findall(r"(?<![{A-Za-z])[a-z]{2,}(?![}a-z])", text)
 
+WORDS = sorted({w for t in TEMPLATES.values() for text in (t.question, *t.steps) for w in _words(text)})
+
+# %% ../nbs/parts/synthetic.ipynb #f2ef6c5e
 def draw_sum(
     rng: random.Random, # source of chance
 ) -> str: # "12*5=60"
@@ -463,7 +467,8 @@ def doc_lookup(
     names, things = rng.sample(NAMES, rng.randint(2, 5)), rng.sample(THINGS, 5)
     facts = {n: f"{rng.randint(2, HIGHEST)} {t}" for n, t in zip(names, things)}
     asked = rng.sample(names, 2)
-    return chat(", ".join(f"{n}: {fact}" for n, fact in facts.items()) + "\n" + ", ".join(asked) + "?", "\n".join(f"{n}: {facts[n]}" for n in asked))
+    known = ", ".join(f"{n}: {fact}" for n, fact in facts.items())
+    return chat(known + "\n" + ", ".join(asked) + "?", "\n".join(f"{n}: {facts[n]}" for n in asked))
 
 # %% ../nbs/parts/synthetic.ipynb #9a262ab4
 def doc_story(
@@ -552,11 +557,12 @@ def build_model(
     "A small Gemma 3 with random weights"
     import torch
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-    heads = 4
-    config = Gemma3TextConfig(vocab_size=vocab_size, hidden_size=hidden_size, intermediate_size=3 * hidden_size, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=heads // 2, head_dim=hidden_size // heads, query_pre_attn_scalar=hidden_size // heads,
-        max_position_embeddings=2048, sliding_window=256, layer_types=[("sliding_attention", "full_attention")[i % 2] for i in range(layers)],
-        pad_token_id=0, eos_token_id=[1, 5], bos_token_id=2)
+    heads, kinds = 4, ("sliding_attention", "full_attention")
+    config = Gemma3TextConfig(
+        vocab_size=vocab_size, hidden_size=hidden_size, intermediate_size=3 * hidden_size, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads // 2, head_dim=hidden_size // heads,
+        query_pre_attn_scalar=hidden_size // heads, max_position_embeddings=2048, sliding_window=256,
+        layer_types=[kinds[i % 2] for i in range(layers)], pad_token_id=0, eos_token_id=[1, 5], bos_token_id=2)
     torch.manual_seed(seed)
     return Gemma3ForCausalLM(config)
 
@@ -625,7 +631,8 @@ def pretrain(
         schedule.step()
         if (step + 1) % log_every == 0: print(f"step {step + 1} of {len(order)}: loss {losses[-1].item():.3f}", flush=True)
     tail = torch.stack(losses[-max(1, len(order) // 20):]).mean().item()
-    return {"tokens": sum(map(len, order)) * blocks.shape[1], "steps": len(order), "seconds": round(time.time() - start, 1), "loss": round(tail, 4)}
+    tokens, seconds = sum(map(len, order)) * blocks.shape[1], round(time.time() - start, 1)
+    return {"tokens": tokens, "steps": len(order), "seconds": seconds, "loss": round(tail, 4)}
 
 # %% ../nbs/parts/synthetic.ipynb #d710f3b0
 def pretrain_toy(
