@@ -269,25 +269,26 @@ def _check_parameters(cfg, **given):
             raise ConfigError(f"{name}: the parameter says {value!r} but a file or an override says {found[name]!r}. "
                               f"Pass {name}={found[name]!r} as the parameter and leave it out elsewhere.")
 
+# %% ../nbs/00_core.ipynb #33fe0287
+_ABOVE_0 = """train.learning_rate train.max_grad_norm train.num_train_epochs train.per_device_train_batch_size train.logging_steps
+train.gradient_accumulation_steps train.save_steps train.max_tokens lora_config.r lora_config.lora_alpha data.max_length
+evaluation.batch_size evaluation.samples evaluation.top_p evaluation.max_new_tokens evaluation.save_every""".split()
+_SHARES = "data.validation_fraction lora_config.lora_dropout".split()
+_NOT_NEGATIVE = """evaluation.other_texts train.eval_steps train.validation_samples train.early_stopping_patience
+train.warmup_steps train.weight_decay""".split()
+
 # %% ../nbs/00_core.ipynb #34cc0656
 def _check_bounds(cfg):
     "Every number within its range"
-    t, d, l, e = cfg.train, cfg.data, cfg.lora_config, cfg.evaluation
-    above = {"train.learning_rate": t.learning_rate, "train.max_grad_norm": t.max_grad_norm, "train.num_train_epochs": t.num_train_epochs,
-             "train.per_device_train_batch_size": t.per_device_train_batch_size, "train.logging_steps": t.logging_steps,
-             "train.gradient_accumulation_steps": t.gradient_accumulation_steps, "train.save_steps": t.save_steps, "train.max_tokens": t.max_tokens,
-             "lora_config.r": l.r, "lora_config.lora_alpha": l.lora_alpha, "data.max_length": d.max_length,
-             "evaluation.batch_size": 1 if e.batch_size is None else e.batch_size, "evaluation.samples": e.samples, "evaluation.top_p": e.top_p,
-             "evaluation.max_new_tokens": e.max_new_tokens, "evaluation.save_every": e.save_every}
-    for key, value in above.items():
-        if not value > 0: raise ConfigError(f"{key}: {value} must be above 0")
-    for key, value in {"data.validation_fraction": d.validation_fraction, "lora_config.lora_dropout": l.lora_dropout}.items():
+    def values(keys): return {key: OmegaConf.select(cfg, key) for key in keys}.items()
+    for key, value in values(_ABOVE_0):
+        if value is not None and not value > 0: raise ConfigError(f"{key}: {value} must be above 0")
+    for key, value in values(_SHARES):
         if not 0 <= value < 1: raise ConfigError(f"{key}: {value} must be at least 0 and below 1")
-    if e.other_texts < 0: raise ConfigError(f"evaluation.other_texts: {e.other_texts} must not be negative")
-    for key in ("eval_steps", "validation_samples", "early_stopping_patience", "warmup_steps", "weight_decay"):
-        if t[key] < 0: raise ConfigError(f"train.{key}: {t[key]} must not be negative")
-    if t.max_steps == 0: raise ConfigError("train.max_steps: 0 trains nothing; -1 follows num_train_epochs")
-    for k in e.shots:
+    for key, value in values(_NOT_NEGATIVE):
+        if value < 0: raise ConfigError(f"{key}: {value} must not be negative")
+    if cfg.train.max_steps == 0: raise ConfigError("train.max_steps: 0 trains nothing; -1 follows num_train_epochs")
+    for k in cfg.evaluation.shots:
         if k < 0: raise ConfigError(f"evaluation.shots: {k} must not be negative")
 
 # %% ../nbs/00_core.ipynb #265328f1
@@ -305,16 +306,32 @@ def _check_schedule(cfg):
         raise ConfigError(f"train.lr_scheduler_kwargs.min_lr: {min_lr} must lie between 0 and train.learning_rate ({t.learning_rate})")
 
 # %% ../nbs/00_core.ipynb #301d88fa
-def _check_together(cfg):
-    "Keys that need each other"
-    t, e, targets = cfg.train, cfg.evaluation, cfg.lora_config.target_modules
-    if e.temperature < 0 or e.top_p > 1: raise ConfigError(f"evaluation.temperature ({e.temperature}) must not be negative, evaluation.top_p ({e.top_p}) at most 1")
-    if e.samples > 1 and not e.temperature: raise ConfigError("evaluation.samples: several answers to a problem need evaluation.temperature above 0; greedy ones are all the same")
-    if e.engine == "transformers" and (e.temperature or e.calculator): raise ConfigError("evaluation.engine: transformers answers greedily and without a calculator; use auto or slots")
-    if t.early_stopping_patience and not (t.eval_steps and cfg.data.validation_fraction):
+def _check_answers(cfg):
+    "How answers are drawn"
+    e = cfg.evaluation
+    if e.temperature < 0 or e.top_p > 1:
+        raise ConfigError(f"evaluation.temperature ({e.temperature}) must not be negative, evaluation.top_p ({e.top_p}) at most 1")
+    if e.samples > 1 and not e.temperature:
+        raise ConfigError("evaluation.samples: several answers to a problem need evaluation.temperature above 0; "
+                          "greedy ones are all the same")
+    if e.engine == "transformers" and (e.temperature or e.calculator):
+        raise ConfigError("evaluation.engine: transformers answers greedily and without a calculator; use auto or slots")
+
+# %% ../nbs/00_core.ipynb #8611983e
+def _check_stopping(cfg):
+    "What early stopping needs"
+    t = cfg.train
+    if not t.early_stopping_patience: return
+    if not (t.eval_steps and cfg.data.validation_fraction):
         raise ConfigError("train.early_stopping_patience: needs train.eval_steps and data.validation_fraction above 0")
-    if t.early_stopping_patience and t.save_steps != t.eval_steps:
-        raise ConfigError(f"train.save_steps: early stopping returns to the best checkpoint, so save_steps ({t.save_steps}) must equal eval_steps ({t.eval_steps})")
+    if t.save_steps != t.eval_steps:
+        raise ConfigError(f"train.save_steps: early stopping returns to the best checkpoint, "
+                          f"so save_steps ({t.save_steps}) must equal eval_steps ({t.eval_steps})")
+
+# %% ../nbs/00_core.ipynb #b227c643
+def _check_targets(cfg):
+    "Layers that can carry an adapter"
+    targets = cfg.lora_config.target_modules
     named = [targets] if isinstance(targets, str) else targets
     if not named or (isinstance(targets, str) and targets != "all-linear"):
         raise ConfigError(f"lora_config.target_modules: {targets!r} is neither 'all-linear' nor a list of module names")
@@ -350,7 +367,7 @@ def load_config(
     cfg = OmegaConf.structured(Config)
     for source, layer in _layers(preset, tuning, dataset, seed, config, overrides): cfg = _merge(cfg, layer, source)
     _check_parameters(cfg, preset=preset, tuning=tuning, dataset=dataset, seed=seed)
-    for check in (_check_bounds, _check_schedule, _check_together): check(cfg)
+    for check in (_check_bounds, _check_schedule, _check_answers, _check_stopping, _check_targets): check(cfg)
     if training: _check_hardware(cfg)
     cfg.run_name = cfg.run_name or _run_name(cfg, config, overrides)
     return cfg
@@ -371,7 +388,8 @@ def config_table(
     "The resolved configuration as a table"
     import pandas as pd
     base = _read_yaml(CONFIGS / "base.yaml")
-    rows = [(k, OmegaConf.select(cfg, k), OmegaConf.select(base, k)) for k in _keys(cfg) if not isinstance(OmegaConf.select(cfg, k), DictConfig)]
+    rows = [(k, OmegaConf.select(cfg, k), OmegaConf.select(base, k)) for k in _keys(cfg)]
+    rows = [row for row in rows if not isinstance(row[1], DictConfig)]
     table = pd.DataFrame([(k, str(v), "" if v == b else str(b)) for k, v, b in rows], columns=["key", "value", "default"])
     return table[table.default != ""].reset_index(drop=True) if changed_only else table
 
@@ -434,7 +452,8 @@ def read_config(
     "The resolved configuration of a run"
     path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
     base = _read_yaml(CONFIGS / "base.yaml")
-    since = OmegaConf.create({"evaluation": base.evaluation, "train": {"packing": False, "max_tokens": base.train.max_tokens, "speedup": "none"}})
+    plain = {"packing": False, "max_tokens": base.train.max_tokens, "speedup": "none"}
+    since = OmegaConf.create({"evaluation": base.evaluation, "train": plain})
     begun = _merge(OmegaConf.structured(Config), since, "base.yaml")
     return _merge(begun, _read_yaml(path), str(path))
 

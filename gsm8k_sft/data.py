@@ -664,5 +664,6 @@ class Collator:
         import torch
         from torch.nn.utils.rnn import pad_sequence
         def pad(rows, value): return pad_sequence([torch.as_tensor(r) for r in rows], batch_first=True, padding_value=value)
-        return {"input_ids": pad([e["input_ids"] for e in examples], self.pad_token_id), "labels": pad([e["labels"] for e in examples], -100),
-                "attention_mask": pad([torch.ones(len(e["input_ids"]), dtype=torch.int64) for e in examples], 0)}
+        real = [torch.ones(len(e["input_ids"]), dtype=torch.int64) for e in examples]
+        return {"input_ids": pad([e["input_ids"] for e in examples], self.pad_token_id),
+                "labels": pad([e["labels"] for e in examples], -100), "attention_mask": pad(real, 0)}
