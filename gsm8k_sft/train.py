@@ -12,7 +12,8 @@ import io, json, math, os, shutil, signal, sys, time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-from .models import count_parameters, load_model, load_tokenizer, precision_of, prepare_for_training, resolve_model, weights_fingerprint
+from .models import (count_parameters, load_model, load_tokenizer, precision_of, prepare_for_training, resolve_model,
+    weights_fingerprint)
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -22,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from .core import (check_choice, environment, load_config, peak_memory, read_config, read_json, run_folder, save_config, set_seed, setting, write_json, write_text)
+from .core import (check_choice, environment, load_config, peak_memory, read_config, read_json, run_folder, save_config,
+    set_seed, setting, write_json, write_text)
 from .memory import check_fits, memory_record
 from .packing import packed_loss
 from .speed import RecordedStep, compiled_layers, compiles, packed_collator, speedup_of, training_mode
@@ -37,8 +39,9 @@ class TrainingInterrupted(TrainingError):
     "Training was stopped by a signal and has left a checkpoint"
 
 # %% ../nbs/02_train.ipynb #1b56a794
-SAME = ("num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate weight_decay adam_beta1 adam_beta2 "
-        "optim max_grad_norm warmup_steps lr_scheduler_type logging_steps save_steps save_total_limit train_sampling_strategy").split()
+SAME = ("num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate weight_decay adam_beta1 "
+        "adam_beta2 optim max_grad_norm warmup_steps lr_scheduler_type logging_steps save_steps save_total_limit "
+        "train_sampling_strategy").split()
 
 def _evaluates(cfg): return bool(cfg.train.eval_steps) and cfg.data.validation_fraction > 0
 
@@ -113,7 +116,8 @@ class GSM8KTrainer(Trainer):
         self.inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         if cfg.train.packing: _check_packing(self.inner)
         self.speedup = speedup_of(cfg, self.inner, self.args.world_size)
-        if self.is_fsdp_enabled: self.accelerator.state.fsdp_plugin.mixed_precision_policy = None # autocast as everywhere, not bf16 weights and sums
+        if self.is_fsdp_enabled: # autocast as everywhere, not bf16 weights and sums
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.compiled, self.recorded = compiled_layers(self.inner) if compiles(self.speedup) else [], None
 
 # %% ../nbs/02_train.ipynb #f5890ff7
@@ -124,7 +128,8 @@ def _check_packing(inner):
 
 # %% ../nbs/02_train.ipynb #571a4896
 @patch
-def compute_loss_context_manager(self: GSM8KTrainer): return self.accelerator.autocast() # with FSDP2 nobody else does; elsewhere it is done twice
+def compute_loss_context_manager(self: GSM8KTrainer):
+    return self.accelerator.autocast() # with FSDP2 nobody else does; elsewhere it is done twice
 
 @patch
 def _chunk_loss(self: GSM8KTrainer, model, chunk):
@@ -269,7 +274,8 @@ def _check_finite(row, args):
     if not bad: return
     since = "" if args.logging_steps <= 1 else f" (or up to {int(args.logging_steps) - 1} before; train.logging_steps=1 tells)"
     last = last_checkpoint(args.output_dir)
-    raise TrainingError(f"{bad[0]} is {row[bad[0]]} at step {row['step']}{since}. Training stopped; {last.name if last else 'no checkpoint'} is kept. "
+    kept = last.name if last else "no checkpoint"
+    raise TrainingError(f"{bad[0]} is {row[bad[0]]} at step {row['step']}{since}. Training stopped; {kept} is kept. "
                         "Try a smaller train.learning_rate, longer warm-up, or model.precision=mixed.")
 
 # %% ../nbs/02_train.ipynb #b0a13fe4
@@ -282,7 +288,8 @@ def read_log(
     for number, line in enumerate(lines, 1):
         try: rows.append(json.loads(line))
         except ValueError:
-            if number < len(lines): raise TrainingError(f"{path}, line {number}: not valid JSON; move the file away to start anew") from None
+            if number == len(lines): continue # torn by a kill
+            raise TrainingError(f"{path}, line {number}: not valid JSON; move the file away to start anew") from None
     return rows
 
 # %% ../nbs/02_train.ipynb #3202d8e7
@@ -407,8 +414,9 @@ def _progress_line(rows, state):
 # %% ../nbs/02_train.ipynb #0ce13290
 def _evaluation_line(state, logs):
     "validation at step 100: loss 0.51, accuracy 12.5 %"
-    accuracy = f", accuracy {logs['eval_accuracy_strict']:.1%} strict, {logs['eval_finished']:.0%} ended" if "eval_accuracy_strict" in logs else ""
-    return f"validation at step {state.global_step}: loss {logs['eval_loss']:.3f}{accuracy}"
+    said = f"validation at step {state.global_step}: loss {logs['eval_loss']:.3f}"
+    if "eval_accuracy_strict" not in logs: return said
+    return f"{said}, accuracy {logs['eval_accuracy_strict']:.1%} strict, {logs['eval_finished']:.0%} ended"
 
 # %% ../nbs/02_train.ipynb #8a454d63
 PANELS = {"loss": "loss (nats a token)", "learning_rate": "learning rate", "grad_norm": "gradient norm", "tokens_per_second": "tokens/s"}
@@ -467,7 +475,7 @@ def load_for_training(cfg):
     tokens, reports = {}, {}
     for split in rows: tokens[split], reports[split] = tokenize_split(rows[split], tokenizer, renderer, cfg.data.max_length)
     for split, report in reports.items():
-        if report["n_too_long"]: print(f"{split}: {report['n_too_long']} examples are longer than data.max_length={cfg.data.max_length} and left out")
+        if n := report["n_too_long"]: print(f"{split}: {n} examples are longer than data.max_length={cfg.data.max_length} and left out")
     if not len(tokens["train"]): raise TrainingError("no training example is left; check data.max_length and data.train_samples")
     reports["memory"] = _check_memory(cfg, min(reports["train"]["longest"], cfg.data.max_length))
     set_seed(cfg.seed)
@@ -517,8 +525,9 @@ def wandb_run(
 def _opening_record(cfg, rows, reports, model, base_fingerprint):
     "What is known before the first step"
     train = reports["train"]
-    data = {"fingerprint": data_fingerprint(rows["train"]), "n_train": train["n"], "n_too_long": train["n_too_long"], "tokens": train["tokens"],
-            "supervised_tokens": train["supervised"], "n_validation": reports.get("validation", {}).get("n", 0)}
+    data = {"fingerprint": data_fingerprint(rows["train"]), "n_train": train["n"], "n_too_long": train["n_too_long"],
+            "tokens": train["tokens"], "supervised_tokens": train["supervised"],
+            "n_validation": reports.get("validation", {}).get("n", 0)}
     return {"status": "running", "preset": cfg.preset, "variant": cfg.variant, "run_name": cfg.run_name, "seed": cfg.seed,
             "tuning_method": cfg.tuning_method, "dataset": cfg.data.dataset, "lanes": int(os.environ.get("GSM8K_SFT_LANES", 1)),
             "base_model": cfg.model.path or cfg.model.name,
@@ -533,7 +542,8 @@ def _closing_record(trainer, log, needed, before=0):
     last, seconds = steps[-1], log.seconds
     final = steps[-max(1, len(steps) // 20):]
     return {"steps": last["step"], "epochs": last["epoch"], "tokens_seen": last["tokens"], "train_seconds": round(seconds, 2),
-            "tokens_per_second": round(last["tokens"] / seconds, 1), "peak_memory": peak, "memory": memory_record(needed, peak - before if gpu else None),
+            "tokens_per_second": round(last["tokens"] / seconds, 1), "peak_memory": peak,
+            "memory": memory_record(needed, peak - before if gpu else None),
             "final_loss": sum(r["loss"] for r in final) / len(final), "validation": evals[-1] if evals else None}
 
 # %% ../nbs/02_train.ipynb #8cf7f594
