@@ -77,6 +77,7 @@ def _biases(shape): return [n * shape.head_dim for n in (shape.heads, shape.kv_h
 def _linear(shape): return sum(n * m for n, m in linear_sizes(shape).values()) * shape.layers
 def _embedding(shape): return shape.vocabulary * shape.hidden
 
+# %% ../nbs/parts/memory.ipynb #12636bfd
 def _tensors(shape):
     "Elements of each weight, the embedding first"
     layer = [n * m for n, m in linear_sizes(shape).values()] + _biases(shape) + [shape.hidden] * _norms(shape)
@@ -119,21 +120,25 @@ def example_tokens(
     "Tokens of GSM8K's training examples for a model"
     return EXAMPLES["qwen2" if shape.kind == "qwen2" else "gemma"][dataset]
 
+# %% ../nbs/parts/memory.ipynb #dee0529c
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit")
 
 def _packs(cfg): return "packing" in cfg.train and cfg.train.packing
 
 def _attention(cfg, shape, device="cuda"):
-    "Gemma 2 caps its attention logits, which sdpa and flash can't"
+    "How attention is computed in training: sdpa, eager, flash or plain"
     if _packs(cfg): return "plain" if cfg.model.precision == "fp32" or device == "cpu" else "flash"
     asked = cfg.model.attn_implementation or ("eager" if shape.kind == "gemma2" else "sdpa")
     return asked if asked in ("sdpa", "eager") else "flash"
 
+# %% ../nbs/parts/memory.ipynb #4770c61c
 def _speedup(cfg, shape, device):
+    "none, compile or record"
     from gsm8k_sft.speed import choose_speedup
     return choose_speedup(cfg, sum(_tensors(shape)), device == "cuda")
 
 def _targets(targets):
+    "Last names of the layers with an adapter"
     if targets == "all-linear": return tuple(linear_sizes(Shape("gemma", *[1] * 7)))
     return tuple(t.rsplit(".", 1)[-1] for t in targets)
 
@@ -191,10 +196,12 @@ def _mask_bytes(s):
     if not s.dropout or s.tuning == "full": return 0
     return 1 if s.device == "cuda" else _learning(s)
 
+# %% ../nbs/parts/memory.ipynb #83399371
 def _widens(s):
     "Whether an adapter in fp32 widens its input. For 4-bit layers peft leaves that to autocast on CUDA, not on the CPU"
     return s.precision == "mixed" and (s.tuning == "lora" or (s.tuning == "qlora" and s.device == "cpu"))
 
+# %% ../nbs/parts/memory.ipynb #44c4bb15
 def _attention_bytes(shape, s):
     "Bytes a token that attention keeps"
     q, kv, H, c = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.heads, _product(s)
@@ -247,6 +254,7 @@ def _rest(shape, s):
     full, c = s.tuning == "full", _product(s)
     return _norm_bytes(shape, s) * shape.hidden + 4 + (c * shape.hidden if full else 0) + 16
 
+# %% ../nbs/parts/memory.ipynb #dddc9125
 def _cap(shape, s): return _product(s) * shape.vocabulary if shape.kind == "gemma2" else 0
 
 def _spared(shape, s):
@@ -335,6 +343,7 @@ def tiny_config(kind, **changes):
     from transformers import AutoConfig
     return AutoConfig.for_model(kind, **(TINY | changes))
 
+# %% ../nbs/parts/memory.ipynb #38813a9a
 def random_batch(rows, longest, vocabulary, padded=True, device="cpu"):
     "Random ids; with `padded`, the last row is a third shorter"
     import torch
@@ -354,6 +363,7 @@ def _tiny_case(kind, overrides, rows, longest, padded, changes):
     s = setup(cfg, tokens=rows * longest, longest=longest, padded=padded, attention=_attention(cfg, shape), device="cpu")
     return cfg, config, shape, s
 
+# %% ../nbs/parts/memory.ipynb #e3c1b89e
 def count_case(kind, overrides, rows=3, longest=64, padded=True, **changes):
     "Formula and count of one small case, in bytes"
     import torch
@@ -409,6 +419,7 @@ def _state_bytes(optimizer):
     found = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
     return sum(found.values())
 
+# %% ../nbs/parts/memory.ipynb #db7a4afc
 def step_case(kind, overrides, optim):
     "Formula and real bytes of weights, gradients and optimizer state"
     import bitsandbytes as bnb, torch
@@ -457,11 +468,13 @@ def _shared(shape, s):
     kinds = 1 if shape.kind == "gemma" else 2 # Gemma 2 and 3 have a mask for the sliding window too
     return s.tokens * s.longest * kinds * {"sdpa": int(s.padded), "eager": _product(s), "flash": 0, "plain": 0}[s.attention]
 
+# %% ../nbs/parts/memory.ipynb #cfbb7747
 def _largest(shape, s):
     "Bytes that come and go with the largest linear layer's backward: its gradient, or its 4-bit weights unpacked"
     n = max(a * b for a, b in linear_sizes(shape).values())
     return {"full": n * (6 if s.precision == "mixed" else _learning(s)), "lora": 0, "qlora": 2 * n}[s.tuning]
 
+# %% ../nbs/parts/memory.ipynb #3c733005
 def _passing(shape, s):
     "Bytes that pass while a layer is recomputed or goes backward: in the MLP, in an adapter that works in fp32, in a norm after the MLP"
     c, h, i = _product(s), shape.hidden, shape.intermediate
@@ -628,6 +641,7 @@ def usable(
     "What of a card's memory tensors can have"
     return int((CARDS[check_choice("card", card, tuple(CARDS))] - CONSTANTS["context"]) / (1 + CONSTANTS["fragmentation"]))
 
+# %% ../nbs/parts/memory.ipynb #79bfcdd6
 def smallest_card(
     total: int, # bytes, of a plan
 ) -> str: # a key of `CARDS`; – if none is large enough
@@ -771,6 +785,7 @@ def _measured_config(case):
     overrides = [*THREE_STEPS, *steps, *more, f"train.per_device_train_batch_size={case['rows']}"]
     return load_config(case["preset"], case["tuning"], overrides=overrides, training=False)
 
+# %% ../nbs/parts/memory.ipynb #7afa4424
 def _rows(case, count, vocabulary):
     "Random examples; every last one of a batch is shorter, where there are several"
     import numpy as np
@@ -884,6 +899,7 @@ def _print_epochs(speeds, tokens_per_epoch, dollars_per_hour):
         money = f", {e['dollars']:.2f} dollars" if dollars_per_hour else ""
         print(f"{name}: {speed:,.0f} tokens/s, an epoch of {tokens_per_epoch:,} tokens: {60 * e['hours']:.1f} minutes{money}")
 
+# %% ../nbs/parts/memory.ipynb #43e2fd6e
 def _print_plan(preset, tokens, longest, overrides):
     "The table of a preset as text; tokens of an epoch"
     cfg = load_config(preset, overrides=overrides, training=False)

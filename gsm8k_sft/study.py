@@ -32,6 +32,7 @@ class Method:
     epochs: list[float] = field(default_factory=list) # the first while rates are tried, then all at the best one; empty: as the preset says
     overrides: list[str] = field(default_factory=list)
 
+# %% ../nbs/parts/study.ipynb #2a169941
 @dataclass
 class Runs:
     "What is trained at a method's rate and asked the test questions"
@@ -50,6 +51,7 @@ class Base:
     overrides: list[str] = field(default_factory=list) # as in data.prompt_style=plain
     split: str = "test" # or validation: the problems that tries are judged on
 
+# %% ../nbs/parts/study.ipynb #425d8076
 @dataclass
 class Study:
     "A study"
@@ -115,6 +117,7 @@ def rate_name(
     mantissa, exponent = f"{rate:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
+# %% ../nbs/parts/study.ipynb #ae51fdeb
 @dataclass(frozen=True)
 class Setting:
     "What a method chooses"
@@ -140,6 +143,7 @@ def try_job(
     overrides = (*study.overrides, *m.overrides, *setting.overrides)
     return Job(study.preset, f"{method}_main-lr{setting.name}-s0", m.tuning, overrides=overrides, split="validation")
 
+# %% ../nbs/parts/study.ipynb #f5aa0bcd
 def run_jobs(
     study: DictConfig, # from `read_study`
     name: str, # one of its runs
@@ -152,6 +156,7 @@ def run_jobs(
     return [Job(study.preset, f"{label}_{d}-lr{setting.name}-s{s}", tuning, d, s, overrides, ask=tuple(r.ask))
             for s in r.seeds for d in r.datasets]
 
+# %% ../nbs/parts/study.ipynb #414ba46c
 def base_jobs(
     study: DictConfig, # from `read_study`
 ) -> list[Job]: # one for each item of `base`
@@ -171,6 +176,7 @@ def _config(job, ask=""):
     overrides = [*_run_overrides(job), f"evaluation.split={job.split}", *ask.split()]
     return load_config(job.preset, job.tuning or "full", job.dataset, job.seed, overrides=overrides, training=False)
 
+# %% ../nbs/parts/study.ipynb #1670c07b
 @cache
 def result_names(
     job: Job, # of a study
@@ -179,6 +185,7 @@ def result_names(
     asked = [(f"base-{k}shot", "") for k in job.shots] if not job.tuning else [(job.tuning, ask) for ask in job.ask]
     return [result_name(cfg := _config(job, ask), kind, cfg.data.test_samples if job.split == "test" else None) for kind, ask in asked]
 
+# %% ../nbs/parts/study.ipynb #964bb586
 def is_done(
     job: Job, # of a study
     folder: Path | None = None, # eval_results by default
@@ -203,6 +210,7 @@ def validation_right(
     found = read_json(path)
     return round(found["accuracy"]["strict"]["value"] * found["n"])
 
+# %% ../nbs/parts/study.ipynb #d820f7a0
 def choose_rate(
     right: dict[float, int | None], # learning rate -> problems right, None while it isn't known; the list as given
     given: list[float], # the list as given
@@ -421,6 +429,7 @@ def _place(job, out):
     if job.split == "validation": return out / "tries"
     return out if job.name.split("_")[0] in (*TUNINGS, "base") else out / "arms"
 
+# %% ../nbs/parts/study.ipynb #f242807b
 def _kept(job, out):
     "Where its evaluations lie there"
     return _place(job, out) / ("validation" if job.split == "validation" else "eval")
@@ -431,6 +440,7 @@ def _whole(name, job, at):
     if "x-t" in kind or at.name == "tries": return None
     return job.seed == 0 and at.name != "arms" and kind in ("full", "lora", "base-0shot")
 
+# %% ../nbs/parts/study.ipynb #90fb9b19
 def _all_jobs(study, folder):
     "Every job that can be named by now"
     settings = {m: chosen_setting(study, m, folder) for m in study.methods}
@@ -494,6 +504,7 @@ def _evaluations(study, root):
             run = e["configuration"].get("run_name") or _protocol(e)
             yield {**e, "file": path, "run": run, "experiment": run.rsplit("-lr", 1)[0]}
 
+# %% ../nbs/parts/study.ipynb #3a84101a
 def _found(evaluations):
     "experiment -> its plain test results, by seed"
     from gsm8k_sft.analysis import is_plain
@@ -510,6 +521,7 @@ def _over_seeds(values):
     mean, spread = 100 * sum(values) / len(values), f" ({100 * min(values):.1f} to {100 * max(values):.1f})"
     return keep_together(f"{mean:.1f} %" + (spread if len(values) > 1 else ""))
 
+# %% ../nbs/parts/study.ipynb #d40c4942
 def _asked_otherwise(evaluations):
     "experiment -> shares that are right with the calculator, and by majority of drawn answers, by seed"
     found = {}
@@ -546,6 +558,7 @@ def _verdicts(e):
     else: rows = [{k: a[k] for k in KEPT if k in a} for a in read_predictions(e["name"], folder)]
     return [r | {"id": r["id"].split("/", 1)[1]} for r in rows] # without the data set: both ask the same questions
 
+# %% ../nbs/parts/study.ipynb #73b3e07b
 def _sides(found, metric):
     "experiment -> its results; `base` is the untuned model's protocol with most right by that grader"
     bases = [v for k, v in found.items() if k.startswith("base-")]
@@ -562,6 +575,7 @@ def _pair(sides, a, b, metric):
     return {"a": names[0], "b": names[1], "grader": metric, **points, "seeds": f"{len(of_a)} and {len(of_b)}",
             "p, first seeds": float(f"{first.p:.2g}"), "visible": _visible(first), "shown": found.shown, "sentence": str(found)}
 
+# %% ../nbs/parts/study.ipynb #17422992
 def _visible(comparison):
     "The difference in points that McNemar's test finds four times in five; None for too few problems"
     try: return round(100 * smallest_difference(comparison.n, discordant=(comparison.only_a + comparison.only_b) / comparison.n), 1)
@@ -584,6 +598,7 @@ def _share(sides, name):
     "An experiment's share right by the stated number, over its seeds"
     return _over_seeds([e["accuracy"]["numeric"]["value"] for e in sides.get(name, [])])
 
+# %% ../nbs/parts/study.ipynb #40a5f4ca
 def _points(sides, a, b):
     "From a to b, by the stated number: +4.6 [+2.0, +7.2]"
     if not {a, b} <= sides.keys(): return "–"
