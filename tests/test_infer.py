@@ -6,7 +6,11 @@ from gsm8k_sft.core import load_config, save_config, set_seed, write_json
 from gsm8k_sft.infer import InferError, answer, answer_all, infer_file, open_model, read_questions
 from gsm8k_sft.models import ModelError, add_adapter, load_tokenizer, load_weights, resolve_model, weights_fingerprint
 
-QUESTIONS = ["Tom has 3 bags of 4 apples. How many apples has he?", "What is 2 + 2?", "Ann had 9 pens, gave 4 away and bought 2. How many has she?"]
+QUESTIONS = [
+    "Tom has 3 bags of 4 apples. How many apples has he?",
+    "What is 2 + 2?",
+    "Ann had 9 pens, gave 4 away and bought 2. How many has she?",
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +46,19 @@ def lora_run(tmp_path_factory):
 
 # Reading
 
-BAD = [(b'{"question": "a"', "not JSON"), (b'"text"', "not str"), (b"[1]", "not list"), (b"null", "not NoneType"), (b'{"q": "a"}', "no text under the key 'question'"),
-       (b'{"question": 7}', "no text under"), (b'{"question": "  "}', "no text under"), (b'{"question": "a", "id": [1]}', "the id must be"),
-       (b'{"question": "a", "id": null}', "the id must be"), (b'{"question": "\xff"}', "not UTF-8"), (b"[" * 100_000, "not JSON")]
+BAD = [
+    (b'{"question": "a"', "not JSON"),
+    (b'"text"', "not str"),
+    (b"[1]", "not list"),
+    (b"null", "not NoneType"),
+    (b'{"q": "a"}', "no text under the key 'question'"),
+    (b'{"question": 7}', "no text under"),
+    (b'{"question": "  "}', "no text under"),
+    (b'{"question": "a", "id": [1]}', "the id must be"),
+    (b'{"question": "a", "id": null}', "the id must be"),
+    (b'{"question": "\xff"}', "not UTF-8"),
+    (b"[" * 100_000, "not JSON"),
+]
 
 @pytest.mark.parametrize("line, says", BAD)
 def test_bad_line_is_reported_with_its_number(tmp_path, line, says):
@@ -90,7 +104,8 @@ def test_too_long_a_question_costs_only_itself(toy, tmp_path):
 
 def test_nothing_to_answer_writes_nothing(toy, tmp_path):
     (tmp_path / "q.jsonl").write_text("\n[]\n")
-    with pytest.raises(InferError, match="line 2: .*\n.*no question could be read"): infer_file(tmp_path / "q.jsonl", tmp_path / "a.jsonl", *toy)
+    with pytest.raises(InferError, match="line 2: .*\n.*no question could be read"):
+        infer_file(tmp_path / "q.jsonl", tmp_path / "a.jsonl", *toy)
     assert [p.name for p in tmp_path.iterdir()] == ["q.jsonl"]
 
 def test_existing_output_is_kept_unless_told(toy, questions, tmp_path):
@@ -144,7 +159,8 @@ def test_adapter_on_other_weights_is_refused(lora_run, tmp_path):
 
 def test_command_answers_a_file(questions, tmp_path, lora_run):
     with questions.open("a") as f: f.write("broken\n")
-    done = command("--model_path", "toy", "--adapter_path", lora_run, "--input", questions, "--output", tmp_path / "a.jsonl", "--max_new_tokens", 8)
+    done = command("--model_path", "toy", "--adapter_path", lora_run,
+                   "--input", questions, "--output", tmp_path / "a.jsonl", "--max_new_tokens", 8)
     assert done.returncode == 0 and "3 answered, 1 skipped" in done.stdout, done.stderr
     assert f"skipped: {questions}, line 4: not JSON" in done.stderr
     assert len(rows(tmp_path / "a.jsonl")) == 3
@@ -169,8 +185,8 @@ def test_interrupted_command_leaves_nothing(tmp_path):
     path.write_text("".join(json.dumps({"question": q}) + "\n" for q in QUESTIONS * 400))
     args = ["--model_path", "toy", "--input", path, "--output", tmp_path / "a.jsonl", "--batch_size", 1, "--max_new_tokens", 64]
     listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # tests that run in the background of a shell inherit that it is ignored
-    process = subprocess.Popen([sys.executable, "-m", "gsm8k_sft.infer", *map(str, args)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                               preexec_fn=listen)
+    line = [sys.executable, "-m", "gsm8k_sft.infer", *map(str, args)]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=listen)
     assert "answered" in process.stdout.readline() # it is at work
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
