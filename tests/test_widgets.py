@@ -5,14 +5,16 @@ import nbformat, pytest
 from gsm8k_sft.answers import grade_answer
 from gsm8k_sft.core import load_config, project_path
 from gsm8k_sft.models import load_model, load_tokenizer
-from gsm8k_sft.widgets import Explorer, answer_html, evaluations, explorer, filter_answers, live, pair_answers, playground, stream_pair, text_html
+from gsm8k_sft.widgets import (Explorer, answer_html, evaluations, explorer, filter_answers, live, pair_answers, playground,
+                               stream_pair, text_html)
 
 RESULTS = project_path("results")
 FULL, LORA, BASE = [f"toy{name}__toy__main" for name in ("-full_main-s0__test__full", "-lora_main-s0__test__lora", "__test__base-0shot")]
 
 
 def prediction(i, text, gold="#### 4", **kwargs):
-    return {"id": f"main/test/{i}", "question": f"Question {i}?", "gold": "4", "text": text, "n_tokens": 9, "finish_reason": "stop", **grade_answer(text, gold), **kwargs}
+    answer = {"id": f"main/test/{i}", "question": f"Question {i}?", "gold": "4", "text": text, "n_tokens": 9, "finish_reason": "stop"}
+    return answer | grade_answer(text, gold) | kwargs
 
 
 # Plain functions
@@ -26,7 +28,10 @@ def test_of_several_samples_the_first_is_paired():
     (pair,) = pair_answers(drawn, [prediction(0, "#### 7")])
     assert pair["a"]["extracted_strict"] == "4"
 
-@pytest.mark.parametrize("text", ["<b>4</b> & more", "<<1+1=2>><script>", "a\x00b", "####", "<<=>>", "<<1/0=3>>", "<<1+\n1=2>>", "2 + 2 = 4 = 4 + 0 = 4 #### 4", "", "𝟜 × 2 = 8", "#### -5 #### 7"])
+ODD = ["<b>4</b> & more", "<<1+1=2>><script>", "a\x00b", "####", "<<=>>", "<<1/0=3>>", "<<1+\n1=2>>",
+       "2 + 2 = 4 = 4 + 0 = 4 #### 4", "", "𝟜 × 2 = 8", "#### -5 #### 7"]
+
+@pytest.mark.parametrize("text", ODD)
 def test_marks_change_no_letter(text):
     "Without its marks, the HTML is the text"
     from html import unescape
@@ -141,7 +146,12 @@ def test_playground_answers_and_says_what_is_wrong(toy):
 # In a browser
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
-MISSING = [what for what, there in {"Chromium": CHROMIUM, "jupyterlab": importlib.util.find_spec("jupyterlab"), "websocket-client": importlib.util.find_spec("websocket")}.items() if not there]
+NEEDED = {
+    "Chromium": CHROMIUM,
+    "jupyterlab": importlib.util.find_spec("jupyterlab"),
+    "websocket-client": importlib.util.find_spec("websocket"),
+}
+MISSING = [what for what, there in NEEDED.items() if not there]
 
 def wait(what, get, seconds=90, told=str):
     "What `get` returns, once it is something"
@@ -159,7 +169,9 @@ class Page:
     def __init__(self, profile):
         import websocket
         port = wait("Chromium", lambda: (profile / "DevToolsActivePort").read_text().split()[0])
-        def tab(): return next(t["webSocketDebuggerUrl"] for t in json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list")) if t["type"] == "page")
+        def tab():
+            tabs = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list"))
+            return next(t["webSocketDebuggerUrl"] for t in tabs if t["type"] == "page")
         self.socket, self.n = websocket.create_connection(wait("tab", tab), suppress_origin=True, timeout=60), 0
 
     def __call__(self, method, **params):
@@ -177,8 +189,12 @@ class Page:
 
     def click(self, selector):
         "The pointer goes to the middle of an element, once that stands still, and presses"
-        find = f"""(() => {{ const e = document.querySelector({json.dumps(selector)}); if (!e) return null;
-            e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect(); return r.width ? [r.x + r.width / 2, r.y + r.height / 2] : null }})()"""
+        find = f"""(() => {{
+            const e = document.querySelector({json.dumps(selector)});
+            if (!e) return null;
+            e.scrollIntoView({{block: 'center'}});
+            const r = e.getBoundingClientRect();
+            return r.width ? [r.x + r.width / 2, r.y + r.height / 2] : null }})()"""
         seen = []
         def still(): seen.append(self.js(find)); return seen[-1] if seen[-1:] == seen[-2:-1] else None
         x, y = self.wait(selector, still)
@@ -194,8 +210,9 @@ def started(tmp_path):
     running = []
     def start(*command, **env):
         log = open(tmp_path / f"{len(running)}.log", "wb")
-        running.append(subprocess.Popen(list(map(str, command)), cwd=tmp_path, env={**os.environ, **env}, stdout=log, stderr=subprocess.STDOUT))
-        return running[-1]
+        program = subprocess.Popen(list(map(str, command)), cwd=tmp_path, env={**os.environ, **env}, stdout=log, stderr=subprocess.STDOUT)
+        running.append(program)
+        return program
     yield start
     for program in reversed(running):
         program.terminate()
@@ -206,28 +223,37 @@ def started(tmp_path):
 def lab(tmp_path, started):
     "The address of a notebook with the explorer in a JupyterLab of its own"
     source = f"from gsm8k_sft.widgets import explorer\nexplorer({str(RESULTS)!r}, {FULL!r}, {LORA!r})"
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata=kernel)
     (tmp_path / "notebooks").mkdir()
     nbformat.write(notebook, tmp_path / "notebooks" / "explore.ipynb")
     own = {f"JUPYTER_{k}_DIR": str(tmp_path / k.lower()) for k in ("CONFIG", "RUNTIME", "DATA")}
-    started(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", "--IdentityProvider.token=secret",
-            f"--ServerApp.root_dir={tmp_path / 'notebooks'}", "--LabApp.extension_manager=readonly", "--LabApp.news_url=", IPYTHONDIR=str(tmp_path / "ipython"), **own)
+    own["IPYTHONDIR"] = str(tmp_path / "ipython")
+    started(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0",
+            "--IdentityProvider.token=secret", f"--ServerApp.root_dir={tmp_path / 'notebooks'}",
+            "--LabApp.extension_manager=readonly", "--LabApp.news_url=", **own)
     def address(): return next(json.loads(p.read_text()) for p in (tmp_path / "runtime").glob("jpserver-*.json"))["url"]
     def ready(): return wait("server file", address, 1) if list((tmp_path / "runtime").glob("jpserver-*.json")) else None
     return f"{wait('JupyterLab', ready)}lab/tree/explore.ipynb?token=secret"
 
+FILTER = """(() => {
+    const e = [...document.querySelectorAll('.widget-dropdown select')][2];
+    e.value = 'they differ';
+    e.dispatchEvent(new Event('change', {bubbles: true})) })()"""
+
 @pytest.mark.skipif(bool(MISSING), reason=f"needs {' and '.join(MISSING)}, not found here")
 def test_explorer_in_jupyterlab(lab, started, tmp_path):
     "A click on next shows the next problem; a filter shows others"
-    started(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--remote-debugging-port=0",
-            f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", "about:blank")
+    started(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+            "--remote-debugging-port=0", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", "about:blank")
     page = Page(tmp_path / "profile")
     page("Page.navigate", url=lab)
     text = lambda: page.js("document.querySelector('.gsm8k-pair')?.innerText") or ""
     prompt = lambda: page.js("document.querySelector('.jp-InputPrompt')?.innerText.trim()")
     page.wait("kernel", lambda: page.js("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"))
     def run():
-        "The toolbar is there before the kernel listens, and goes on to a new cell then: back to the first, and once more, until that has begun"
+        """The toolbar is there before the kernel listens, and goes on to a new cell then:
+        back to the first, and once more, until that has begun"""
         if prompt() == "[ ]:":
             for selector in (".jp-CodeCell .jp-InputPrompt", '[data-command="notebook:run-cell-and-select-next"]'): page.click(selector)
             time.sleep(1)
@@ -240,6 +266,6 @@ def test_explorer_in_jupyterlab(lab, started, tmp_path):
     assert text() != before
     page.click(".jupyter-button:has(.fa-arrow-left)")
     page.wait("previous problem", lambda: text() == before)
-    page.js("(() => { const e = [...document.querySelectorAll('.widget-dropdown select')][2]; e.value = 'they differ'; e.dispatchEvent(new Event('change', {bubbles: true})) })()")
+    page.js(FILTER)
     page.wait("filter", lambda: "2 of 500" not in page.js("document.body.innerText") and "✗" in text() and "✓" in text())
     if "GSM8K_SFT_SCREENSHOT" in os.environ: page.screenshot(os.environ["GSM8K_SFT_SCREENSHOT"])
