@@ -23,7 +23,9 @@ class Clock(TrainerCallback):
     def __init__(self,
         collate, # the trainer's collator; call the clock in its place
         warm: int = 4, # steps that don't count
-    ): self.collate, self.warm, self.counts, self.sizes, self.before = collate, warm, [], [], time.perf_counter()
+    ):
+        self.collate, self.warm, self.before = collate, warm, time.perf_counter()
+        self.counts, self.sizes = [], []
     def __call__(self, examples):
         batch = self.collate(examples)
         mask = batch.get("attention_mask")
@@ -37,18 +39,26 @@ def _now():
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return time.perf_counter()
 
+# %% ../nbs/parts/throughput.ipynb #2f50c6ed
 def _step_end(self, args, state, control, **kwargs):
     if state.global_step == self.warm: self.start = _now()
     if state.global_step == state.max_steps: self.end = _now()
 
+Clock.on_step_end = _step_end
+
+# %% ../nbs/parts/throughput.ipynb #6cfbd757
 def _found(self, steps):
     "What the clock read"
     tokens = sum(self.counts[self.warm:steps])
     seconds = self.end - self.start
-    return {"tokens_per_second": round(tokens / seconds, 1), "step_seconds": round(seconds / (steps - self.warm), 4), "warm_seconds": round(self.start - self.before, 2),
-            "steps": steps - self.warm, "tokens": tokens, "most_tokens": max(self.sizes)}
+    return {
+        "tokens_per_second": round(tokens / seconds, 1),
+        "step_seconds": round(seconds / (steps - self.warm), 4),
+        "warm_seconds": round(self.start - self.before, 2),
+        "steps": steps - self.warm, "tokens": tokens, "most_tokens": max(self.sizes),
+    }
 
-Clock.on_step_end, Clock.found = _step_end, _found
+Clock.found = _found
 
 # %% ../nbs/parts/throughput.ipynb #8f4dbc02
 def bench_examples(
@@ -58,42 +68,66 @@ def bench_examples(
 ) -> list[dict]: # input_ids and labels, lists
     "GSM8K's training part, tokenised"
     from gsm8k_sft.data import Renderer, load_gsm8k, tokenize_split
-    cfg = load_config("gemma-3-270m", overrides=f"data.train_samples={limit}" if limit else "", training=False)
-    rows = tokenize_split(load_gsm8k(cfg, splits=["train"])["train"], tokenizer, Renderer(tokenizer, cfg.data.prompt_style), cfg.data.max_length)[0][:]
+    limited = f"data.train_samples={limit}" if limit else ""
+    cfg = load_config("gemma-3-270m", overrides=limited, training=False)
+    train, render = load_gsm8k(cfg, splits=["train"])["train"], Renderer(tokenizer, cfg.data.prompt_style)
+    rows = tokenize_split(train, tokenizer, render, cfg.data.max_length)[0][:]
     wrap = lambda ids: [t % vocabulary if t >= 0 else t for t in ids]
     return [{"input_ids": wrap(i), "labels": wrap(l)} for i, l in zip(rows["input_ids"], rows["labels"])]
 
 # %% ../nbs/parts/throughput.ipynb #68591d3a
-QUIET = "train.eval_steps=0 train.validation_samples=0 train.report_to=none train.train_sampling_strategy=random lora_config.lora_dropout=0 train.logging_steps=10"
+QUIET = ("train.eval_steps=0 train.validation_samples=0 train.report_to=none train.train_sampling_strategy=random "
+         "lora_config.lora_dropout=0 train.logging_steps=10")
 
 def _config(preset, tuning, overrides, steps):
-    return load_config(preset, tuning, overrides=[*QUIET.split(), f"train.max_steps={steps}", *overrides.split()], training=False)
+    overrides = [*QUIET.split(), f"train.max_steps={steps}", *overrides.split()]
+    return load_config(preset, tuning, overrides=overrides, training=False)
 
+# %% ../nbs/parts/throughput.ipynb #000b8627
 def _no_saving(args):
     from transformers.trainer_utils import SaveStrategy
     args.save_strategy = SaveStrategy.NO
     return args
 
 # %% ../nbs/parts/throughput.ipynb #3e19d420
-def our_trainer(cfg, model, rows, folder):
+def our_trainer(
+    cfg, # configuration from `load_config`
+    model, # to train
+    rows: list[dict], # from `bench_examples`
+    folder: str, # for what a trainer writes
+): # a `GSM8KTrainer`
     "This project's"
     import torch
     from gsm8k_sft.data import Collator
     from gsm8k_sft.speed import packed_collator
     from gsm8k_sft.train import GSM8KTrainer, training_arguments
     rows = [{k: torch.tensor(v) for k, v in r.items()} for r in rows]
-    trainer = GSM8KTrainer(cfg, None, model=model, args=_no_saving(training_arguments(cfg, folder)), train_dataset=rows, data_collator=Collator(0))
+    args = _no_saving(training_arguments(cfg, folder))
+    trainer = GSM8KTrainer(cfg, None, model=model, args=args, train_dataset=rows, data_collator=Collator(0))
     if cfg.train.packing: trainer.data_collator = packed_collator(cfg, trainer.speedup)
     return trainer
 
-# %% ../nbs/parts/throughput.ipynb #31ea9467
+# %% ../nbs/parts/throughput.ipynb #4be8a47a
+def _cpu():
+    import torch
+    return not torch.cuda.is_available()
+
+# %% ../nbs/parts/throughput.ipynb #f6e1e5a0
 def _arguments(cfg, folder, **more):
     "TrainingArguments' words for what all settings share"
     t = cfg.train
-    return dict(output_dir=folder, max_steps=t.max_steps, per_device_train_batch_size=t.per_device_train_batch_size, optim=t.optim, learning_rate=t.learning_rate,
-                max_grad_norm=t.max_grad_norm, logging_steps=t.logging_steps, report_to=[], disable_tqdm=True, save_strategy="no", seed=0, bf16=False, **more)
+    return dict(
+        output_dir=folder, max_steps=t.max_steps, per_device_train_batch_size=t.per_device_train_batch_size,
+        optim=t.optim, learning_rate=t.learning_rate, max_grad_norm=t.max_grad_norm, logging_steps=t.logging_steps,
+        report_to=[], disable_tqdm=True, save_strategy="no", seed=0, bf16=False, **more)
 
-def stock_trainer(cfg, model, rows, folder):
+# %% ../nbs/parts/throughput.ipynb #31ea9467
+def stock_trainer(
+    cfg, # as for `our_trainer`
+    model, # to train
+    rows: list[dict], # from `bench_examples`
+    folder: str, # for what a trainer writes
+): # a `Trainer`
     "transformers' Trainer"
     from datasets import Dataset
     from gsm8k_sft.data import Collator
@@ -101,12 +135,13 @@ def stock_trainer(cfg, model, rows, folder):
     args = TrainingArguments(**_arguments(cfg, folder, remove_unused_columns=False, use_cpu=_cpu()))
     return Trainer(model=model, args=args, train_dataset=Dataset.from_list(rows), data_collator=Collator(0))
 
-def _cpu():
-    import torch
-    return not torch.cuda.is_available()
-
 # %% ../nbs/parts/throughput.ipynb #22ea565c
-def trl_trainer(cfg, model, rows, folder):
+def trl_trainer(
+    cfg, # as for `our_trainer`
+    model, # to train
+    rows: list[dict], # from `bench_examples`
+    folder: str, # for what a trainer writes
+): # an `SFTTrainer`
     "TRL's SFTTrainer"
     import warnings
     from datasets import Dataset
@@ -114,10 +149,24 @@ def trl_trainer(cfg, model, rows, folder):
     from trl import SFTConfig, SFTTrainer
     warnings.filterwarnings("ignore", category=FutureWarning)
     liger = not _cpu()
-    args = SFTConfig(**_arguments(cfg, folder, packing=True, max_length=2048 if liger else 256, use_liger_kernel=liger, gradient_checkpointing=False, use_cpu=_cpu()))
-    return SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=load_tokenizer(load_config("gemma-3-270m", training=False)))
+    packed = dict(packing=True, max_length=2048 if liger else 256, use_liger_kernel=liger)
+    args = SFTConfig(**_arguments(cfg, folder, **packed, gradient_checkpointing=False, use_cpu=_cpu()))
+    tokenizer = load_tokenizer(load_config("gemma-3-270m", training=False))
+    return SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
+# %% ../nbs/parts/throughput.ipynb #0db36524
 TRAINERS = {"ours": our_trainer, "stock": stock_trainer, "trl": trl_trainer}
+
+# %% ../nbs/parts/throughput.ipynb #9073f4b8
+def _all_logits(hidden, weight, targets, softcap=None, dtype=None, rows=None):
+    "`linear_cross_entropy` with all logits at once"
+    import torch
+    return torch.nn.functional.cross_entropy((hidden @ weight.T).float(), targets, reduction="sum")
+
+# %% ../nbs/parts/throughput.ipynb #672da9cf
+def _plain_softmax(device):
+    from gsm8k_sft import packing
+    return packing._nll_and_slope, 2048
 
 # %% ../nbs/parts/throughput.ipynb #a480c46c
 @contextmanager
@@ -125,50 +174,79 @@ def without(
     lever: str, # "head": the loss makes all logits; "softmax": its softmax is not compiled; "": nothing is taken out
 ):
     "Packed steps without one of their levers"
-    import torch
     from gsm8k_sft import packing
-    def plain(hidden, weight, targets, softcap=None, dtype=None, rows=None):
-        return torch.nn.functional.cross_entropy((hidden @ weight.T).float(), targets, reduction="sum")
-    name, other = {"head": ("linear_cross_entropy", plain), "softmax": ("_on", lambda device: (packing._nll_and_slope, 2048)), "": ("PACKED", packing.PACKED)}[lever]
+    levers = {"head": ("linear_cross_entropy", _all_logits), "softmax": ("_on", _plain_softmax), "": ("PACKED", packing.PACKED)}
+    name, other = levers[lever]
     before = getattr(packing, name)
     setattr(packing, name, other)
     try: yield
     finally: setattr(packing, name, before)
 
-# %% ../nbs/parts/throughput.ipynb #fe83fbcc
-BF16 = "model.precision=bf16 train.optim=adamw_bnb_8bit train.gradient_accumulation_steps=1 "
-PADDED, PACKED40 = BF16 + "train.packing=false ", BF16 + "train.packing=true train.per_device_train_batch_size=40 train.max_tokens=9216 train.gradient_checkpointing=false "
+# %% ../nbs/parts/throughput.ipynb #ec0afa57
+def _case(name, preset, tuning, overrides, trainer="ours", without="", **steps):
+    return dict(name=name, preset=preset, tuning=tuning, trainer=trainer, overrides=overrides, without=without, **steps)
 
+# %% ../nbs/parts/throughput.ipynb #72525f8c
+BF16 = "model.precision=bf16 train.optim=adamw_bnb_8bit train.gradient_accumulation_steps=1 "
+PADDED = BF16 + "train.packing=false "
+PACKED40 = (BF16 + "train.packing=true train.per_device_train_batch_size=40 train.max_tokens=9216 "
+            "train.gradient_checkpointing=false ")
+
+# %% ../nbs/parts/throughput.ipynb #fe83fbcc
 def _ladder(tuning):
     "From stock to ours, lever by lever; then TRL, which patches transformers, at the end"
-    rows = {"Trainer with checkpointing": ("stock", PADDED + "train.per_device_train_batch_size=8 train.gradient_checkpointing=true", ""),
-            "Trainer": ("stock", PADDED + "train.per_device_train_batch_size=8 train.gradient_checkpointing=false", ""),
-            "packed": ("ours", PACKED40 + "train.speedup=none", "head"), "+ no logits": ("ours", PACKED40 + "train.speedup=none", "softmax"),
-            "+ softmax compiled": ("ours", PACKED40 + "train.speedup=none", ""), "+ layers compiled": ("ours", PACKED40 + "train.speedup=compile", "")}
-    trl = {f"TRL 2048 x {n}": ("trl", BF16 + f"train.per_device_train_batch_size={n} train.gradient_checkpointing=false", "") for n in (4, 8)}
-    return [dict(name=k, preset="gemma-2b-it", tuning=tuning, trainer=v[0], overrides=v[1], without=v[2]) for k, v in (rows | trl).items()]
+    padded = PADDED + "train.per_device_train_batch_size=8 train.gradient_checkpointing="
+    plain, layers = PACKED40 + "train.speedup=none", PACKED40 + "train.speedup=compile"
+    rungs = [
+        ("Trainer with checkpointing", padded + "true", "stock", ""), ("Trainer", padded + "false", "stock", ""),
+        ("packed", plain, "ours", "head"), ("+ no logits", plain, "ours", "softmax"),
+        ("+ softmax compiled", plain, "ours", ""), ("+ layers compiled", layers, "ours", ""),
+    ]
+    for n in (4, 8):
+        overrides = BF16 + f"train.per_device_train_batch_size={n} train.gradient_checkpointing=false"
+        rungs.append((f"TRL 2048 x {n}", overrides, "trl", ""))
+    return [_case(name, "gemma-2b-it", tuning, *rest) for name, *rest in rungs]
 
 # %% ../nbs/parts/throughput.ipynb #24b10f7c
+def _gemma_2b():
+    roomy = BF16 + "train.packing=true train.gradient_checkpointing=false train.per_device_train_batch_size="
+    cases = [
+        ("ours: 16 examples", "full", roomy + "16"),
+        ("ours: 56 examples", "full", roomy + "56 train.max_tokens=12800"),
+        ("ours: checkpointing", "full", PACKED40 + "train.gradient_checkpointing=true"),
+        ("ours: 36 examples", "lora", roomy + "36"),
+        ("ours: dropout 0.05", "lora", PACKED40 + "lora_config.lora_dropout=0.05"),
+        ("ours: fp32 masters", "full", PACKED40 + "model.precision=mixed"),
+        ("ours", "qlora", PACKED40),
+    ]
+    return [_case(name, "gemma-2b-it", *rest) for name, *rest in cases]
+
+# %% ../nbs/parts/throughput.ipynb #6deaa8b9
+def _gemma_3():
+    small = "train.packing=true train.optim=adamw_torch_fused train.per_device_train_batch_size=32 train.speedup="
+    full = [_case(f"ours: {s}", "gemma-3-270m", "full", small + s) for s in ("none", "compile", "record")]
+    return [*full, _case("ours: record", "gemma-3-270m", "lora", small + "record")]
+
+# %% ../nbs/parts/throughput.ipynb #5c28bfb1
+def _gemma_9b(name, tuning, examples, max_tokens, checkpointing):
+    overrides = (f"train.packing=true train.per_device_train_batch_size={examples} train.max_tokens={max_tokens} "
+                 f"train.gradient_checkpointing={checkpointing}")
+    return _case(name, "gemma-2-9b-it", tuning, BF16 + overrides)
+
+# %% ../nbs/parts/throughput.ipynb #62d1d861
 STUDIED = ("gemma-3-270m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b")
 
+def _studied():
+    dropout = "lora_config.lora_dropout=0.05" # `QUIET` takes it out
+    return [_case("as the study trains", p, t, dropout, steps=80, warm=30) for p in STUDIED for t in TUNINGS]
+
+# %% ../nbs/parts/throughput.ipynb #f676bd66
 def _more():
     "Other shapes, and what else one may ask"
-    ours = lambda name, preset, tuning, overrides: dict(name=name, preset=preset, tuning=tuning, trainer="ours", overrides=overrides, without="")
-    two, small = BF16 + "train.packing=true train.gradient_checkpointing=false ", "train.packing=true train.optim=adamw_torch_fused "
-    return [ours("ours: 16 examples", "gemma-2b-it", "full", two + "train.per_device_train_batch_size=16"),
-            ours("ours: 56 examples", "gemma-2b-it", "full", two + "train.per_device_train_batch_size=56 train.max_tokens=12800"),
-            ours("ours: checkpointing", "gemma-2b-it", "full", PACKED40 + "train.gradient_checkpointing=true"),
-            ours("ours: 36 examples", "gemma-2b-it", "lora", two + "train.per_device_train_batch_size=36"),
-            ours("ours: dropout 0.05", "gemma-2b-it", "lora", PACKED40 + "lora_config.lora_dropout=0.05"),
-            ours("ours: fp32 masters", "gemma-2b-it", "full", PACKED40 + "model.precision=mixed"),
-            ours("ours", "gemma-2b-it", "qlora", PACKED40),
-            *[ours(f"ours: {s}", "gemma-3-270m", "full", small + f"train.per_device_train_batch_size=32 train.speedup={s}") for s in ("none", "compile", "record")],
-            ours("ours: record", "gemma-3-270m", "lora", small + "train.per_device_train_batch_size=32 train.speedup=record"),
-            ours("ours", "gemma-2-9b-it", "full", BF16 + "train.packing=true train.per_device_train_batch_size=56 train.max_tokens=12800 train.gradient_checkpointing=true"),
-            *[ours("as the study trains", p, t, "lora_config.lora_dropout=0.05") | {"steps": 80, "warm": 30} for p in STUDIED for t in TUNINGS],
-            ours("ours: no checkpointing", "gemma-2-9b-it", "full", BF16 + "train.packing=true train.per_device_train_batch_size=16 train.max_tokens=4096 train.gradient_checkpointing=false"),
-            ours("ours", "gemma-2-9b-it", "qlora", BF16 + "train.packing=true train.per_device_train_batch_size=16 train.max_tokens=4096 train.gradient_checkpointing=true")]
+    return [*_gemma_2b(), *_gemma_3(), _gemma_9b("ours", "full", 56, 12800, "true"), *_studied(),
+            _gemma_9b("ours: no checkpointing", "full", 16, 4096, "false"), _gemma_9b("ours", "qlora", 16, 4096, "true")]
 
+# %% ../nbs/parts/throughput.ipynb #0546e6ab
 def training_cases() -> list[dict]:
     "All settings, in the order in which they are measured; TRL's last"
     return sorted([*_ladder("full"), *_ladder("lora"), *_more()], key=lambda c: c["trainer"] == "trl")
@@ -183,6 +261,33 @@ def _predicted(case, cfg, config, most):
     except UnknownMemory: return {}
     return {"shape": asdict(shape), "setup": asdict(s), "predicted": plan(shape, s).total}
 
+# %% ../nbs/parts/throughput.ipynb #ddfdbcfe
+def _random_start(cfg, changes):
+    "A random model of a setting, and its configuration"
+    import torch
+    from gsm8k_sft.memory import random_training_model
+    from gsm8k_sft.models import SHAPES
+    from transformers import AutoConfig
+    gpu = torch.cuda.is_available()
+    config = AutoConfig.for_model(**SHAPES[cfg.model.name] | changes)
+    torch.manual_seed(0)
+    model = random_training_model(cfg, config, "cuda" if gpu else "cpu")
+    if gpu: torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
+    return model, config
+
+# %% ../nbs/parts/throughput.ipynb #fd402fb8
+def _peak():
+    import torch
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+# %% ../nbs/parts/throughput.ipynb #2477a113
+def _clocked(trainer, warm):
+    "Train; the clock that watched"
+    trainer.data_collator = clock = Clock(trainer.data_collator, warm)
+    trainer.add_callback(clock)
+    trainer.train()
+    return clock
+
 # %% ../nbs/parts/throughput.ipynb #0c77d9ba
 def measure_training(
     case: dict, # of `training_cases`
@@ -191,22 +296,14 @@ def measure_training(
     changes: dict = {}, # of the shape, for tests
 ) -> dict: # the case with speed, memory and prediction
     "Train a setting for some steps"
-    import torch
-    from gsm8k_sft.memory import random_training_model
-    from gsm8k_sft.models import SHAPES, count_parameters
-    from transformers import AutoConfig
+    from gsm8k_sft.models import count_parameters
     steps = case.get("steps", steps)
-    gpu, cfg = torch.cuda.is_available(), _config(case["preset"], case["tuning"], case["overrides"], steps)
-    config = AutoConfig.for_model(**SHAPES[cfg.model.name] | changes)
-    torch.manual_seed(0)
-    model = random_training_model(cfg, config, "cuda" if gpu else "cpu")
-    if gpu: torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
+    cfg = _config(case["preset"], case["tuning"], case["overrides"], steps)
+    model, config = _random_start(cfg, changes)
     with tempfile.TemporaryDirectory() as folder, without(case["without"]):
         trainer = TRAINERS[case["trainer"]](cfg, model, rows, folder)
-        trainer.data_collator = clock = Clock(trainer.data_collator, case.get("warm", 4))
-        trainer.add_callback(clock)
-        trainer.train()
-    found = {**case, **clock.found(steps), "parameters": count_parameters(model), "measured": torch.cuda.max_memory_allocated() if gpu else None}
+        clock = _clocked(trainer, case.get("warm", 4))
+    found = {**case, **clock.found(steps), "parameters": count_parameters(model), "measured": _peak()}
     return {**found, "speedup": getattr(trainer, "speedup", None), **_predicted(case, cfg, config, max(clock.sizes))}
 
 # %% ../nbs/parts/throughput.ipynb #6ac30003
@@ -221,6 +318,7 @@ def matmul_rate(
     for _ in range(20): a @ b
     return 20 * 2 * n**3 / (_now() - start)
 
+# %% ../nbs/parts/throughput.ipynb #d4d17863
 def utilisation(
     row: dict, # from `measure_training`
     rate: float, # from `matmul_rate`
@@ -237,6 +335,7 @@ def _attempt(case, rows, steps, seconds):
         traceback.print_exc()
         return {**case, "error": f"{type(e).__name__}: {str(e).splitlines()[0][:300] if str(e) else ''}"}
 
+# %% ../nbs/parts/throughput.ipynb #d9263f0c
 def _forget_embeddings():
     "bitsandbytes remembers every module that the Trainer wants in 32 bits, and so keeps its weights"
     try: from bitsandbytes.optim import GlobalOptimManager
@@ -244,6 +343,7 @@ def _forget_embeddings():
     manager = GlobalOptimManager.get_instance()
     manager.module_weight_config_triple.clear(), manager.pid2config.clear()
 
+# %% ../nbs/parts/throughput.ipynb #0473c356
 def forget_run(
     compiled: bool = True, # what was compiled for it too
 ):
@@ -258,10 +358,20 @@ def _begun(out, resume):
     "The record as it is, or a new one"
     import torch
     old = read_json(out) if resume and Path(out).exists() else {}
-    if old.get("environment", {}).get("gpus") == environment()["gpus"]: return old | {"items": [i for i in old["items"] if "error" not in i]}
-    return {"environment": environment(), "matmul_rate": matmul_rate() if torch.cuda.is_available() else None, "items": []}
+    same_card = old.get("environment", {}).get("gpus") == environment()["gpus"]
+    if same_card: return old | {"items": [i for i in old["items"] if "error" not in i]}
+    rate = matmul_rate() if torch.cuda.is_available() else None
+    return {"environment": environment(), "matmul_rate": rate, "items": []}
 
+# %% ../nbs/parts/throughput.ipynb #f12dbf4c
 def _name(case): return f"{case['preset']} {case['tuning']} {case['name']}"
+
+def _told(row):
+    "A result in words"
+    if "error" in row: return row["error"]
+    measured, predicted = (row["measured"] or 0) / 2**30, row.get("predicted", 0) / 2**30
+    return (f"{row['tokens_per_second']:,.0f} tokens/s, MFU {row.get('mfu', 0):.1%}, step {row['step_seconds']} s, "
+            f"{measured:.2f} GiB (predicted {predicted:.2f}), warm {row['warm_seconds']} s")
 
 # %% ../nbs/parts/throughput.ipynb #ea815de7
 def bench_training(
@@ -274,16 +384,16 @@ def bench_training(
 ) -> dict: # environment, matmul_rate, items
     "Measure all settings on this machine's GPU"
     from gsm8k_sft.models import load_tokenizer
-    record, rows = _begun(out, resume), bench_examples(load_tokenizer(load_config("gemma-3-270m", training=False)), 256_000, 2000)
-    done = [_name(i) for i in record["items"]]
+    record = _begun(out, resume)
+    rows = bench_examples(load_tokenizer(load_config("gemma-3-270m", training=False)), 256_000, 2000)
+    rate, done = record["matmul_rate"], [_name(i) for i in record["items"]]
     for case in training_cases():
         full = _name(case)
         if full in done or (names and not any(n in full for n in names)): continue
         record["items"].append(row := _attempt(case, rows, steps, seconds))
         forget_run()
-        if "error" not in row and record["matmul_rate"]: row["mfu"] = round(utilisation(row, record["matmul_rate"]), 4)
-        say(f"{full}: " + (row["error"] if "error" in row else f"{row['tokens_per_second']:,.0f} tokens/s, MFU {row.get('mfu', 0):.1%}, step {row['step_seconds']} s, "
-            f"{(row['measured'] or 0) / 2**30:.2f} GiB (predicted {row.get('predicted', 0) / 2**30:.2f}), warm {row['warm_seconds']} s"))
+        if "error" not in row and rate: row["mfu"] = round(utilisation(row, rate), 4)
+        say(f"{full}: {_told(row)}")
         write_json(Path(out), record)
     return read_json(out) if record["items"] else record
 
@@ -297,7 +407,18 @@ def main(
     seconds: int = 100, # allowed for each setting
 ):
     "Measure training on this machine's GPU"
-    bench_training(out, [n.strip() for n in names.split(",") if n.strip()], steps, seconds, say=lambda text: print(text, flush=True), resume=resume)
+    wanted = [n.strip() for n in names.split(",") if n.strip()]
+    bench_training(out, wanted, steps, seconds, say=lambda text: print(text, flush=True), resume=resume)
+
+# %% ../nbs/parts/throughput.ipynb #254b24e3
+def _table_row(item):
+    return {
+        "call": item.get("call"), "tuning": item["tuning"], "setting": item["name"],
+        "tokens/s": item.get("tokens_per_second"),
+        "MFU %": 100 * item["mfu"] if "mfu" in item else None,
+        "peak GiB": item["measured"] / 2**30 if item.get("measured") else None,
+        "first steps, s": item.get("warm_seconds"), "error": item.get("error", ""),
+    }
 
 # %% ../nbs/parts/throughput.ipynb #a9422abb
 def training_table(
@@ -306,11 +427,22 @@ def training_table(
 ): # DataFrame, a row a setting, in the order of measurement
     "Speed, share of the card and peak memory of each setting"
     import pandas as pd
-    rows = [{"call": i.get("call"), "tuning": i["tuning"], "setting": i["name"], "tokens/s": i.get("tokens_per_second"), "MFU %": 100 * i["mfu"] if "mfu" in i else None,
-             "peak GiB": i["measured"] / 2**30 if i.get("measured") else None, "first steps, s": i.get("warm_seconds"), "error": i.get("error", "")}
-            for i in record["items"] if i["preset"] == preset]
-    table = pd.DataFrame(rows).replace("", None).dropna(axis="columns", how="all").round({"tokens/s": 0, "MFU %": 1, "peak GiB": 1, "first steps, s": 1})
+    table = pd.DataFrame([_table_row(i) for i in record["items"] if i["preset"] == preset])
+    table = table.replace("", None).dropna(axis="columns", how="all")
+    table = table.round({"tokens/s": 0, "MFU %": 1, "peak GiB": 1, "first steps, s": 1})
     return table.astype(object).where(table.notna(), "")
+
+# %% ../nbs/parts/throughput.ipynb #2c87cb66
+def _bars(ax, items):
+    "Speeds as bars, each drawn from the last one's end"
+    from gsm8k_sft.analysis import COLOURS
+    speeds, stock = [i["tokens_per_second"] for i in items], [i["trainer"] == "stock" for i in items]
+    starts = [0 if whole else min(b, s) for whole, s, b in zip(stock, speeds, [0, *speeds])]
+    widths = [s - b if b < s else 200 for s, b in zip(speeds, starts)]
+    ax.barh(range(len(items)), widths, left=starts, color=[COLOURS["grey" if whole else "blue"] for whole in stock])
+    for y, speed in enumerate(speeds): ax.text(speed + 500, y, f"{speed:,.0f}", va="center", fontsize=8)
+    ax.set(yticks=range(len(items)), yticklabels=[i["name"] for i in items], xlabel="tokens/s, padding not counted", xlim=(0, 46_000))
+    ax.invert_yaxis()
 
 # %% ../nbs/parts/throughput.ipynb #32a05de1
 def plot_waterfall(
@@ -320,19 +452,16 @@ def plot_waterfall(
     axes=None, # two matplotlib Axes, full and LoRA; new ones by default
 ): # the Axes
     "From stock Trainer to ours, lever by lever"
-    from gsm8k_sft.analysis import COLOURS, figure_style
+    from gsm8k_sft.analysis import figure_style
     words = []
     with figure_style() as plt:
         if axes is None: axes = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True, layout="constrained")[1]
-        for ax, tuning in zip(axes, ("full", "lora")):
-            items = [i for i in record["items"] if (i["preset"], i["tuning"], str(i.get("call", call))) == (preset, tuning, call) and "error" not in i]
-            speeds = [i["tokens_per_second"] for i in items]
-            colours = [COLOURS["grey"] if i["trainer"] == "stock" else COLOURS["blue"] for i in items]
-            starts = [min(b, s) if i["trainer"] != "stock" else 0 for i, s, b in zip(items, speeds, [0, *speeds])]
-            ax.barh(range(len(items)), [s - b if b < s else 200 for s, b in zip(speeds, starts)], left=starts, color=colours)
-            for y, speed in enumerate(speeds): ax.text(speed + 500, y, f"{speed:,.0f}", va="center", fontsize=8)
-            ax.set(yticks=range(len(items)), yticklabels=[i["name"] for i in items], xlabel="tokens/s, padding not counted", title={"full": "full fine-tuning", "lora": "LoRA"}[tuning], xlim=(0, 46_000))
-            ax.invert_yaxis()
-            words.append(f"{ax.get_title()}: " + ", ".join(f"{i['name']} {s:,.0f} tokens/s" for i, s in zip(items, speeds)) + ".")
+        for ax, (tuning, title) in zip(axes, (("full", "full fine-tuning"), ("lora", "LoRA"))):
+            chosen = lambda i: (i["preset"], i["tuning"], str(i.get("call", call))) == (preset, tuning, call)
+            items = [i for i in record["items"] if chosen(i) and "error" not in i]
+            _bars(ax, items)
+            ax.set_title(title)
+            speeds = ", ".join(f"{i['name']} {i['tokens_per_second']:,.0f} tokens/s" for i in items)
+            words.append(f"{ax.get_title()}: {speeds}.")
     axes[0].alt = " ".join(words)
     return axes
