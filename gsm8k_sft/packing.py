@@ -36,26 +36,34 @@ def _ends(examples): return torch.tensor([len(e["input_ids"]) for e in examples]
 
 def _flat(examples, key): return torch.cat([torch.as_tensor(e[key]) for e in examples])
 
+# %% ../nbs/parts/packing.ipynb #62bea651
 def _chunk(examples):
     "Some examples as one flat sequence"
-    ends, ids, targets = _ends(examples), _flat(examples, "input_ids"), _flat(examples, "labels")
-    bounds = pad(ends, (1, 0))
-    targets[bounds[:-1]] = -100 # an example's first token is never predicted: nothing crosses a border
-    position, supervised = torch.arange(len(ids)) - torch.repeat_interleave(bounds[:-1], bounds.diff()), (targets != -100).nonzero()[:, 0]
-    return {"input_ids": ids[None], "position_ids": position[None], "bounds": bounds.int(), "longest": int(bounds.diff().max()),
+    ids, targets, bounds = _flat(examples, "input_ids"), _flat(examples, "labels"), pad(_ends(examples), (1, 0))
+    starts, lengths = bounds[:-1], bounds.diff()
+    targets[starts] = -100 # an example's first token is never predicted: nothing crosses a border
+    position = torch.arange(len(ids)) - torch.repeat_interleave(starts, lengths)
+    supervised = (targets != -100).nonzero()[:, 0]
+    return {"input_ids": ids[None], "position_ids": position[None], "bounds": bounds.int(), "longest": int(lengths.max()),
             "supervised": supervised - 1, "targets": targets[supervised]}
 
 # %% ../nbs/parts/packing.ipynb #9cde4709
 def _up(n, multiple): return -(-n // multiple) * multiple
 
+# %% ../nbs/parts/packing.ipynb #cde64e88
 def _filled(chunk, multiple, examples):
     "A chunk in one of few shapes"
-    n, k = chunk["input_ids"].shape[1], len(chunk["targets"])
-    more, end = _up(n + 1, multiple) - n, _up(n + 1, multiple)
-    bounds = torch.cat([chunk["bounds"], torch.full((examples + 2 - len(chunk["bounds"]),), end, dtype=torch.int32)])
-    missing = (0, _up(k, multiple // 2) - k)
-    return {"input_ids": pad(chunk["input_ids"], (0, more)), "position_ids": torch.cat([chunk["position_ids"], torch.arange(more)[None]], 1), "bounds": bounds,
-            "longest": max(chunk["longest"], more), "supervised": pad(chunk["supervised"], missing), "targets": pad(chunk["targets"], missing, value=-100)}
+    tokens, targets, bounds = chunk["input_ids"].shape[1], len(chunk["targets"]), chunk["bounds"]
+    end = _up(tokens + 1, multiple)
+    more, missing = end - tokens, (0, _up(targets, multiple // 2) - targets)
+    return {
+        "input_ids": pad(chunk["input_ids"], (0, more)),
+        "position_ids": torch.cat([chunk["position_ids"], torch.arange(more)[None]], 1),
+        "bounds": torch.cat([bounds, torch.full((examples + 2 - len(bounds),), end, dtype=torch.int32)]),
+        "longest": max(chunk["longest"], more),
+        "supervised": pad(chunk["supervised"], missing),
+        "targets": pad(chunk["targets"], missing, value=-100),
+    }
 
 # %% ../nbs/parts/packing.ipynb #da3bcba9
 class PackedCollator:
@@ -71,7 +79,9 @@ class PackedCollator:
         "Lay the examples end to end"
         groups = first_fit([len(e["input_ids"]) for e in examples], self.max_tokens)
         chunks = [_chunk([examples[i] for i in ids]) for ids in groups]
-        if self.multiple: chunks = [_filled(c, self.multiple, len(examples)) | {"longest": max(self.longest, self.multiple)} for c in chunks]
+        if self.multiple:
+            longest = max(self.longest, self.multiple)
+            chunks = [_filled(c, self.multiple, len(examples)) | {"longest": longest} for c in chunks]
         return {"labels": _flat(examples, "labels")[None], "chunks": chunks}
 
 # %% ../nbs/parts/packing.ipynb #23ab235b
@@ -91,26 +101,30 @@ def _seen_blocks(bounds, tokens, window=None):
     "FlexAttention's mask of examples laid end to end, made without looking at all pairs and without waiting for the GPU"
     token, reach = torch.arange(tokens, device=bounds.device), window or tokens
     example = torch.searchsorted(bounds, token, right=True)
-    block, first = token[:-(-tokens // BLOCK)], torch.maximum(bounds[example - 1], token - reach + 1)[::BLOCK] // BLOCK
+    earliest = torch.maximum(bounds[example - 1], token - reach + 1)
+    block, first = token[:-(-tokens // BLOCK)], earliest[::BLOCK] // BLOCK
     def seen(b, h, q, k): return (example[q] == example[k]) & (q >= k) & (q - k < reach)
     keys = (first[:, None] + block).clamp(max=len(block) - 1)
-    return BlockMask.from_kv_blocks(*((x[None, None].int()) for x in (block - first + 1, keys)), BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(tokens, tokens))
+    counted = (x[None, None].int() for x in (block - first + 1, keys))
+    return BlockMask.from_kv_blocks(*counted, BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(tokens, tokens))
 
+# %% ../nbs/parts/packing.ipynb #1323df92
 def soft_cap_blocks(
     config, # of the model
     chunk: dict, # from `PackedCollator`
 ) -> dict: # window -> BlockMask; empty where FlexAttention isn't needed or isn't possible
     "What FlexAttention has to know of a chunk, for each kind of layer"
-    bounds = chunk["bounds"]
+    bounds, tokens = chunk["bounds"], chunk["input_ids"].shape[1]
     if not getattr(config, "attn_logit_softcapping", None) or not bounds.is_cuda or not has_triton(): return {}
-    windows = {None, config.sliding_window}
-    if chunk["longest"] <= (config.sliding_window or chunk["longest"]): return dict.fromkeys(windows, _seen_blocks(bounds, chunk["input_ids"].shape[1]))
-    return {w: _seen_blocks(bounds, chunk["input_ids"].shape[1], w) for w in windows}
+    window = config.sliding_window
+    if chunk["longest"] <= (window or chunk["longest"]): return dict.fromkeys({None, window}, _seen_blocks(bounds, tokens))
+    return {w: _seen_blocks(bounds, tokens, w) for w in {None, window}}
 
 # %% ../nbs/parts/packing.ipynb #0b4f228e
 @cache
 def _flex(): return torch.compile(flex_attention)
 
+# %% ../nbs/parts/packing.ipynb #1d9b4348
 def _capped_attention(query, key, value, blocks, scale, softcap):
     "FlexAttention over (1, heads, tokens, dimension) with squeezed scores"
     def cap(score, b, h, q, k): return softcap * torch.tanh(score / softcap)
@@ -136,7 +150,9 @@ def packed_attention(
     "Causal attention within each example, for transformers' AttentionInterface"
     half = value.is_cuda and value.dtype in (torch.bfloat16, torch.float16) and value.shape[-1] <= 256
     if half and softcap and packed.blocks:
-        return _capped_attention(query.to(value.dtype), key.to(value.dtype), value, packed.blocks[sliding_window], scaling, softcap).transpose(1, 2), None
+        blocks = packed.blocks[sliding_window]
+        out = _capped_attention(query.to(value.dtype), key.to(value.dtype), value, blocks, scaling, softcap)
+        return out.transpose(1, 2), None
     query, key, value = (t[0].transpose(0, 1).to(value.dtype) for t in (query, key, value))
     if half and not softcap:
         out = _flash(query, key, value, packed.bounds, packed.bounds, packed.longest, packed.longest, True, scaling, sliding_window)
@@ -158,6 +174,7 @@ def _nll_and_slope(z, targets, softcap):
     if softcap: slope = slope * (1 - (z / softcap) ** 2)
     return nll, slope.to(dtype)
 
+# %% ../nbs/parts/packing.ipynb #8368d0de
 @cache
 def _on(device):
     "`_nll_and_slope`, compiled where that is possible, and how many rows at a time"
