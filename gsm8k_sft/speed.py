@@ -16,9 +16,11 @@ from .packing import PACKED, PackedCollator, packed_loss
 def _compile_options(inner, backend):
     "Arguments of torch.compile with which a layer is compiled once"
     from torch._inductor import config
-    name = "mix_order_reduction_non_strict_mode"
-    if getattr(inner.config.get_text_config(), "attn_logit_softcapping", None): return {"backend": backend}
-    return {"backend": backend, "dynamic": True} | ({"options": {f"triton.{name}": True}} if backend == "inductor" and hasattr(config.triton, name) else {})
+    name, options = "mix_order_reduction_non_strict_mode", {"backend": backend}
+    if getattr(inner.config.get_text_config(), "attn_logit_softcapping", None): return options
+    options["dynamic"] = True
+    if backend == "inductor" and hasattr(config.triton, name): options["options"] = {f"triton.{name}": True}
+    return options
 
 # %% ../nbs/parts/speed.ipynb #61ef3364
 def compiled_layers(
@@ -60,19 +62,25 @@ class RecordedStep:
         device = self.parameters[0].device
         self.gradients, self.share, self.total = None, torch.ones((), device=device), torch.zeros((), device=device)
 
-    def start(self):
-        "Before the chunks of a step: gradients are there, and zero if the optimizer has used them"
-        if self.gradients is None: self.gradients = [torch.zeros_like(p) for p in self.parameters]
-        if self.parameters[0].grad is not None: return
-        torch._foreach_zero_(self.gradients)
-        for p, g in zip(self.parameters, self.gradients): p.grad = g
+# %% ../nbs/parts/speed.ipynb #a3944c68
+def _start(self):
+    "Before the chunks of a step: gradients are there, and zero if the optimizer has used them"
+    if self.gradients is None: self.gradients = [torch.zeros_like(p) for p in self.parameters]
+    if self.parameters[0].grad is not None: return
+    torch._foreach_zero_(self.gradients)
+    for p, g in zip(self.parameters, self.gradients): p.grad = g
 
-# %% ../nbs/parts/speed.ipynb #f5ab5d8d
+RecordedStep.start = _start
+
+# %% ../nbs/parts/speed.ipynb #2ec326b0
 def _run(self, chunk):
     loss = self.loss(chunk) * self.share
     loss.backward()
     self.total.copy_(loss.detach())
 
+RecordedStep._run = _run
+
+# %% ../nbs/parts/speed.ipynb #f5ab5d8d
 def _record(self, chunk):
     "Run twice, so that all workspaces are there, then record; gradients and random numbers are as before"
     kept, state, stream = [g.clone() for g in self.gradients], torch.cuda.get_rng_state(), torch.cuda.Stream()
@@ -87,13 +95,11 @@ def _record(self, chunk):
     torch.cuda.set_rng_state(state)
     return graph
 
-RecordedStep._run, RecordedStep._record = _run, _record
+RecordedStep._record = _record
 
 # %% ../nbs/parts/speed.ipynb #67686973
-def _call(self, chunk, share):
-    "Add a chunk's gradients, times `share`; the loss, times `share`"
-    self.share.copy_(torch.as_tensor(share))
-    if not self.recorded: self._run(chunk); return self.total.clone()
+def _replay(self, chunk):
+    "The recording of the chunk's shape, with the chunk in it"
     shape = chunk["input_ids"].shape[1], len(chunk["targets"]), len(chunk["bounds"]), chunk["longest"]
     if shape not in self.graphs:
         fixed = {k: v.clone() if torch.is_tensor(v) else v for k, v in chunk.items()}
@@ -102,6 +108,15 @@ def _call(self, chunk, share):
     for k, v in fixed.items():
         if torch.is_tensor(v): v.copy_(chunk[k], non_blocking=True)
     graph.replay()
+
+RecordedStep._replay = _replay
+
+# %% ../nbs/parts/speed.ipynb #a16e80b5
+def _call(self, chunk, share):
+    "Add a chunk's gradients, times `share`; the loss, times `share`"
+    self.share.copy_(torch.as_tensor(share))
+    if self.recorded: self._replay(chunk)
+    else: self._run(chunk)
     return self.total.clone()
 
 RecordedStep.__call__ = _call
@@ -112,6 +127,7 @@ class SpeedupError(ValueError):
 
 SMALL = 1_000_000_000 # parameters; a model below it waits for Python more than for the GPU
 
+# %% ../nbs/parts/speed.ipynb #a08139dc
 def _cannot_record(cfg, processes):
     "Why a step can't be recorded, or nothing"
     if cfg.train.gradient_checkpointing: return "train.gradient_checkpointing=true"
@@ -127,8 +143,10 @@ def choose_speedup(
 ) -> str: # none, compile or record
     "What train.speedup means for a run"
     asked, why_not = cfg.train.speedup, _cannot_record(cfg, processes)
-    if asked in ("compile", "record") and not cfg.train.packing: raise SpeedupError(f"train.speedup={asked} needs train.packing=true")
-    if asked == "record" and why_not: raise SpeedupError(f"train.speedup=record: a step can't be recorded with {why_not}; use train.speedup=compile")
+    if asked in ("compile", "record") and not cfg.train.packing:
+        raise SpeedupError(f"train.speedup={asked} needs train.packing=true")
+    if asked == "record" and why_not:
+        raise SpeedupError(f"train.speedup=record: a step can't be recorded with {why_not}; use train.speedup=compile")
     if asked != "auto": return asked
     if not (gpu and cfg.train.packing): return "none"
     return "compile" if why_not or parameters >= SMALL else "record"
