@@ -50,19 +50,22 @@ def _batches(model, ids, new, size, **settings):
         input_ids, mask = (t.to(model.device) for t in left_pad(ids[i:i + size], 0))
         model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)
 
+# %% ../nbs/parts/benchmark.ipynb #af55b805
 def _continuous(model, ids, new):
     "transformers' continuous batching"
     from transformers import GenerationConfig
     config = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)
     done = model.generate_batch(inputs=ids, generation_config=config)
-    if len(done) != len(ids) or any(len(r.generated_tokens) != new for r in done.values()): raise RuntimeError("continuous batching left answers out")
+    complete = len(done) == len(ids) and all(len(r.generated_tokens) == new for r in done.values())
+    if not complete: raise RuntimeError("continuous batching left answers out")
 
 # %% ../nbs/parts/benchmark.ipynb #00f741b2
 def _slots(model, ids, new, rows=None, fused=True, recorded=True):
     "Ours; the switches are for the ablation"
     from gsm8k_sft.generate import Engine, _Item, _slot_answers
     Engine.fused, Engine.recorded = fused, recorded
-    try: done = [tokens for _, tokens, _ in _slot_answers(model, [_Item(i, p) for i, p in enumerate(ids)], {"limit": new, "stop_ids": []}, rows)]
+    items = [_Item(i, p) for i, p in enumerate(ids)]
+    try: done = [tokens for _, tokens, _ in _slot_answers(model, items, {"limit": new, "stop_ids": []}, rows)]
     finally: Engine.fused, Engine.recorded = True, True
     if len(done) != len(ids) or {len(t) for t in done} != {new}: raise RuntimeError("slots left answers out")
 
@@ -71,16 +74,17 @@ def candidates(
     n: int, # prompts there are
 ) -> dict: # name -> (prompts to answer, seconds allowed, function of model, ids and new tokens)
     "Ways to answer"
-    ordered = lambda ids: sorted(ids, key=len, reverse=True)
+    ordered, few, some = lambda ids: sorted(ids, key=len, reverse=True), min(n, 48), min(n, 256)
+    static = lambda m, ids, new: _batches(m, ordered(ids), new, some, cache_implementation="static")
     return {
         "slots": (n, 60, _slots),
         "slots, 440 rows": (n, 60, lambda m, ids, new: _slots(m, ids, new, 440)),
         "slots, norms of the model": (n, 60, lambda m, ids, new: _slots(m, ids, new, fused=False)),
         "slots, nothing recorded": (n, 60, lambda m, ids, new: _slots(m, ids, new, recorded=False)),
         "generate, sorted, all at once": (n, 90, lambda m, ids, new: _batches(m, ordered(ids), new, n)),
-        "generate, batch 16": (min(n, 48), 90, lambda m, ids, new: _batches(m, ids, new, 16)),
+        "generate, batch 16": (few, 90, lambda m, ids, new: _batches(m, ids, new, 16)),
         "continuous batching": (n, 90, _continuous),
-        "generate, static cache, compiled": (min(n, 256), 120, lambda m, ids, new: _batches(m, ordered(ids), new, min(n, 256), cache_implementation="static")),
+        "generate, static cache, compiled": (some, 120, static),
     }
 
 # %% ../nbs/parts/benchmark.ipynb #3e872f71
@@ -89,12 +93,20 @@ def at_most(
     seconds: int, # before TimeoutError
 ):
     "Stop what runs after so many seconds; signals reach the main thread only, elsewhere there is no limit"
-    if threading.current_thread() is not threading.main_thread(): yield; return
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     def late(*args): raise TimeoutError(f"stopped after {seconds} s")
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)
     try: yield
     finally: signal.alarm(0), signal.signal(signal.SIGALRM, before)
+
+# %% ../nbs/parts/benchmark.ipynb #af069cf1
+def _failure(error, start):
+    "An error as a result: its first line, and when it came"
+    words = str(error).splitlines()[0][:200] if str(error) else ""
+    return {"error": f"{type(error).__name__}: {words}", "after": round(time.perf_counter() - start, 1)}
 
 # %% ../nbs/parts/benchmark.ipynb #1263ceb1
 def timed(
@@ -111,9 +123,10 @@ def timed(
     try:
         with at_most(seconds): run()
         if cuda: torch.cuda.synchronize()
-    except Exception as e: return {"error": f"{type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}", "after": round(time.perf_counter() - start, 1)}
+    except Exception as e: return _failure(e, start)
     took = time.perf_counter() - start
-    return {"seconds": round(took, 3), "tokens_per_second": round(tokens / took, 1), "peak_memory": torch.cuda.max_memory_allocated() if cuda else None}
+    peak = torch.cuda.max_memory_allocated() if cuda else None
+    return {"seconds": round(took, 3), "tokens_per_second": round(tokens / took, 1), "peak_memory": peak}
 
 # %% ../nbs/parts/benchmark.ipynb #f9726f9f
 def bench_shape(
@@ -143,10 +156,45 @@ def bench_shape(
 def _variants(adapter):
     "name -> (with the adapter: no, merged or as it is; evaluation settings)"
     base = {"base, zero-shot": (None, ""), "base, zero-shot, again": (None, "")}
-    tuned = {"LoRA, merged": ("merged", ""), "LoRA, merged, again": ("merged", ""), "LoRA, as it is": ("as it is", ""), "LoRA, merged, 440 rows": ("merged", "batch_size=440"),
-             "LoRA, merged, generate of transformers": ("merged", "engine=transformers batch_size=1319"), "LoRA, merged, calculator": ("merged", "calculator=true"),
-             "LoRA, merged, 4 drawn": ("merged", "samples=4 temperature=0.7 top_p=0.95")}
-    return {**base, **(tuned if adapter else {})}
+    if not adapter: return base
+    return base | {
+        "LoRA, merged": ("merged", ""),
+        "LoRA, merged, again": ("merged", ""),
+        "LoRA, as it is": ("as it is", ""),
+        "LoRA, merged, 440 rows": ("merged", "batch_size=440"),
+        "LoRA, merged, generate of transformers": ("merged", "engine=transformers batch_size=1319"),
+        "LoRA, merged, calculator": ("merged", "calculator=true"),
+        "LoRA, merged, 4 drawn": ("merged", "samples=4 temperature=0.7 top_p=0.95"),
+    }
+
+# %% ../nbs/parts/benchmark.ipynb #773bedb5
+def _model_of(kind, adapter, cfg):
+    "The base model, or the tuned one, merged or as it is"
+    from gsm8k_sft.models import load_model, load_tuned
+    if not kind: return load_model(cfg, dtype=cfg.evaluation.dtype)
+    model = load_tuned(adapter, cfg.evaluation.dtype)[0]
+    return model.merge_and_unload() if kind == "merged" else model
+
+# %% ../nbs/parts/benchmark.ipynb #25036607
+_KEPT = "n samples accuracy sampled classes new_tokens seconds tokens_per_second finish_reasons peak_memory".split()
+
+def _evaluated(model, tokenizer, cfg, limit):
+    "What an evaluation found, and the texts"
+    import tempfile
+    from gsm8k_sft.data import load_gsm8k
+    from gsm8k_sft.evaluate import evaluate, read_predictions
+    rows = load_gsm8k(cfg, splits=["test"])["test"]
+    with tempfile.TemporaryDirectory() as folder:
+        start, plain = time.perf_counter(), dict(progress=False, folder=Path(folder), model_fingerprint="not computed")
+        result = evaluate(model, tokenizer, rows, cfg, "base-0shot", 0, limit, None, **plain)
+        found = {**{k: result[k] for k in _KEPT}, "wall_seconds": round(time.perf_counter() - start, 3)}
+        return found, [a["text"] for a in read_predictions(result, Path(folder))]
+
+# %% ../nbs/parts/benchmark.ipynb #dd81a7ea
+def _same(texts, other):
+    "The share of answers that are the other way's; None where they are not one to one"
+    if len(texts) != len(other): return None
+    return sum(a == b for a, b in zip(texts, other)) / len(other)
 
 # %% ../nbs/parts/benchmark.ipynb #8ed87b67
 def bench_answers(
@@ -157,32 +205,18 @@ def bench_answers(
     checkpoint=lambda found: None, # given what there is after each variant
 ) -> dict: # name -> accuracy, seconds, new tokens, and how many answers are those of "LoRA, merged"
     "Evaluations of the real model, side by side"
-    from gsm8k_sft.models import load_model, load_tokenizer, load_tuned
+    from gsm8k_sft.models import load_tokenizer
     found, texts, loaded = {}, {}, (0, None)
     for name, (kind, settings) in _variants(adapter).items():
-        cfg = load_config(preset, "lora" if kind else "full", overrides=" ".join(f"evaluation.{s}" for s in settings.split()), training=False)
-        if loaded[0] != kind:
-            model = load_tuned(adapter, cfg.evaluation.dtype)[0] if kind else load_model(cfg, dtype=cfg.evaluation.dtype)
-            loaded = kind, model.merge_and_unload() if kind == "merged" else model
+        overrides = [f"evaluation.{s}" for s in settings.split()]
+        cfg = load_config(preset, "lora" if kind else "full", overrides=overrides, training=False)
+        if loaded[0] != kind: loaded = kind, _model_of(kind, adapter, cfg)
         found[name], texts[name] = _evaluated(loaded[1], load_tokenizer(cfg), cfg, limit)
         other = texts.get("LoRA, merged", texts[name]) if kind else texts["base, zero-shot"]
-        found[name]["same_answers"] = sum(a == b for a, b in zip(texts[name], other)) / len(other) if len(texts[name]) == len(other) else None
+        found[name]["same_answers"] = _same(texts[name], other)
         say(f"{name}: {found[name]}")
         checkpoint(found)
     return found
-
-# %% ../nbs/parts/benchmark.ipynb #97c2d1cc
-def _evaluated(model, tokenizer, cfg, limit):
-    "What an evaluation found, and the texts"
-    import tempfile
-    from gsm8k_sft.data import load_gsm8k
-    from gsm8k_sft.evaluate import evaluate, read_predictions
-    rows = load_gsm8k(cfg, splits=["test"])["test"]
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        r = evaluate(model, tokenizer, rows, cfg, "base-0shot", 0, limit, None, progress=False, folder=Path(folder), model_fingerprint="not computed")
-        keep = {k: r[k] for k in ("n", "samples", "accuracy", "sampled", "classes", "new_tokens", "seconds", "tokens_per_second", "finish_reasons", "peak_memory")}
-        return {**keep, "wall_seconds": round(time.perf_counter() - start, 3)}, [a["text"] for a in read_predictions(r, Path(folder))]
 
 # %% ../nbs/parts/benchmark.ipynb #0c984d66
 def bench_generation(
@@ -211,6 +245,12 @@ def main(
     "Measure generation on this machine's GPU"
     bench_generation(out, adapter or None, limit or None)
 
+# %% ../nbs/parts/benchmark.ipynb #15eaa3f3
+def _speed_row(name, found):
+    peak = found.get("peak_memory")
+    return {"candidate": name, "prompts": found["prompts"], "seconds": found.get("seconds"), "new tokens/s": found.get("tokens_per_second"),
+            "peak GiB": peak / 2**30 if peak else None, "error": found.get("error", "")}
+
 # %% ../nbs/parts/benchmark.ipynb #5fa52598
 def speed_table(
     record: dict, # from `bench_generation`
@@ -218,10 +258,17 @@ def speed_table(
 ): # pandas DataFrame, a row a candidate
     "Seconds, speed and memory of each candidate"
     import pandas as pd
-    r = record[preset]
-    rows = [{"candidate": name, "prompts": c["prompts"], "seconds": c.get("seconds"), "new tokens/s": c.get("tokens_per_second"),
-             "peak GiB": c["peak_memory"] / 2**30 if c.get("peak_memory") else None, "error": c.get("error", "")} for name, c in r["candidates"].items()]
+    rows = [_speed_row(name, found) for name, found in record[preset]["candidates"].items()]
     return pd.DataFrame(rows).round({"seconds": 2, "new tokens/s": 0, "peak GiB": 1})
+
+# %% ../nbs/parts/benchmark.ipynb #5296514b
+def _percent(accuracy): return f"{100 * accuracy['value']:.1f} [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
+
+def _answers_row(name, found):
+    same, accuracy = found["same_answers"], found["accuracy"]
+    return {"variant": name, "strict %": _percent(accuracy["strict"]), "numeric %": _percent(accuracy["numeric"]),
+            "slips": found["classes"].get("arithmetic slip", 0), "same answers": "–" if same is None else f"{same:.1%}",
+            "seconds": found["seconds"], "new tokens/s": found["tokens_per_second"]}
 
 # %% ../nbs/parts/benchmark.ipynb #46900281
 def answers_table(
@@ -229,8 +276,5 @@ def answers_table(
 ): # pandas DataFrame, a row a variant
     "Accuracy, agreement and time of each variant with real weights"
     import pandas as pd
-    percent = lambda a: f"{100 * a['value']:.1f} [{100 * a['low']:.1f}, {100 * a['high']:.1f}]"
-    rows = [{"variant": name, "strict %": percent(v["accuracy"]["strict"]), "numeric %": percent(v["accuracy"]["numeric"]), "slips": v["classes"].get("arithmetic slip", 0),
-             "same answers": "–" if v["same_answers"] is None else f"{v['same_answers']:.1%}", "seconds": v["seconds"], "new tokens/s": v["tokens_per_second"]}
-            for name, v in record["answers"].items()]
+    rows = [_answers_row(name, found) for name, found in record["answers"].items()]
     return pd.DataFrame(rows).round({"seconds": 2, "new tokens/s": 0})
