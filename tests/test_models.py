@@ -40,7 +40,10 @@ def test_preset_name_folder_and_path_lead_to_the_same_weights(toy):
     moved = load_config("gemma-2b-it", training=False, overrides=f"model.path={toy}")
     assert resolve_model(moved.model) == toy.resolve()
 
-@pytest.mark.parametrize("gone, says", [("config.json", "no config.json"), ("model.safetensors", "no *.safetensors"), ("tokenizer.json", "no tokenizer")])
+@pytest.mark.parametrize("gone, says", [
+    ("config.json", "no config.json"),
+    ("model.safetensors", "no *.safetensors"),
+    ("tokenizer.json", "no tokenizer")])
 def test_incomplete_folder(folder, gone, says):
     (folder / gone).unlink()
     with pytest.raises(ModelError, match=f"{folder.name}: {says}".replace("*", r"\*")): resolve_model(str(folder))
@@ -80,7 +83,8 @@ def test_unreadable_config_and_tokenizer(folder):
 def test_remote_code_is_never_run(folder):
     (folder / "code.py").write_text("raise SystemExit('remote code ran')")
     c = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(c | {"model_type": "own", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}))
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (folder / "config.json").write_text(json.dumps(c | own))
     with pytest.raises(ModelError, match="code of its own, which gsm8k_sft never runs"): load_weights(folder, "fp32")
 
 def test_tokenizer_without_pad_token(folder):
@@ -114,17 +118,19 @@ class Hub(BaseHTTPRequestHandler):
     def log_message(self, *args): pass
     def send(self, code, body=b"", head=False, **headers):
         self.send_response(code)
-        for k, v in {"Content-Length": str(len(body)), **{k.replace("_", "-"): v for k, v in headers.items()}}.items(): self.send_header(k, v)
+        self.send_header("Content-Length", str(len(body)))
+        for k, v in headers.items(): self.send_header(k.replace("_", "-"), v)
         self.end_headers()
         if not head: self.wfile.write(body)
+    def send_json(self, value): self.send(200, json.dumps(value).encode(), Content_Type="application/json")
+    def entry(self, path):
+        return {"type": "file", "path": str(path.relative_to(self.folder)), "size": path.stat().st_size, "oid": self.oid(path)}
     def do_HEAD(self): self.do_GET(head=True)
     def do_GET(self, head=False):
         if self.refusal: return self.send(self.refusal[0], X_Error_Code=self.refusal[1], head=head)
         path = self.path.split("?")[0]
-        if "/tree/" in path:
-            files = [{"type": "file", "path": str(p.relative_to(self.folder)), "size": p.stat().st_size, "oid": self.oid(p)} for p in self.folder.rglob("*") if p.is_file()]
-            return self.send(200, json.dumps(files).encode(), Content_Type="application/json")
-        if path.startswith("/api/"): return self.send(200, json.dumps({"id": "org/model", "sha": self.sha, "siblings": []}).encode(), Content_Type="application/json")
+        if "/tree/" in path: return self.send_json([self.entry(p) for p in self.folder.rglob("*") if p.is_file()])
+        if path.startswith("/api/"): return self.send_json({"id": "org/model", "sha": self.sha, "siblings": []})
         file = self.folder / path.split(f"/{self.sha}/")[-1]
         self.asked.append(file.name)
         self.send(200, file.read_bytes(), head, ETag=f'"{self.oid(file)}"', X_Repo_Commit=self.sha)
@@ -143,10 +149,12 @@ def hub(monkeypatch, tmp_path):
     server.shutdown()
     server.server_close()
 
-@pytest.mark.parametrize("refusal, says", [((403, "GatedRepo"), "gated.*licence at https://huggingface.co/google/gemma-2b-it.*hf auth login.*preset=gemma-3-270m.*preset=toy"),
-                                           ((401, "GatedRepo"), "gated.*hf auth login"), ((404, "RepoNotFound"), "check the spelling"),
-                                           ((401, "RepoNotFound"), "private or gated and you are not logged in"),
-                                           ((404, "RevisionNotFound"), "no revision 'v9'; see model.revision")])
+@pytest.mark.parametrize("refusal, says", [
+    ((403, "GatedRepo"), "gated.*licence at https://huggingface.co/google/gemma-2b-it.*hf auth login.*preset=gemma-3-270m.*preset=toy"),
+    ((401, "GatedRepo"), "gated.*hf auth login"),
+    ((404, "RepoNotFound"), "check the spelling"),
+    ((401, "RepoNotFound"), "private or gated and you are not logged in"),
+    ((404, "RevisionNotFound"), "no revision 'v9'; see model.revision")])
 def test_hub_refusals_say_what_to_do(hub, refusal, says):
     hub.refusal = refusal
     start = time.time()
@@ -172,11 +180,19 @@ def test_hub_download_takes_safetensors_only_and_is_found_offline(hub, folder):
 
 # GGUF and the packages
 
+PACKAGE = """
+from pathlib import Path
+MODEL_NAME = 'g.gguf'
+def assemble(path, overwrite=False):
+    Path(path).write_bytes({content!r})
+    return path
+"""
+
 def fake_package(tmp_path, monkeypatch, content=b"GGUF....", digest=None):
     "A package with the real one's interface, in a folder on the path and without metadata"
     root = tmp_path / "site" / models.GEMMA_PACKAGE
     (root / "data").mkdir(parents=True)
-    (root / "__init__.py").write_text(f"from pathlib import Path\nMODEL_NAME = 'g.gguf'\ndef assemble(path, overwrite=False):\n    Path(path).write_bytes({content!r})\n    return path\n")
+    (root / "__init__.py").write_text(PACKAGE.format(content=content))
     (root / "data" / "SHA256SUMS").write_text(f"{digest or hashlib.sha256(content).hexdigest()}  g.gguf\n")
     for name in ("NOTICE.md", "GEMMA_TERMS.html"): (root / "data" / name).write_text(name)
     monkeypatch.syspath_prepend(root.parent)
@@ -256,8 +272,14 @@ def test_real_gemma(tmp_path):
 
 # Precision
 
-PRECISIONS = [("full", "mixed", {"float32"}, {"float32"}), ("full", "bf16", {"bfloat16"}, {"bfloat16"}), ("full", "fp32", {"float32"}, {"float32"}),
-              ("lora", "mixed", {"bfloat16"}, {"float32"}), ("lora", "bf16", {"bfloat16"}, {"bfloat16"}), ("lora", "fp32", {"float32"}, {"float32"})]
+PRECISIONS = [
+    ("full", "mixed", {"float32"}, {"float32"}),
+    ("full", "bf16", {"bfloat16"}, {"bfloat16"}),
+    ("full", "fp32", {"float32"}, {"float32"}),
+    ("lora", "mixed", {"bfloat16"}, {"float32"}),
+    ("lora", "bf16", {"bfloat16"}, {"bfloat16"}),
+    ("lora", "fp32", {"float32"}, {"float32"}),
+]
 
 @pytest.mark.parametrize("tuning, precision, frozen, trainable", PRECISIONS)
 def test_precision_is_what_it_says(tuning, precision, frozen, trainable):
@@ -285,15 +307,20 @@ def gradients(cfg, ids, checkpointing):
     model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     return {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
 
+def without_and_with_checkpointing(tuning, ids, dropout):
+    for checkpointing in (False, True):
+        cfg = config(tuning, f"train.gradient_checkpointing={checkpointing} lora_config.lora_dropout={dropout}")
+        yield gradients(cfg, ids, checkpointing)
+
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_checkpointing_changes_no_gradient(ids, tuning):
-    plain, saved = (gradients(config(tuning, f"train.gradient_checkpointing={c} lora_config.lora_dropout=0"), ids, c) for c in (False, True))
+    plain, saved = without_and_with_checkpointing(tuning, ids, 0)
     assert plain.keys() == saved.keys()
     for n in plain: torch.testing.assert_close(saved[n], plain[n], rtol=1e-5, atol=1e-7)
     if tuning == "lora": assert all(g.abs().sum() > 0 for n, g in saved.items() if "lora_B" in n)
 
 def test_checkpointing_recomputes_the_same_dropout(ids):
-    plain, saved = (gradients(config("lora", f"train.gradient_checkpointing={c} lora_config.lora_dropout=0.3"), ids, c) for c in (False, True))
+    plain, saved = without_and_with_checkpointing("lora", ids, 0.3)
     for n in plain: torch.testing.assert_close(saved[n], plain[n], rtol=1e-5, atol=1e-7)
 
 def test_adapter_on_all_linear_layers_but_the_head():
@@ -319,7 +346,8 @@ def test_unknown_target_lists_the_modules(targets):
         add_adapter(load_model(config()), config(overrides=f"lora_config.target_modules={targets}"))
 
 def test_rank_alpha_dropout_targets_reach_peft():
-    cfg = config(overrides="lora_config.r=3 lora_config.lora_alpha=5 lora_config.lora_dropout=0.2 lora_config.target_modules=[q_proj,v_proj]")
+    changes = "lora_config.r=3 lora_config.lora_alpha=5 lora_config.lora_dropout=0.2 lora_config.target_modules=[q_proj,v_proj]"
+    cfg = config(overrides=changes)
     lora = add_adapter(load_model(cfg), cfg).peft_config["default"]
     assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.bias, set(lora.target_modules)) == (3, 5, 0.2, "none", {"q_proj", "v_proj"})
 
@@ -341,7 +369,8 @@ def test_qlora_learns_on_four_bits(ids):
     model.gradient_checkpointing_enable({"use_reentrant": False})
     with torch.autocast("cpu", torch.bfloat16): model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     assert all(p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "lora_B" in n)
-    with torch.no_grad(): near = model.train()(input_ids=ids).logits.float() # in train mode: see the chapter on bitsandbytes' evaluation on the CPU
+    # in train mode: see the chapter on bitsandbytes' evaluation on the CPU
+    with torch.no_grad(): near = model.train()(input_ids=ids).logits.float()
     assert torch.nn.functional.cosine_similarity(near.flatten(), logits(dense, ids).flatten(), dim=0) > 0.9
     with pytest.raises(ModelError, match="quantized=False"): merge_adapter(model)
 
@@ -441,8 +470,9 @@ def test_unfinished_run(tmp_path):
 
 def test_published_counts():
     "The numbers of the model cards, and of peft's own report for gemma-2b at rank 16"
-    full = {p: count_parameters(meta_model(load_config(p, training=False)))["total"] for p in ("gemma-2b-it", "gemma-2-9b-it", "gemma-3-270m")}
-    assert full == {"gemma-2b-it": 2_506_172_416, "gemma-2-9b-it": 9_241_705_984, "gemma-3-270m": 268_098_176}
+    published = {"gemma-2b-it": 2_506_172_416, "gemma-2-9b-it": 9_241_705_984, "gemma-3-270m": 268_098_176}
+    for preset, n in published.items():
+        assert count_parameters(meta_model(load_config(preset, training=False)))["total"] == n, preset
     table = parameter_table(load_config("gemma-2b-it", training=False)).set_index(["method", "targets"])
     assert table.loc[("lora", "all-linear"), "trainable"] == table.loc[("qlora", "all-linear"), "trainable"] == 19_611_648
     assert table.loc[("full", ""), "trainable %"] == 100 and 0.77 < table.loc[("lora", "all-linear"), "trainable %"] < 0.78
@@ -460,7 +490,8 @@ def test_table_agrees_with_the_loaded_models():
 # The command
 
 def run_command(*args, **env):
-    return subprocess.run([sys.executable, "-m", "gsm8k_sft.models", *args], capture_output=True, text=True, timeout=120, env={**os.environ, **env})
+    command = [sys.executable, "-m", "gsm8k_sft.models", *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **env})
 
 def test_prepare_prints_the_folder(toy):
     done = run_command("--preset", "toy")
