@@ -9,8 +9,9 @@ from gsm8k_sft.packing import PACKED, PackedCollator, first_fit, linear_cross_en
 from gsm8k_sft.speed import RecordedStep, compiled_layers, training_mode
 from gsm8k_sft.train import TrainingError, build_trainer, load_for_training, train
 
-SMALL = ("data.train_samples=20 data.test_samples=8 train.per_device_train_batch_size=8 train.num_train_epochs=1 train.eval_steps=0 train.save_steps=1000 "
-         "train.logging_steps=1 model.precision=fp32 train.optim=adamw_torch train.validation_samples=0 data.validation_fraction=0.1 lora_config.lora_dropout=0")
+SMALL = ("data.train_samples=20 data.test_samples=8 train.per_device_train_batch_size=8 train.num_train_epochs=1 "
+         "train.eval_steps=0 train.save_steps=1000 train.logging_steps=1 model.precision=fp32 train.optim=adamw_torch "
+         "train.validation_samples=0 data.validation_fraction=0.1 lora_config.lora_dropout=0")
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +37,7 @@ def run(name, tuning="full", **changes):
 
 def same(a, b, tolerance):
     (log_a, weights_a), (log_b, weights_b) = a, b
-    assert [r["step"] for r in log_a] == [r["step"] for r in log_b] and [r["learning_rate"] for r in log_a] == [r["learning_rate"] for r in log_b]
-    assert [r["tokens"] for r in log_a] == [r["tokens"] for r in log_b]
+    for key in ("step", "learning_rate", "tokens"): assert [r[key] for r in log_a] == [r[key] for r in log_b]
     for key in ("loss", "grad_norm"): assert [r[key] for r in log_a] == pytest.approx([r[key] for r in log_b], rel=tolerance)
     for n, w in weights_a.items(): assert float((w - weights_b[n]).norm() / w.norm().clamp(min=1e-9)) < 50 * tolerance, n
 
@@ -45,9 +45,12 @@ def same(a, b, tolerance):
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_training_is_padded_training(tuning, checkpointing):
-    padded = run("padded", tuning, train__packing=False, train__gradient_checkpointing=checkpointing)
+    given = {"train__gradient_checkpointing": checkpointing}
+    padded = run("padded", tuning, train__packing=False, **given)
     assert [r["step"] for r in padded[0]] == [1, 2, 3], "20 examples, 8 a step, the last step with 4"
-    for tokens in (100, 100_000): same(run(f"packed{tokens}", tuning, train__packing=True, train__max_tokens=tokens, train__gradient_checkpointing=checkpointing), padded, 2e-4)
+    for tokens in (100, 100_000):
+        packed = run(f"packed{tokens}", tuning, train__packing=True, train__max_tokens=tokens, **given)
+        same(packed, padded, 2e-4)
 
 
 def test_accumulation_with_unequal_lengths():
@@ -60,7 +63,8 @@ def test_accumulation_with_unequal_lengths():
 def test_validation_loss():
     logs = []
     for packing in (False, True):
-        cfg = load_config("toy", overrides=[*SMALL.split(), f"run_name=v{packing}", f"train.packing={packing}", "train.eval_steps=3", "train.max_steps=3"])
+        changes = [f"run_name=v{packing}", f"train.packing={packing}", "train.eval_steps=3", "train.max_steps=3"]
+        cfg = load_config("toy", overrides=[*SMALL.split(), *changes])
         train(cfg, evaluate=False)
         from gsm8k_sft.core import run_folder
         logs.append([json.loads(l) for l in (run_folder(cfg) / "log.jsonl").read_text().splitlines()])
@@ -134,13 +138,17 @@ def test_layers_are_compiled_once(tuning):
 def test_filled_chunks_train_alike(monkeypatch):
     "What is recorded on a GPU, launched one by one here"
     import gsm8k_sft.train as module
-    plain = run("plain", train__packing=True, train__max_tokens=600, train__gradient_accumulation_steps=2, train__per_device_train_batch_size=4)
+    given = dict(train__packing=True, train__max_tokens=600,
+                 train__gradient_accumulation_steps=2, train__per_device_train_batch_size=4)
+    plain = run("plain", **given)
     monkeypatch.setattr(module, "speedup_of", lambda *args: "record")
     monkeypatch.setattr(module, "RecordedStep", lambda loss, parameters: RecordedStep(loss, parameters, recorded=False))
-    same(run("filled", train__packing=True, train__max_tokens=600, train__gradient_accumulation_steps=2, train__per_device_train_batch_size=4), plain, 2e-4)
+    same(run("filled", **given), plain, 2e-4)
 
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+def to_gpu(batch): return {k: v.cuda() if torch.is_tensor(v) else v for k, v in batch.items()}
 
 
 @gpu
@@ -153,8 +161,7 @@ def test_gpu_bf16_gradients(tuning, speedup):
     model = model.cuda().train()
     inner = model.get_base_model() if tuning == "lora" else model
     examples = [tokens["train"][i] for i in range(8)]
-    move = lambda batch: {k: v.cuda() if torch.is_tensor(v) else v for k, v in batch.items()}
-    chunk, batch = move(PackedCollator(10**5)(examples)["chunks"][0]), move(Collator(0)(examples))
+    chunk, batch = to_gpu(PackedCollator(10**5)(examples)["chunks"][0]), to_gpu(Collator(0)(examples))
     def gradient(loss, bf16):
         model.zero_grad()
         with torch.autocast("cuda", torch.bfloat16, enabled=bf16): value = loss(bf16)
@@ -185,21 +192,25 @@ def test_gpu_speedups_train_alike(tuning, speedup):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("speedup", ["none", "compile"])
 def test_gpu_soft_cap(speedup, checkpointing, monkeypatch):
-    "Gemma 2's capped scores by FlexAttention: in bf16 no further from fp32 than the plain way in bf16, chunks of several lengths, a window shorter than the examples"
+    """Gemma 2's capped scores by FlexAttention: in bf16 no further from fp32 than the plain way in bf16.
+    Chunks of several lengths, a window shorter than the examples"""
     from gsm8k_sft import packing
     from transformers import Gemma2Config, Gemma2ForCausalLM
     torch.manual_seed(0)
-    config = Gemma2Config(vocab_size=300, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
-                          sliding_window=70, query_pre_attn_scalar=1, attn_logit_softcapping=2.0, attn_implementation="eager")
+    config = Gemma2Config(vocab_size=300, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+                          num_key_value_heads=2, head_dim=64, sliding_window=70, query_pre_attn_scalar=1,
+                          attn_logit_softcapping=2.0, attn_implementation="eager")
     model = Gemma2ForCausalLM(config).cuda().train()
     if checkpointing: model.gradient_checkpointing_enable({"use_reentrant": False})
     draw = lambda n: {"input_ids": (ids := torch.randint(5, 300, (n,)).tolist()), "labels": [-100] * (n // 2) + ids[n // 2:]}
-    chunks = [{k: v.cuda() if torch.is_tensor(v) else v for k, v in c.items()} for c in PackedCollator(900)([draw(n) for n in (30, 200, 500, 7, 130, 300, 129, 128, 400)])["chunks"]]
+    examples = [draw(n) for n in (30, 200, 500, 7, 130, 300, 129, 128, 400)]
+    chunks = [to_gpu(c) for c in PackedCollator(900)(examples)["chunks"]]
     def gradient(bf16, compiled=()):
+        dtype = torch.bfloat16 if bf16 else None
         model.zero_grad()
         with training_mode(model, compiled):
             for c in chunks:
-                with torch.autocast("cuda", torch.bfloat16, enabled=bf16): loss = packed_loss(model, model, c, torch.bfloat16 if bf16 else None)
+                with torch.autocast("cuda", torch.bfloat16, enabled=bf16): loss = packed_loss(model, model, c, dtype)
                 loss.backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
     found = gradient(True, compiled_layers(model) if speedup == "compile" else [])
