@@ -51,4 +51,5 @@ def test_modules_and_notebooks_are_in_step(tmp_path):
 
 
 def test_readme_is_the_index():
-    assert (ROOT / "README.md").read_text(encoding="utf-8") == readme_text(ROOT / "nbs" / "index.ipynb"), "run `make prepare` and commit README.md"
+    committed = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert committed == readme_text(ROOT / "nbs" / "index.ipynb"), "run `make prepare` and commit README.md"

@@ -87,7 +87,8 @@ def test_accumulation_does_not_scale_the_step():
     "One batch of 8 and 8 batches of 1 take the same step"
     finals = []
     for batch, accumulation in ((8, 1), (1, 8)):
-        cfg = load_config(overrides=[*SMALL.split(), f"train.per_device_train_batch_size={batch}", f"train.gradient_accumulation_steps={accumulation}", "train.max_steps=2"])
+        sizes = [f"train.per_device_train_batch_size={batch}", f"train.gradient_accumulation_steps={accumulation}"]
+        cfg = load_config(overrides=[*SMALL.split(), *sizes, "train.max_steps=2"])
         train(cfg, evaluate=False)
         finals.append((weights(run_folder(cfg)), [r["loss"] for r in read_log(run_folder(cfg) / "log.jsonl")]))
     assert finals[0][1] == pytest.approx(finals[1][1], rel=1e-4)
@@ -97,7 +98,8 @@ def test_accumulation_does_not_scale_the_step():
 def test_lora_with_checkpointing_takes_the_same_steps():
     finals = []
     for checkpointing in ("true", "false"):
-        cfg = load_config("toy", "lora", overrides=f"{SMALL} train.max_steps=3 lora_config.lora_dropout=0 train.gradient_checkpointing={checkpointing}")
+        changes = f"train.max_steps=3 lora_config.lora_dropout=0 train.gradient_checkpointing={checkpointing}"
+        cfg = load_config("toy", "lora", overrides=f"{SMALL} {changes}")
         train(cfg, evaluate=False)
         finals.append(weights(run_folder(cfg)))
     assert any(v.any() for k, v in finals[0].items() if "lora_B" in k)
@@ -108,7 +110,8 @@ def test_schedule_ends_at_min_lr():
     cfg = load_config(overrides=f"{SMALL} train.lr_scheduler_kwargs.min_lr=3e-4")
     train(cfg, evaluate=False)
     rates = [r["learning_rate"] for r in read_log(run_folder(cfg) / "log.jsonl")]
-    assert max(rates) == pytest.approx(cfg.train.learning_rate, rel=0.05) and rates[-1] == pytest.approx(3e-4, rel=0.1) and min(rates[1:]) >= 3e-4
+    assert max(rates) == pytest.approx(cfg.train.learning_rate, rel=0.05)
+    assert rates[-1] == pytest.approx(3e-4, rel=0.1) and min(rates[1:]) >= 3e-4
 
 
 def test_a_complete_run_is_kept_or_reused():
@@ -145,16 +148,18 @@ def offline_records(path):
             message = b""
 
 
+def values(items): return [(i.key or "/".join(i.nested_key), json.loads(i.value_json)) for i in items]
+
+
 def test_wandb_offline_holds_metrics_configuration_and_summary(monkeypatch):
     cfg = load_config("toy", "lora", overrides=f"{SMALL} train.max_steps=3 train.report_to=wandb")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     train(cfg, evaluate=True)
     losses, config, summary = [], {}, {}
     for record in offline_records(next(run_folder(cfg).glob("wandb/offline-run-*/*.wandb"))):
-        names = [(i.key or "/".join(i.nested_key), i.value_json) for i in record.history.item]
-        losses += [json.loads(value) for name, value in names if name == "train/loss"]
-        config |= {i.key or "/".join(i.nested_key): json.loads(i.value_json) for part in (record.config, record.run.config) for i in part.update}
-        summary |= {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.summary.update}
+        losses += [value for name, value in values(record.history.item) if name == "train/loss"]
+        for part in (record.config, record.run.config): config |= values(part.update)
+        summary |= values(record.summary.update)
     record = read_json(run_folder(cfg) / "record.json")
     assert losses == [r["loss"] for r in read_log(run_folder(cfg) / "log.jsonl") if "loss" in r] and len(losses) == 3
     assert config["tuning_method"] == "lora" and config["lora_config"]["r"] == cfg.lora_config.r
@@ -162,7 +167,8 @@ def test_wandb_offline_holds_metrics_configuration_and_summary(monkeypatch):
 
 
 def papermill(*parameters, output=None):
-    command = [sys.executable, "-m", "papermill", "nbs/02_train.ipynb", *([str(output)] if output else []), *parameters, "--no-progress-bar"]
+    notebooks = ["nbs/02_train.ipynb", *([str(output)] if output else [])]
+    command = [sys.executable, "-m", "papermill", *notebooks, *parameters, "--no-progress-bar"]
     return subprocess.run(command, cwd=project_root(), capture_output=True, text=True, timeout=300)
 
 
@@ -175,8 +181,10 @@ def test_papermill_runs_a_variant(tmp_path):
     assert "image/png" in out.read_text()
 
 
-@pytest.mark.parametrize("parameters,says", [(("-p", "tunning", "lora"), "Did you mean 'tuning'"), (("-p", "tuning", "lorra"), "full, lora, qlora"),
-                                             (("-p", "overrides", "train.learning_rat=1"), "train.learning_rate")])
+@pytest.mark.parametrize("parameters,says", [
+    (("-p", "tunning", "lora"), "Did you mean 'tuning'"),
+    (("-p", "tuning", "lorra"), "full, lora, qlora"),
+    (("-p", "overrides", "train.learning_rat=1"), "train.learning_rate")])
 def test_papermill_stops_early_at_a_wrong_parameter(parameters, says, tmp_path):
     started = time.time()
     done = papermill(*parameters, output=tmp_path / "out.ipynb")
