@@ -336,7 +336,7 @@ def _check_targets(cfg):
     if not named or (isinstance(targets, str) and targets != "all-linear"):
         raise ConfigError(f"lora_config.target_modules: {targets!r} is neither 'all-linear' nor a list of module names")
     tied = {"lm_head", "embed_tokens"} & set(named)
-    if tied: raise ConfigError(f"lora_config.target_modules: {', '.join(tied)} is tied in Gemma and can't carry an adapter")
+    if tied: raise ConfigError(f"lora_config.target_modules: {', '.join(sorted(tied))} is tied in Gemma and can't carry an adapter")
 
 # %% ../nbs/00_core.ipynb #55cc17a6
 def _check_hardware(cfg):

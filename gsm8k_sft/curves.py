@@ -166,6 +166,12 @@ def disagreements(
     signs = [(a.loss - b.loss) * (a.accuracy - b.accuracy) for a, b in combinations(table.itertuples(), 2) if a.dataset == b.dataset]
     return sum(s > 0 for s in signs), sum(s != 0 for s in signs)
 
+# %% ../nbs/parts/curves.ipynb #2972e1f9
+def _accuracy_label(metric):
+    "An axis of accuracies"
+    graded = {"strict": "exact answers", "numeric": "stated numbers right", "flexible": "last numbers right"}
+    return f"{graded[metric]}, %\n(bars: 95 % Wilson interval)"
+
 # %% ../nbs/parts/curves.ipynb #2cfd57e8
 def _points_with_intervals(ax, table, x, legend=True):
     "A point with its interval for each run; data sets differ in their markers"
@@ -187,6 +193,7 @@ def _check_one_preset(table, function):
 def plot_loss_accuracy(
     table: pd.DataFrame, # from `loss_accuracy`, of one preset
     ax=None, # matplotlib Axes to draw on; a new figure by default
+    metric: str = "strict", # that the table was made with
 ): # Axes
     "Accuracy against the last validation loss; squares are socratic"
     _check_one_preset(table, "plot_loss_accuracy")
@@ -195,7 +202,7 @@ def plot_loss_accuracy(
     with figure_style() as plt:
         ax = ax or plt.subplots(figsize=(5.5, 3.8))[1]
         _points_with_intervals(ax, table, "loss")
-        ax.set(xlabel="last validation loss, nats per token", ylabel="exact answers, %\n(bars: 95 % Wilson interval)", title=title)
+        ax.set(xlabel="last validation loss, nats per token", ylabel=_accuracy_label(metric), title=title)
         ax.margins(x=0.15)
         ax.figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     ax.alt = " ".join(f"{r.run}: loss {r.loss:.3g}, {100 * r.accuracy:.1f} %." for r in table.itertuples())
@@ -312,7 +319,7 @@ def plot_cost(
         for ax, (cost, name) in zip(axes, costs.items()):
             _points_with_intervals(ax, table, cost, legend=ax is axes[0])
             ax.set(xlabel=name, xlim=(0, 1.15 * table[cost].max()))
-        axes[0].set_ylabel("exact answers, %\n(bars: 95 % Wilson interval)")
+        axes[0].set_ylabel(_accuracy_label(metric))
         axes[0].set(xscale="log", xlim=(table["trainable"].min() / 4, 4 * table["trainable"].max()))
         axes[0].xaxis.set_major_formatter("{x:g}"); axes[0].xaxis.set_minor_formatter("")
         figure.legend(loc="outside upper center", ncols=2, fontsize=9)

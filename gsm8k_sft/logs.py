@@ -141,10 +141,11 @@ def trainer_rows(
 ) -> dict[str, list[dict]]: # run -> entries of its log_history
     "What a Trainer logged"
     folder = path.parent.parent if re.fullmatch(r"checkpoint-\d+", path.parent.name) else path.parent
-    try: rows = json.loads(text)["log_history"]
+    try: rows = json.loads(text).get("log_history")
     except ValueError as e:
         _skip(path, f"line {getattr(e, 'lineno', '?')}", "JSON from here on")
         rows = [_parsed(entry) for entry in re.findall(r"\{[^{}]*\}", text.partition('"log_history"')[2])]
+    if rows is None: raise ValueError(f"{path}: no log_history at its top level, where a Trainer writes it")
     for number, row in enumerate(rows, 1):
         if not _valid(row): _skip(path, f"entry {number} of log_history", "JSON with a step")
     return {folder.name or path.stem: [row for row in rows if _valid(row)]}

@@ -165,6 +165,8 @@ def test_loss_and_accuracy_that_disagree():
                            "loss": [0.6, 0.5, 0.7, 0.1], "accuracy": [0.5, 0.4, 0.4, 0.3], "low": 0.3, "high": 0.6})
     assert disagreements(points) == (1, 2), "a tie counts for nothing, and losses of two data sets aren't compared"
     assert "disagree in 1 of 2 pairs" in alt_text(plot_loss_accuracy(points))
+    for metric, name in (("strict", "exact answers"), ("numeric", "stated numbers"), ("flexible", "last numbers")):
+        assert plot_loss_accuracy(points, metric=metric).get_ylabel().startswith(name), "the axis says by which grader"
 
 
 def test_two_presets_share_no_figure():

@@ -57,6 +57,8 @@ def test_an_empty_file_and_what_is_no_log(tmp_path):
     with pytest.warns(UserWarning, match="empty"): assert read_logs(write(tmp_path / "log.jsonl", "")).empty
     poem = write(tmp_path / "poem.txt", "roses are red")
     with pytest.raises(ValueError, match=r"poem\.txt: not a training log\. Known are .*trainer_state\.json"): read_logs(poem)
+    nested = write(tmp_path / "nested" / "trainer_state.json", json.dumps({"state": {"log_history": STEPS[:2]}}))
+    with pytest.raises(ValueError, match="trainer_state.json: no log_history at its top level"): read_logs(nested)
     (tmp_path / "poems").mkdir()
     with pytest.raises(ValueError, match="no log.jsonl"): read_logs(tmp_path / "poems")
 
