@@ -80,6 +80,13 @@ def test_imports_stand_alone(path):
         assert not imports or len(imports) == len(lines) or source(cell).startswith(("#| export", "#| hide")), source(cell)
 
 
+def test_lines_of_code_end_in_sight():
+    "No line of a code cell or a test is longer than 140 characters"
+    lines = [(path, l) for path in NOTEBOOKS for cell in cells(path) if cell["cell_type"] == "code" for l in source(cell).splitlines()]
+    lines += [(path, l) for path in sorted((ROOT / "tests").glob("*.py")) for l in path.read_text(encoding="utf-8").splitlines()]
+    assert not [f"{path.name}: {l.strip()[:60]}" for path, l in lines if len(l) > 140]
+
+
 def tracked():
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
     return [ROOT / n for n in names if n and (ROOT / n).is_file()]
