@@ -9,11 +9,14 @@ import time
 from pathlib import Path
 import pytest
 from gsm8k_sft.core import ConfigError, read_json
-from gsm8k_sft.study import Setting, chosen_setting, choice_table, collect, forgetting_table, headline_table, known_table, missing_jobs, open_jobs, outcome_table, pair_table, read_study, rest_of, run_study, split_table
+from gsm8k_sft.study import (Setting, chosen_setting, choice_table, collect, forgetting_table, headline_table, known_table, missing_jobs,
+                             open_jobs, outcome_table, pair_table, read_study, rest_of, run_study, split_table)
 
 STUDY = """
 preset: toy
-overrides: [data.train_samples={train}, data.test_samples=12, train.num_train_epochs={epochs}, train.eval_steps=0, train.validation_samples=0, data.validation_fraction=0.1, train.logging_steps=5, evaluation.max_new_tokens=64, evaluation.other_texts=2]
+overrides:
+  [data.train_samples={train}, data.test_samples=12, data.validation_fraction=0.1, train.num_train_epochs={epochs}, train.eval_steps=0,
+   train.validation_samples=0, train.logging_steps=5, evaluation.max_new_tokens=64, evaluation.other_texts=2]
 methods:
   full: {{tuning: full, learning_rates: [1.0e-3]}}
   {more}
@@ -38,32 +41,40 @@ def study(folder, train=24, epochs=1, more=""):
 def test_whole_study_and_what_is_kept(tmp_path):
     said, small, kept = [], study(tmp_path), tmp_path / "results" / "toy"
     found = run_study(small, lanes=2, say=said.append)
-    assert (found["failed"], found["left"], found["waiting"]) == ({}, [], 0) and found["done"] == len(said) == 9, "a try, four runs, an arm, the base model with and without template, and on validation"
+    assert (found["failed"], found["left"], found["waiting"]) == ({}, [], 0)
+    assert found["done"] == len(said) == 9, "a try, four runs, an arm, the base model with and without template, and on validation"
     assert run_study(small)["done"] == 0, "nothing is done twice"
     record = read_json(tmp_path / "runs" / "toy" / "full_main-lr1e-3-s0" / "record.json")
     assert record["lanes"] == 2 and record["status"] == "complete"
     collect(small, kept)
     assert missing_jobs(small, tmp_path / "results") == []
     assert {p.name for p in (kept / "arms").iterdir()} == {"full-wd_main-lr1e-3-s0", "eval"}
-    assert sorted(p.name.split("__")[0] for p in kept.glob("eval/*.verdicts.jsonl.xz")) == \
-        ["toy-full_main-lr1e-3-s0", "toy-full_main-lr1e-3-s1", "toy-full_main-lr1e-3-s1", "toy-full_socratic-lr1e-3-s0", "toy-full_socratic-lr1e-3-s1", "toy-full_socratic-lr1e-3-s1"], "other seeds, and the calculator's"
+    verdicts = sorted(p.name.split("__")[0].removeprefix("toy-full_") for p in kept.glob("eval/*.verdicts.jsonl.xz"))
+    assert verdicts == [f"{d}-lr1e-3-s{s}" for d in ("main", "socratic") for s in (0, 1, 1)], "other seeds, and the calculator's"
     assert choice_table(small, tmp_path / "results").chosen.tolist() == ["yes"]
     table = outcome_table(small, tmp_path / "results").set_index("experiment")
-    assert table.seeds.to_dict() == {"full_main": 2, "full_socratic": 2, "base-0shot": "–", "base-0shot-plain": "–", "base-1shot-plain": "–", "full-wd_main": 1}
+    untuned = dict.fromkeys(("base-0shot", "base-0shot-plain", "base-1shot-plain"), "–")
+    assert table.seeds.to_dict() == {"full_main": 2, "full_socratic": 2, "full-wd_main": 1} | untuned
     pairs = pair_table(small, tmp_path / "results")
-    assert pairs.grader.tolist() == ["strict", "numeric", "flexible", "strict", "strict"] and pairs.seeds.tolist() == ["1 and 2"] * 3 + ["2 and 2", "2 and 1"], "verdicts stand in for predictions; socratic's problems are main's"
-    assert "spread between seeds" not in pairs.sentence[0] and "spread between seeds of full-wd_main" in pairs.sentence[4], "an untuned model has no seeds"
+    assert pairs.grader.tolist() == ["strict", "numeric", "flexible", "strict", "strict"]
+    seeds = ["1 and 2"] * 3 + ["2 and 2", "2 and 1"]
+    assert pairs.seeds.tolist() == seeds, "verdicts stand in for predictions; socratic's problems are main's"
+    assert "spread between seeds" not in pairs.sentence[0], "an untuned model has no seeds"
+    assert "spread between seeds of full-wd_main" in pairs.sentence[4]
     both = split_table(small, tmp_path / "results").set_index("asked")
     validation = read_json(next(kept.glob("tries/validation/toy__validation__base-0shot__*.json")))
-    assert list(both.index) == ["full_main-lr1e-3-s0", "base-0shot"] and both.validation["base-0shot"] == round(100 * validation["accuracy"]["numeric"]["value"], 1)
+    assert list(both.index) == ["full_main-lr1e-3-s0", "base-0shot"]
+    assert both.validation["base-0shot"] == round(100 * validation["accuracy"]["numeric"]["value"], 1)
     assert headline_table(tmp_path / "results").empty, "no study of ours"
     lost = forgetting_table(small, tmp_path / "results").set_index(["a", "b"])
-    assert list(lost.index) == [("base", "full_main"), ("base", "full_socratic"), ("base", "full-wd_main"), ("full_main", "full_socratic"), ("full_main", "full-wd_main")]
+    from_base, from_full = ("full_main", "full_socratic", "full-wd_main"), ("full_socratic", "full-wd_main")
+    assert list(lost.index) == [*(("base", name) for name in from_base), *(("full_main", name) for name in from_full)]
     losses = lambda name: [read_json(p)["elsewhere"]["code"] for p in kept.glob(f"eval/toy{name}*.json") if "calculator" not in p.name]
     mean = sum(map(sum, losses("-full_main"))) / 4 - sum(losses("__test*base-0shot_")[0]) / 2
     assert lost.code["base", "full_main"].startswith(f"{mean:+.3f} ["), "two seeds, two texts"
     for name in ("runs", "eval_results"): shutil.rmtree(tmp_path / name)
-    assert len(open_jobs(small)[0]) == 4 and open_jobs(small, rest_of(small, tmp_path / "results")) == ([], 0), "a fresh clone with results/ has nothing left to do"
+    assert len(open_jobs(small)[0]) == 4
+    assert open_jobs(small, rest_of(small, tmp_path / "results")) == ([], 0), "a fresh clone with results/ has nothing left to do"
     (next(kept.glob("eval/*main-lr1e-3-s1__test*__full__*.json"))).unlink()
     assert [j.name for j in open_jobs(small, rest_of(small, tmp_path / "results"))[0]] == ["full_main-lr1e-3-s1"]
     assert missing_jobs(small, tmp_path / "results") == ["full_main-lr1e-3-s1 (full)"]
@@ -71,12 +82,14 @@ def test_whole_study_and_what_is_kept(tmp_path):
 
 def test_what_a_model_knew_before_by_a_command(tmp_path):
     out = tmp_path / "results" / "gemma-3-270m"
-    command = [sys.executable, "-m", "gsm8k_sft.forgetting", "toy", "--n", "6", "--overrides", "data.train_samples=100 data.test_samples=4", "--out", str(out)]
+    few = "data.train_samples=100 data.test_samples=4"
+    command = [sys.executable, "-m", "gsm8k_sft.forgetting", "toy", "--n", "6", "--overrides", few, "--out", str(out)]
     said = subprocess.run(command, capture_output=True, text=True, timeout=150)
     record = read_json(out / "known.json")
-    assert "nats per token" in said.stdout and (len(record["validation"]), len(record["test"])) == (6, 4) and record["environment"]["packages"], said.stderr
-    row = known_table(tmp_path / "results").iloc[0]
-    assert (row.model, row.texts) == ("gemma-3-270m", 6) and row["validation - test"].startswith(f"{sum(record['validation']) / 6 - sum(record['test']) / 4:+.3f} [")
+    assert "nats per token" in said.stdout, said.stderr
+    assert (len(record["validation"]), len(record["test"])) == (6, 4) and record["environment"]["packages"]
+    row, difference = known_table(tmp_path / "results").iloc[0], sum(record["validation"]) / 6 - sum(record["test"]) / 4
+    assert (row.model, row.texts) == ("gemma-3-270m", 6) and row["validation - test"].startswith(f"{difference:+.3f} [")
     assert known_table(tmp_path).empty
 
 
@@ -94,7 +107,8 @@ def test_a_failure_is_told_and_the_rest_goes_on(tmp_path):
 
 def test_memory_was_short_and_the_job_is_tried_once_more(tmp_path, monkeypatch):
     import gsm8k_sft.study as module
-    broken, given = study(tmp_path, more="lora: {tuning: lora, learning_rates: [1.0e-3], overrides: ['lora_config.target_modules=[nothing]']}"), []
+    bad = "lora: {tuning: lora, learning_rates: [1.0e-3], overrides: ['lora_config.target_modules=[nothing]']}"
+    broken, given = study(tmp_path, more=bad), []
     answer, give = module.Lane.answer, module.Lane.give
     def short(lane):
         job, outcome, text, seconds = answer(lane)
@@ -113,7 +127,8 @@ def test_neighbours_had_the_memory_and_one_of_them_goes(tmp_path, monkeypatch):
         "What more than one process at once would see"
         lanes[id(lane)] = lane
         job, outcome, text, seconds = attempt(lane)
-        if sum(l.process.is_alive() for l in lanes.values()) > 1 and job.tuning: return job, "failed", "OutOfMemoryError: CUDA out of memory.", seconds
+        if sum(l.process.is_alive() for l in lanes.values()) > 1 and job.tuning:
+            outcome, text = "failed", "OutOfMemoryError: CUDA out of memory."
         return job, outcome, text, seconds
     monkeypatch.setattr(module.Lane, "answer", crowded)
     monkeypatch.setattr(module.Lane, "start", lambda lane: (start(lane), lanes.update({id(lane): lane}))[0])
@@ -142,13 +157,17 @@ def test_a_killed_lane_is_replaced(tmp_path):
 
 def test_time_is_up_and_the_same_command_goes_on(tmp_path):
     study(tmp_path, train=400, epochs=6)
-    command = [sys.executable, "-m", "gsm8k_sft.study", str(tmp_path / "small.yaml"), "--minutes"]
-    first = subprocess.run([*command, "0.3"], capture_output=True, text=True, timeout=150)
+    command = [sys.executable, "-m", "gsm8k_sft.study", str(tmp_path / "small.yaml")]
+    began = time.monotonic()
+    subprocess.run([*command, "--dry-run"], check=True, capture_output=True)
+    minutes = max(0.3, 4 * (time.monotonic() - began) / 60) # enough for imports and a checkpoint, on a machine with other work too
+    command.append("--minutes")
+    first = subprocess.run([*command, f"{minutes:.2f}"], capture_output=True, text=True, timeout=300)
     run = tmp_path / "runs" / "toy" / "full_main-lr1e-3-s0"
     assert "0 done, 0 failed" in first.stdout and list(run.glob("checkpoint-*")), first.stdout + first.stderr
     steps = [json.loads(l)["step"] for l in (run / "log.jsonl").read_text().splitlines()]
     small = read_study(str(tmp_path / "small.yaml"))
     assert open_jobs(small)[1] == 5, "five runs wait for the learning rate"
-    subprocess.run([*command, "0.6"], capture_output=True, text=True, timeout=200)
+    subprocess.run([*command, f"{2 * minutes:.2f}"], capture_output=True, text=True, timeout=500)
     log = (tmp_path / "runs" / "toy" / "lane-0.log").read_text()
     assert "going on from" in log and steps[-1] > 0 and steps == sorted(set(steps))
