@@ -77,7 +77,8 @@ class PackedCollator:
         examples: list[dict], # each with input_ids and labels: lists or tensors
     ) -> dict: # labels (1, all tokens), for counting; chunks, see `_chunk`
         "Lay the examples end to end"
-        groups = first_fit([len(e["input_ids"]) for e in examples], self.max_tokens)
+        room = self.max_tokens - 1 if self.multiple else self.max_tokens # filling up takes a token at least
+        groups = first_fit([len(e["input_ids"]) for e in examples], room)
         chunks = [_chunk([examples[i] for i in ids]) for ids in groups]
         if self.multiple:
             longest = max(self.longest, self.multiple)

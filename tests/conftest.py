@@ -3,6 +3,7 @@ import os
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("HF_HUB_OFFLINE", None) # the tests' hub is a server of their own
 
 SLOW = ("test_widgets.py", "test_docs.py", "test_processes.py", "test_train.py", "test_notebooks.py")
 

@@ -262,18 +262,18 @@ REPEATED = ["9,", "9", "9 ", "#", "#### ", "####9\n", "$.", "-", "(", "*", "1/",
 @pytest.mark.parametrize("piece", REPEATED)
 def test_a_megabyte_takes_milliseconds(piece):
     for text in (piece * (1_000_000 // len(piece)), "#### " + piece * (1_000_000 // len(piece))):
-        start = time.perf_counter()
+        start = time.process_time()
         grade(text, text), grade_answer(text, "18")
-        assert time.perf_counter() - start < 2
+        assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("piece", REPEATED)
 def test_steps_in_linear_time(piece):
     "Twice the text, not four times the time"
     text = piece * (100_000 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     annotations(text), equations(text), calculate(text), to_number(text), first_slip(text)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 def test_final_number():
@@ -414,6 +414,6 @@ def test_tables():
 
 def test_a_whole_test_split_takes_less_than_a_second_or_two():
     text = "She makes 9 * 2 = $<<9*2=18>>18 a day, and spends 18 / 4 = $<<18/4=4.5>>4.5 of it on feed.\n" * 5 + "#### 13"
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(1319): grade_answer(text, GOLD)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3

@@ -135,6 +135,15 @@ def test_layers_are_compiled_once(tuning):
     assert counts[0] > 0 and len(set(counts)) == 1, counts
 
 
+@pytest.mark.parametrize("lengths", [[4096, 4096], [8192], [8191], [1000] * 9, [5000, 3191, 1], [2048] * 5])
+def test_filled_chunks_end_at_max_tokens(lengths):
+    "Unless a single example is longer than that with its filling"
+    examples = [{"input_ids": [5] * n, "labels": [5] * n} for n in lengths]
+    sizes = [c["input_ids"].shape[1] for c in PackedCollator(8192, 1024, 1024)(examples)["chunks"]]
+    assert all(n % 1024 == 0 for n in sizes) and sum(sizes) > sum(lengths)
+    assert max(sizes) <= 8192 or max(lengths) > 8191
+
+
 def test_filled_chunks_train_alike(monkeypatch):
     "What is recorded on a GPU, launched one by one here"
     import gsm8k_sft.train as module
