@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'INTERVALS', 'ONLY_TOY', 'BASE_FORM', 'WHY_SMALL', 'METHOD', 'DATA', 'DATA_COLUMNS', 'WENT_WRONG',
-           'WATERFALL', 'BY_SIZE', 'ALL_MODELS', 'OTHER_SET', 'COMMANDS', 'INTRODUCTION', 'IN_SHORT', 'COMPARED',
-           'ELSEWHERE', 'BOTH_PARTS', 'CHOSEN', 'OUTCOME', 'METHODS', 'AGAINST_BASE', 'LOSS_ACCURACY', 'STUDIES_COST',
-           'STYLE', 'PRINT', 'SLIDE_STYLE', 'SLIDE_START', 'protocol_lines', 'missing_runs', 'limits', 'make_report',
-           'export_html', 'export_slides', 'main']
+           'WATERFALL', 'UNTRAINED', 'BY_SIZE', 'ALL_MODELS', 'OTHER_SET', 'COMMANDS', 'INTRODUCTION', 'IN_SHORT',
+           'COMPARED', 'ELSEWHERE', 'BOTH_PARTS', 'CHOSEN', 'OUTCOME', 'METHODS', 'AGAINST_BASE', 'LOSS_ACCURACY',
+           'STUDIES_COST', 'STYLE', 'PRINT', 'SLIDE_STYLE', 'SLIDE_START', 'protocol_lines', 'missing_runs', 'limits',
+           'make_report', 'export_html', 'export_slides', 'main']
 
 # %% ../nbs/05_report.ipynb #4fb31ce3
 import base64, json, os, re
@@ -186,8 +186,15 @@ def _measured_on(record):
     versions = ", ".join(f"{name} {e['packages'][name]}" for name in ("torch", "transformers"))
     return f"Random weights, real GSM8K examples, {e['gpus'][0]}, {versions}"
 
+# %% ../nbs/05_report.ipynb #9a060f8d
+UNTRAINED = (
+    "**gemma-2b-it itself was neither trained nor asked here**: its weights need a licence accepted and a login on the hub, which the machines "
+    "of these runs don't have. What follows was measured on a model of its exact shape with random weights, which costs the same. "
+    "With a login, `make train PRESET=gemma-2b-it TUNING=full` (or `lora`, `qlora`; `DATASET=socratic`) trains and evaluates it, "
+    "and `make plan PRESET=gemma-2b-it` says what that needs.")
+
 # %% ../nbs/05_report.ipynb #f2932257
-def _speed(out):
+def _speed(out, presets):
     "Training throughput beside the alternatives"
     from gsm8k_sft.throughput import plot_waterfall, training_table
     path = project_path("results", "benchmark", "training.json")
@@ -197,7 +204,8 @@ def _speed(out):
     table = training_table(record, "gemma-2b-it").drop(columns="first steps, s")
     table = table.map(lambda v: f"{v:,.0f}" if isinstance(v, float) and v > 100 else v)
     said = f"{_measured_on(record)}; `make bench`, record: [training.json]({os.path.relpath(path, out)})."
-    return ["## Speed and memory at Gemma 2B's shape", said, markdown_table(table), f"![{WATERFALL}]({figure})"]
+    parts = ["## Speed and memory at Gemma 2B's shape", said, markdown_table(table), f"![{WATERFALL}]({figure})"]
+    return parts if "gemma-2b-it" in presets else [parts[0], UNTRAINED, *parts[1:]]
 
 # %% ../nbs/05_report.ipynb #fede0161
 def _mean_range(row, grader):
@@ -432,7 +440,7 @@ def make_report(
     for name in choices("study"): parts += _study(name, root)
     for preset in presets: parts += _disagreement(preset, words)
     for preset in presets: parts += _cost(preset, words, evaluations, runs)
-    parts += [*_studies_cost(root), *_speed(out), *_failed(), *_missing(table, root)]
+    parts += [*_studies_cost(root), *_speed(out, presets), *_failed(), *_missing(table, root)]
     parts += ["## Limits\n\n" + _items(limits(table) if len(table) else []), *_repeat([*runs, *evaluations])]
     return write_text(out / "report.md", "\n\n".join(filter(None, parts)) + "\n")
 
