@@ -189,7 +189,8 @@ def _measured_on(record):
 # %% ../nbs/05_report.ipynb #9a060f8d
 UNTRAINED = (
     "**gemma-2b-it itself was neither trained nor asked here**: its weights need a licence accepted and a login on the hub, "
-    "which the machines of these runs don't have. What follows was measured on a model of its exact shape with random weights, which costs the same. "
+    "which the machines of these runs don't have. What follows was measured on a model of its exact shape with random weights, "
+    "which costs the same. "
     "With a login, `make train PRESET=gemma-2b-it TUNING=full` (or `lora`, `qlora`; `DATASET=socratic`) trains and evaluates it, "
     "and `make plan PRESET=gemma-2b-it` says what that needs.")
 
