@@ -195,7 +195,7 @@ def test_an_epoch_has_the_tokens_of_its_tokenizer(preset, tokens, capsys):
     assert f"an epoch of {tokens} tokens" in capsys.readouterr().out
 
 def test_what_was_never_fitted_is_foreseen():
-    "Peaks of Qwen runs on GPUs, with compiled layers; the ledger of Qwen2 was written before they were looked at"
+    "Peaks of Qwen runs on GPUs, with compiled layers; none was used in making the ledger of Qwen2"
     runs = sorted(project_path("results", "qwen2.5-coder-1.5b").rglob("record.json"))
     table = comparison({"items": [memory.run_item(path.parent) for path in runs]})
     assert len(table) >= 19 and table["error %"].abs().max() < 5, table
