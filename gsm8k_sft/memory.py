@@ -801,17 +801,11 @@ def measure(
 ) -> dict: # the case with its shape, setup, predicted and measured bytes
     "Train three steps and read the peak"
     import torch
-    from transformers import AutoConfig
-    from gsm8k_sft.models import SHAPES
-    from gsm8k_sft.throughput import our_trainer
+    from gsm8k_sft.throughput import our_trainer, random_start
     from transformers.trainer_callback import PrinterCallback
     where, cfg = "cuda" if torch.cuda.is_available() else "cpu", _measured_config(case)
-    config = AutoConfig.for_model(**SHAPES[cfg.model.name] | case.get("changes", {}))
-    shape = model_shape(config)
-    s = setup(cfg, case["longest"], device=where)
-    model = random_training_model(cfg, config, where)
-    if where == "cuda": torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
-    live = LiveBytes(model)
+    model, config = random_start(cfg, case.get("changes", {}))
+    shape, s, live = model_shape(config), setup(cfg, case["longest"], device=where), LiveBytes(model)
     with tempfile.TemporaryDirectory() as folder:
         trainer = our_trainer(cfg, model, _rows(case, case["rows"] * cfg.train.gradient_accumulation_steps * 3, config.vocab_size), folder)
         trainer.remove_callback(PrinterCallback)

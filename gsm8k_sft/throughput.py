@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUIET', 'TRAINERS', 'BF16', 'PADDED', 'PACKED40', 'STUDIED', 'Clock', 'bench_examples', 'wrapped', 'our_trainer',
-           'stock_trainer', 'trl_trainer', 'without', 'training_cases', 'measure_training', 'matmul_rate',
-           'utilisation', 'forget_run', 'bench_training', 'main', 'training_table', 'plot_waterfall']
+           'stock_trainer', 'trl_trainer', 'without', 'training_cases', 'random_start', 'measure_training',
+           'matmul_rate', 'utilisation', 'forget_run', 'bench_training', 'main', 'training_table', 'plot_waterfall']
 
 # %% ../nbs/parts/throughput.ipynb #9a309d27
 import gc, tempfile, time, traceback
@@ -262,14 +262,16 @@ def _predicted(case, cfg, config, most):
     "The planner's words for a setting, None where it has none"
     from gsm8k_sft.memory import UnknownMemory, model_shape, plan, setup
     if case["trainer"] == "trl" or case["without"]: return {}
-    shape = model_shape(config)
-    try: s = setup(cfg, tokens=most)
+    try: shape, s = model_shape(config), setup(cfg, tokens=most)
     except UnknownMemory: return {}
     return {"shape": asdict(shape), "setup": asdict(s), "predicted": plan(shape, s).total}
 
 # %% ../nbs/parts/throughput.ipynb #ddfdbcfe
-def _random_start(cfg, changes):
-    "A random model of a setting, and its configuration"
+def random_start(
+    cfg, # configuration from `load_config`, of a model whose shape is known
+    changes: dict = {}, # of the shape, for tests
+): # the model, ready to train, and its transformers configuration
+    "A random model of a setting, and nothing else on the card"
     import torch
     from gsm8k_sft.memory import random_training_model
     from gsm8k_sft.models import SHAPES
@@ -305,7 +307,7 @@ def measure_training(
     from gsm8k_sft.models import count_parameters
     steps = case.get("steps", steps)
     cfg = _config(case["preset"], case["tuning"], case["overrides"], steps)
-    model, config = _random_start(cfg, changes)
+    model, config = random_start(cfg, changes)
     rows = wrapped(rows, config.vocab_size)
     with tempfile.TemporaryDirectory() as folder, without(case["without"]):
         trainer = TRAINERS[case["trainer"]](cfg, model, rows, folder)
