@@ -1,6 +1,5 @@
 """Damaged files of every kind, both layouts, other tokenizers, a damaged cache."""
 import json, os, re, time
-from pathlib import Path
 
 import pyarrow as pa, pyarrow.parquet as pq, pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors

@@ -5,7 +5,7 @@ import torch
 from gsm8k_sft import evaluate as module
 from gsm8k_sft.core import load_config, project_root, save_config
 from gsm8k_sft.data import load_gsm8k
-from gsm8k_sft.evaluate import (EvaluationError, complete_result, evaluate, evaluate_base, evaluate_run, quick_accuracy,
+from gsm8k_sft.evaluate import (EvaluationError, complete_result, evaluate, evaluate_run, quick_accuracy,
                                 read_predictions, result_name, show_answers, whole_lines, wilson_interval)
 from gsm8k_sft.models import load_model, load_tokenizer
 

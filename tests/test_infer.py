@@ -1,6 +1,5 @@
 "Questions from a file and from the command line: every bad line, every bad path, whole or absent"
 import json, os, signal, subprocess, sys
-from pathlib import Path
 import pytest, torch
 from gsm8k_sft.core import load_config, save_config, set_seed, write_json
 from gsm8k_sft.infer import InferError, answer, answer_all, infer_file, open_model, read_questions

@@ -1,7 +1,7 @@
 "Memory: the ledger against what autograd keeps, the plan against traced peaks, tables, refusals, the harness"
-import inspect, json, subprocess, sys
+import json, subprocess, sys
 from dataclasses import replace
-import pytest, torch
+import pytest
 from gsm8k_sft import memory
 from gsm8k_sft.core import choices, load_config, project_path
 from gsm8k_sft.memory import *
