@@ -252,7 +252,8 @@ def plot_flips(
     "Problems that only one of two models solves, a row a pair"
     rows = [comparisons] if isinstance(comparisons, Comparison) else list(comparisons)
     if not rows: raise ValueError("plot_flips: no comparisons")
-    title = f"Of {rows[0].n:,} problems" if len({c.n for c in rows}) == 1 else ""
+    title = f"Of {rows[0].n:,} problems" if len({c.n for c in rows}) == 1 else "Problems"
+    title += "; one run of each model"
     with figure_style() as plt:
         ax = ax or plt.subplots(figsize=(7, 1.1 + 0.75 * len(rows)))[1]
         for sign, key, colour in ((-1, "only_a", "orange"), (1, "only_b", "blue")):
