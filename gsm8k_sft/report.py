@@ -9,20 +9,24 @@ __all__ = ['PROTOCOL', 'INTERVALS', 'ONLY_TOY', 'BASE_FORM', 'WHY_SMALL', 'METHO
            'STUDIES_COST', 'STYLE', 'PRINT', 'SLIDE_STYLE', 'SLIDE_START', 'protocol_lines', 'missing_runs', 'limits',
            'make_report', 'export_html', 'export_slides', 'main']
 
-# %% ../nbs/05_report.ipynb #4fb31ce3
+# %% ../nbs/05_report.ipynb #3cb50a3c
 import base64, json, os, re
-from pathlib import Path
 import pandas as pd
+from pathlib import Path
 from fastcore.script import call_parse
-
-# %% ../nbs/05_report.ipynb #361697ce
-from .analysis import (LABELS, mean_label, average_seeds, comparison_table, draw_figures, error_table, format_table, is_plain,
-    markdown_table, read_answers, read_evaluations, read_runs, save_figure, size_table)
-from .core import choices, project_path, project_root, read_json, write_text
-from .curves import format_summary, summary_table
-from .study import (choice_table, cost_table, forgetting_table, headline_table, known_table, missing_jobs, outcome_table,
-    pair_table, read_study, split_table)
-from .sweep import read_matrix, run_name
+from .analysis import draw_figures
+from .core.config import choices, project_path, project_root
+from .core.runs import read_json, write_text
+from .evaluation.results import LABELS, is_plain, read_evaluations, read_runs
+from .experiments.study import read_study
+from .experiments.sweep import read_matrix, run_name
+from gsm8k_sft.experiments.tables import (
+    choice_table, cost_table, forgetting_table, headline_table, known_table, missing_jobs, outcome_table, pair_table,
+    split_table)
+from .reporting.curves import format_summary, summary_table
+from .reporting.figures import save_figure
+from .reporting.tables import (
+    average_seeds, comparison_table, error_table, format_table, markdown_table, mean_label, read_answers, size_table)
 
 # %% ../nbs/05_report.ipynb #6895f3ae
 PROTOCOL = {"split": "split", "n": "problems", "prompt_style": "prompt", "decoding": "decoding", "max_new_tokens": "new tokens at most",
@@ -197,7 +201,7 @@ UNTRAINED = (
 # %% ../nbs/05_report.ipynb #f2932257
 def _speed(out, presets):
     "Training throughput beside the alternatives"
-    from gsm8k_sft.throughput import plot_waterfall, training_table
+    from gsm8k_sft.benchmarks.training import plot_waterfall, training_table
     path = project_path("results", "benchmark", "training.json")
     if not path.exists(): return []
     record = read_json(path)

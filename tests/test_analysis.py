@@ -4,11 +4,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from gsm8k_sft.analysis import (COLOURS, DARK, GRID, INK, PAPER, average_seeds, comparison_table, draw_figures, format_table,
-                                headline, markdown_table, plot_comparison, read_log, read_runs, write_gallery)
-from gsm8k_sft.core import project_path, write_json
+from gsm8k_sft.analysis import draw_figures, plot_comparison
+from gsm8k_sft.evaluation.results import read_runs
+from gsm8k_sft.reporting.figures import COLOURS, DARK, GRID, INK, PAPER, write_gallery
+from gsm8k_sft.reporting.logs import read_log
+from gsm8k_sft.reporting.tables import average_seeds, comparison_table, format_table, headline, markdown_table
+from gsm8k_sft.core.config import project_path
+from gsm8k_sft.core.runs import write_json
 from gsm8k_sft.report import make_report, missing_runs
-from gsm8k_sft.sweep import read_matrix, run_notebook, sweep
+from gsm8k_sft.experiments.sweep import read_matrix, run_notebook, sweep
 
 
 def rate(k, n=100): return {"k": k, "n": n, "value": k / n, "low": max(0, k / n - 0.05), "high": min(1, k / n + 0.05)}
@@ -123,7 +127,7 @@ def numbers(svg):
 def test_a_small_svg_differs_by_a_hundredth_of_a_point(results):
     "Every number of matplotlib's own SVG is still there, in the same order, and nothing but places is rounded"
     import io
-    from gsm8k_sft.analysis import _svg, figure_style
+    from gsm8k_sft.reporting.figures import _svg, figure_style
     with figure_style() as plt:
         figure, ax = plt.subplots()
         ax.plot([0.123456, 1 / 3, 0.9], [1e3, 2e5 / 7, 12345.678], "o-", label="a label")
@@ -224,8 +228,8 @@ def test_error_tables_from_kept_predictions(tmp_path):
     "Predictions beside the results, plain and packed; drawn answers and other protocols stay out"
     import lzma
     from hashlib import sha256
-    from gsm8k_sft.analysis import error_table, read_answers, size_table
-    from gsm8k_sft.evaluate import GRADER
+    from gsm8k_sft.reporting.tables import error_table, read_answers, size_table
+    from gsm8k_sft.evaluation.results import GRADER
     def add(model, rows, pack=False, **protocol):
         text = "".join(json.dumps(r) + "\n" for r in rows).encode()
         name = f"{model}{len(protocol)}"

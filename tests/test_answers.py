@@ -5,9 +5,9 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from gsm8k_sft.answers import (CLASSES, annotations, breakdown, calculate, class_table, classify, disagreements, equations,
-                               extract_flexible, extract_numeric, final_number, first_slip, format_result, grade, grade_answer,
-                               n_steps, to_number, verdict)
+from gsm8k_sft.grading.answers import disagreements, extract_flexible, extract_numeric, final_number, grade, to_number
+from gsm8k_sft.grading.arithmetic import annotations, calculate, equations, format_result, verdict
+from gsm8k_sft.grading.errors import CLASSES, breakdown, class_table, classify, first_slip, grade_answer, n_steps
 
 FILTERS = {"strict": (r"#### (\-?[0-9\.\,]+)", 0), "flexible": (r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1)}
 

@@ -3,12 +3,14 @@ import json, math, time
 import numpy as np
 import pandas as pd
 import pytest
-from gsm8k_sft.analysis import alt_text, save_figure
-from gsm8k_sft.core import project_path, read_json, write_json
-from gsm8k_sft.curves import (curve_figures, disagreements, draw_curves, flip_pairs, flipped_items, format_summary, plot_cost,
-                              plot_curves, plot_flips, plot_loss_accuracy, plot_panels, plot_steps, summary_table)
-from gsm8k_sft.logs import read_logs, tidy
-from gsm8k_sft.stats import compare
+from gsm8k_sft.reporting.figures import alt_text, save_figure
+from gsm8k_sft.core.config import project_path
+from gsm8k_sft.core.runs import read_json, write_json
+from gsm8k_sft.reporting.curves import (
+    curve_figures, disagreements, draw_curves, flip_pairs, flipped_items, format_summary, plot_cost, plot_curves, plot_flips,
+    plot_loss_accuracy, plot_panels, plot_steps, summary_table)
+from gsm8k_sft.reporting.logs import read_logs, tidy
+from gsm8k_sft.evaluation.compare import compare
 
 
 def many_runs(folder, runs, steps):

@@ -5,10 +5,12 @@ import pyarrow as pa, pyarrow.parquet as pq, pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from gsm8k_sft.core import load_config
-from gsm8k_sft.data import (TRAINING_SPLITS, Collator, DataError, LabelError, Renderer, check_labels, data_fingerprint, encode,
-                            inspect_labels, load_gsm8k, refuse_test, token_lengths, tokenize_split)
-from gsm8k_sft.synthetic import make_rows, toy_model_path
+from gsm8k_sft.core.config import load_config
+from gsm8k_sft.data.datasets import Collator, TRAINING_SPLITS, data_fingerprint, load_gsm8k, refuse_test, tokenize_split
+from gsm8k_sft.data.labels import LabelError, check_labels, encode, inspect_labels, token_lengths
+from gsm8k_sft.data.problems import DataError
+from gsm8k_sft.data.prompts import Renderer
+from gsm8k_sft.data.synthetic import make_rows, toy_model_path
 
 GEMMA = ("{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n'"
          " + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest, yaml
 
-from gsm8k_sft.core import project_root
+from gsm8k_sft.core.config import project_root
 
 pytest.importorskip("smalldocs", reason="smalldocs needs Python 3.11")
-from gsm8k_sft.docs import build_site, crawl
+from gsm8k_sft.site.docs import build_site, crawl
 
 NBS = project_root(Path(__file__).parent) / "nbs"
 NOTEBOOKS = [p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]

@@ -3,18 +3,20 @@ import json, os, subprocess, sys, time
 import pytest
 import torch
 from gsm8k_sft import evaluate as module
-from gsm8k_sft.core import load_config, project_root, save_config
-from gsm8k_sft.data import load_gsm8k
-from gsm8k_sft.evaluate import (EvaluationError, complete_result, evaluate, evaluate_run, quick_accuracy,
-                                read_predictions, result_name, show_answers, whole_lines, wilson_interval)
-from gsm8k_sft.models import load_model, load_tokenizer
+from gsm8k_sft.core.config import load_config, project_root
+from gsm8k_sft.core.runs import save_config
+from gsm8k_sft.data.datasets import load_gsm8k
+from gsm8k_sft.evaluate import evaluate, evaluate_run, quick_accuracy, wilson_interval
+from gsm8k_sft.evaluation.results import (
+    EvaluationError, complete_result, read_predictions, result_name, show_answers, whole_lines)
+from gsm8k_sft.models.loading import load_model, load_tokenizer
 
 BRIEF = "evaluation.max_new_tokens=16 evaluation.batch_size=4 evaluation.save_every=1"
 NAME = "toy__test-first300__base-0shot__toy__main"
 CODE = """
 import sys
 from pathlib import Path
-from gsm8k_sft.core import load_config
+from gsm8k_sft.core.config import load_config
 from gsm8k_sft.evaluate import evaluate_base
 print("loaded", flush=True)
 evaluate_base(load_config("toy", overrides="{brief}"), shots=[0], limit=300, folder=Path(sys.argv[1]))
@@ -156,7 +158,7 @@ def test_one_process_at_a_time(tmp_path, toy):
 
 
 def test_out_of_memory_is_in_the_record(tmp_path, toy, monkeypatch):
-    from gsm8k_sft.generate import Engine
+    from gsm8k_sft.generation.engine import Engine
     model, tokenizer, rows, cfg = toy
     decode = Engine.decode
     def limited(self, steps):

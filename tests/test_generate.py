@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GemmaConfig, GemmaForCausalLM
-from gsm8k_sft import generate as module
-from gsm8k_sft.generate import (Calculator, Engine, GenerationError, Sampling, _Item, _slot_answers, answer_batch, generate, nucleus)
-from gsm8k_sft.synthetic import toy_model_path
+from gsm8k_sft.generation import engine as module
+from gsm8k_sft.generation.engine import (
+    Calculator, Engine, GenerationError, Sampling, Request, engine_answers, answer_batch, generate, nucleus)
+from gsm8k_sft.data.synthetic import toy_model_path
 
 SMALL = dict(vocab_size=768, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2,
              num_key_value_heads=1, head_dim=16, max_position_embeddings=256, pad_token_id=0, eos_token_id=1, bos_token_id=2)
@@ -44,16 +45,16 @@ def alone(model, ids, n, stop):
 
 def slots(model, ids, n, stop, rows=6, **settings):
     "The engine's answers, in the prompts' order"
-    items = [_Item(i, row) for i, row in enumerate(ids)]
-    found = {item.index: new for item, new, _ in _slot_answers(model, items, {"limit": n, "stop_ids": stop} | settings, rows)}
+    items = [Request(i, row) for i, row in enumerate(ids)]
+    found = {item.index: new for item, new, _ in engine_answers(model, items, {"limit": n, "stop_ids": stop} | settings, rows)}
     return [found[i] for i in range(len(ids))]
 
 
 def sampled(model, ids, sampling):
     "What the engine draws for each prompt, four rows at a time"
-    items = [_Item(i, row, sampling.uniform(str(i), 21)) for i, row in enumerate(ids)]
+    items = [Request(i, row, sampling.uniform(str(i), 21)) for i, row in enumerate(ids)]
     settings = {"limit": 20, "stop_ids": [1], "sampling": sampling}
-    return {item.index: new for item, new, _ in _slot_answers(model, items, settings, 4)}
+    return {item.index: new for item, new, _ in engine_answers(model, items, settings, 4)}
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -203,9 +204,9 @@ def test_draws_depend_on_seed_and_name_only(tokenizer):
 
 def test_calculator_by_hand(tokenizer):
     "Batched and resting rows give what one row alone gives, where results are put in by a loop nobody can doubt"
-    from gsm8k_sft.core import load_config
-    from gsm8k_sft.data import Renderer
-    from gsm8k_sft.models import load_model
+    from gsm8k_sft.core.config import load_config
+    from gsm8k_sft.data.prompts import Renderer
+    from gsm8k_sft.models.loading import load_model
     model, renderer = load_model(load_config("toy"), dtype="fp32").eval(), Renderer(tokenizer)
     texts = [renderer.prompt(q) for q in ("3*8, 50-9", "7*6, 12+5, 90-18, 64/8", "6+7, 14/2, 9*9")]
     fill = lambda text: "11" if text.rstrip().endswith(("8=", "5=", "2=")) else None

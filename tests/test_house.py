@@ -9,7 +9,7 @@ from packaging.utils import canonicalize_name
 try: import tomllib
 except ImportError: import tomli as tomllib
 
-from gsm8k_sft.core import project_root
+from gsm8k_sft.core.config import project_root
 
 ROOT = project_root(Path(__file__).parent)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -1,9 +1,12 @@
 "Questions from a file and from the command line: every bad line, every bad path, whole or absent"
 import json, os, signal, subprocess, sys
 import pytest, torch
-from gsm8k_sft.core import load_config, save_config, set_seed, write_json
+from gsm8k_sft.core.config import load_config
+from gsm8k_sft.core.runs import save_config, set_seed, write_json
 from gsm8k_sft.infer import InferError, answer, answer_all, infer_file, open_model, read_questions
-from gsm8k_sft.models import ModelError, add_adapter, load_tokenizer, load_weights, resolve_model, weights_fingerprint
+from gsm8k_sft.models.adapters import add_adapter
+from gsm8k_sft.models.loading import load_tokenizer, load_weights
+from gsm8k_sft.models.sources import ModelError, resolve_model, weights_fingerprint
 
 QUESTIONS = [
     "Tom has 3 bags of 4 apples. How many apples has he?",

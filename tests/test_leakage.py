@@ -3,8 +3,10 @@ import random, time
 
 import pytest
 
-from gsm8k_sft.core import load_config
-from gsm8k_sft.data import DataError, data_folder, leakage_audit, load_gsm8k
+from gsm8k_sft.core.config import load_config
+from gsm8k_sft.data.contamination import leakage_audit
+from gsm8k_sft.data.datasets import load_gsm8k
+from gsm8k_sft.data.problems import DataError, data_folder
 
 LONG = "Ann has 3 red apples and 4 green pears in a big round basket on the old wooden table"
 

@@ -1,7 +1,7 @@
 "Training logs as they are found: damaged, empty, resumed, of many kinds"
 import json, math, time
 import pytest
-from gsm8k_sft.logs import COLUMNS, read_logs
+from gsm8k_sft.reporting.logs import COLUMNS, read_logs
 
 STEPS = [{"step": s, "epoch": s / 10, "loss": 2.0 / s, "grad_norm": 1.0, "learning_rate": 1e-4, "tokens": 100 * s, "seconds": 2.0 * s}
          for s in range(1, 11)]

@@ -2,11 +2,11 @@
 import json, subprocess, sys
 from dataclasses import replace
 import pytest
-from gsm8k_sft import memory
-from gsm8k_sft.core import choices, load_config, project_path
-from gsm8k_sft.memory import *
-from gsm8k_sft.memory import CARDS, CONSTANTS, _alternatives
-from gsm8k_sft.models import parameter_table
+from gsm8k_sft.training import memory
+from gsm8k_sft.core.config import choices, load_config, project_path
+from gsm8k_sft.training.memory import *
+from gsm8k_sft.training.memory import CARDS, CONSTANTS, _alternatives
+from gsm8k_sft.models.parameters import parameter_table
 
 PRESETS = ["gemma-2b-it", "gemma-2-9b-it", "gemma-3-270m", "toy", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
 SHAPE = model_shape(load_config("gemma-2b-it", training=False))
@@ -49,7 +49,7 @@ def test_optimizer_state_is_that_of_a_real_step(optim):
     assert formula[:2] == real[:2] and abs(formula[2] - real[2]) < 5000
 
 def test_fused_rows_are_those_of_the_loss(monkeypatch):
-    from gsm8k_sft import packing
+    from gsm8k_sft.training import packing
     monkeypatch.setattr(packing, "has_triton", lambda: True)
     assert packing._on.__wrapped__("cuda")[1] == CONSTANTS["fused_rows"]
 

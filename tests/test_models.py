@@ -3,9 +3,10 @@ import hashlib, importlib.util, json, os, shutil, signal, subprocess, sys, textw
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 import pytest, torch
-from gsm8k_sft import models
-from gsm8k_sft.core import load_config, project_path, read_json, save_config, set_seed, write_json
-from gsm8k_sft.models import *
+from gsm8k_sft.models import loading as models
+from gsm8k_sft.core.config import load_config, project_path
+from gsm8k_sft.core.runs import read_json, save_config, set_seed, write_json
+from gsm8k_sft.models.loading import *
 
 HAS_GEMMA = all(importlib.util.find_spec(m) for m in (models.GEMMA_PACKAGE, "gguf"))
 HAS_BNB = importlib.util.find_spec("bitsandbytes") is not None
@@ -231,7 +232,8 @@ def test_broken_gguf(tmp_path, monkeypatch):
 MAKE = """
     import sys, time
     from pathlib import Path
-    from gsm8k_sft.models import _once, write_json
+    from gsm8k_sft.models.loading import write_json
+    from gsm8k_sft.models.sources import _once
     def make(part):
         (part / "weights").write_text("half")
         Path(sys.argv[1] + "-begun").open("a").write("x")

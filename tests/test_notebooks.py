@@ -7,8 +7,8 @@ import pytest
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 
-from gsm8k_sft.core import project_root
-from gsm8k_sft.readme import readme_text
+from gsm8k_sft.core.config import project_root
+from gsm8k_sft.site.readme import readme_text
 
 ROOT = project_root(Path(__file__).parent)
 NOTEBOOKS = sorted(Path(p).resolve() for p in nbglob(ROOT / "nbs", as_path=True))

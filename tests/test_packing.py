@@ -2,12 +2,15 @@
 import json
 import pytest
 import torch
-from gsm8k_sft.core import load_config
-from gsm8k_sft.models import count_parameters, prepare_for_training
-from gsm8k_sft.data import Collator
-from gsm8k_sft.packing import PACKED, PackedCollator, first_fit, linear_cross_entropy, packed_loss
-from gsm8k_sft.speed import RecordedStep, compiled_layers, training_mode
-from gsm8k_sft.train import TrainingError, build_trainer, load_for_training, train
+from gsm8k_sft.core.config import load_config
+from gsm8k_sft.models.adapters import prepare_for_training
+from gsm8k_sft.models.parameters import count_parameters
+from gsm8k_sft.data.datasets import Collator
+from gsm8k_sft.training.loss import linear_cross_entropy, packed_loss
+from gsm8k_sft.training.packing import PACKED, PackedCollator, first_fit
+from gsm8k_sft.training.graphs import RecordedStep, compiled_layers, training_mode
+from gsm8k_sft.train import build_trainer, load_for_training, train
+from gsm8k_sft.training.trainer import TrainingError
 
 SMALL = ("data.train_samples=20 data.test_samples=8 train.per_device_train_batch_size=8 train.num_train_epochs=1 "
          "train.eval_steps=0 train.save_steps=1000 train.logging_steps=1 model.precision=fp32 train.optim=adamw_torch "
@@ -25,7 +28,7 @@ def run(name, tuning="full", **changes):
     parts = [f"{k.replace('__', '.')}={v}" for k, v in changes.items()]
     cfg = load_config("toy", tuning, overrides=[*SMALL.split(), f"run_name={name}", *parts])
     tokenizer, rows, tokens, reports, model, _ = load_for_training(cfg)
-    from gsm8k_sft.core import run_folder
+    from gsm8k_sft.core.runs import run_folder
     folder = run_folder(cfg)
     folder.mkdir(parents=True, exist_ok=True)
     trainer, log, signals = build_trainer(cfg, folder, tokenizer, rows, tokens, model)
@@ -66,14 +69,14 @@ def test_validation_loss():
         changes = [f"run_name=v{packing}", f"train.packing={packing}", "train.eval_steps=3", "train.max_steps=3"]
         cfg = load_config("toy", overrides=[*SMALL.split(), *changes])
         train(cfg, evaluate=False)
-        from gsm8k_sft.core import run_folder
+        from gsm8k_sft.core.runs import run_folder
         logs.append([json.loads(l) for l in (run_folder(cfg) / "log.jsonl").read_text().splitlines()])
     losses = [[r["eval_loss"] for r in log if "eval_loss" in r] for log in logs]
     assert len(losses[0]) == 1 and losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_saved_weights_know_nothing_of_packing(tmp_path):
-    from gsm8k_sft.core import run_folder
+    from gsm8k_sft.core.runs import run_folder
     cfg = load_config("toy", overrides=[*SMALL.split(), "run_name=saved", "train.packing=true", "train.max_steps=2"])
     train(cfg, evaluate=False)
     assert "gsm8k" not in (run_folder(cfg) / "model" / "config.json").read_text()
@@ -101,7 +104,7 @@ def test_loss_in_bf16_and_frozen_head():
 
 
 def test_a_model_without_the_interface_is_refused():
-    from gsm8k_sft.train import _check_packing
+    from gsm8k_sft.training.trainer import _check_packing
     with pytest.raises(TrainingError, match="set train.packing=false"): _check_packing(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="train.max_tokens: 0 must be above 0"): load_config("toy", overrides="train.max_tokens=0")
 
@@ -203,7 +206,7 @@ def test_gpu_speedups_train_alike(tuning, speedup):
 def test_gpu_soft_cap(speedup, checkpointing, monkeypatch):
     """Gemma 2's capped scores by FlexAttention: in bf16 no further from fp32 than the plain way in bf16.
     Chunks of several lengths, a window shorter than the examples"""
-    from gsm8k_sft import packing
+    from gsm8k_sft.training import packing
     from transformers import Gemma2Config, Gemma2ForCausalLM
     torch.manual_seed(0)
     config = Gemma2Config(vocab_size=300, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,

@@ -9,8 +9,10 @@ from scipy.stats import binom, bootstrap
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from gsm8k_sft.stats import (compare, compare_many, compare_seeds, mcnemar, newcombe_interval, paired_bootstrap, seed_interval,
-    smallest_difference, wilson_interval)
+from gsm8k_sft.evaluation.compare import compare, compare_many, compare_seeds
+from gsm8k_sft.statistics.intervals import seed_interval, wilson_interval
+from gsm8k_sft.statistics.paired import mcnemar, newcombe_interval, paired_bootstrap
+from gsm8k_sft.statistics.planning import smallest_difference
 
 PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 

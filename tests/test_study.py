@@ -8,9 +8,12 @@ import sys
 import time
 from pathlib import Path
 import pytest
-from gsm8k_sft.core import ConfigError, read_json
-from gsm8k_sft.study import (Setting, chosen_setting, choice_table, collect, forgetting_table, headline_table, known_table, missing_jobs,
-                             open_jobs, outcome_table, pair_table, read_study, rest_of, run_study, split_table)
+from gsm8k_sft.core.config import ConfigError
+from gsm8k_sft.core.runs import read_json
+from gsm8k_sft.experiments.runner import collect, rest_of, run_study
+from gsm8k_sft.experiments.study import Setting, chosen_setting, open_jobs, read_study
+from gsm8k_sft.experiments.tables import (
+    choice_table, forgetting_table, headline_table, known_table, missing_jobs, outcome_table, pair_table, split_table)
 
 STUDY = """
 preset: toy

@@ -4,8 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from gsm8k_sft.core import load_config, project_root, read_json, run_folder
-from gsm8k_sft.train import TrainingError, read_log, train
+from gsm8k_sft.core.config import load_config, project_root
+from gsm8k_sft.core.runs import read_json, run_folder
+from gsm8k_sft.train import train
+from gsm8k_sft.training.callbacks import read_log
+from gsm8k_sft.training.trainer import TrainingError
 
 SMALL = ("data.train_samples=48 data.test_samples=8 train.per_device_train_batch_size=4 train.gradient_accumulation_steps=2 "
          "train.num_train_epochs=3 train.eval_steps=0 train.save_steps=4 evaluation.max_new_tokens=8 evaluation.batch_size=8")

@@ -2,11 +2,11 @@
 import base64, importlib.util, json, os, shutil, subprocess, sys, time, urllib.request
 from pathlib import Path
 import nbformat, pytest
-from gsm8k_sft.answers import grade_answer
-from gsm8k_sft.core import load_config, project_path
-from gsm8k_sft.models import load_model, load_tokenizer
-from gsm8k_sft.widgets import (Explorer, answer_html, evaluations, explorer, filter_answers, live, pair_answers, playground,
-                               stream_pair, text_html)
+from gsm8k_sft.grading.errors import grade_answer
+from gsm8k_sft.core.config import load_config, project_path
+from gsm8k_sft.models.loading import load_model, load_tokenizer
+from gsm8k_sft.site.widgets import (
+    Explorer, answer_html, evaluations, explorer, filter_answers, live, pair_answers, playground, stream_pair, text_html)
 
 RESULTS = project_path("results")
 FULL, LORA, BASE = [f"toy{name}__toy__main" for name in ("-full_main-s0__test__full", "-lora_main-s0__test__lora", "__test__base-0shot")]
@@ -42,7 +42,7 @@ def test_marks_change_no_letter(text):
 def test_marks_change_no_letter_of_real_answers(name):
     import re
     from html import unescape
-    from gsm8k_sft.evaluate import read_predictions
+    from gsm8k_sft.evaluation.results import read_predictions
     for p in read_predictions(name, RESULTS / "toy" / "eval"):
         assert unescape(re.sub(r"<sup>.</sup>|</?span[^>]*>", "", text_html(p["text"]))) == p["text"].strip()
 
