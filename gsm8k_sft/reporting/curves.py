@@ -409,7 +409,7 @@ def format_summary(
 ) -> pd.DataFrame: # strings, with readable headers
     "The summary as a person reads it"
     cells = [{name: _or_dash(row, *cell) for name, cell in CELLS.items()} for row in table.to_dict("records")]
-    return pd.DataFrame(cells, columns=list(CELLS)).rename(columns={"accuracy [95 %]": f"{GRADERS[metric]} [95 %]"})
+    return pd.DataFrame(cells, columns=list(CELLS)).rename(columns={"accuracy [95 %]": f"{GRADERS[metric].label} [95 %]"})
 
 # %% ../../nbs/reporting/curves.ipynb #ded469c4
 def _log_figures(preset, records):

@@ -77,7 +77,7 @@ def format_table(
 ) -> pd.DataFrame: # strings, with readable headers
     "The comparison as a person reads it"
     rows = [{"model": _model(r), "run": r["run"] if isinstance(r["run"], str) else "–", "n": _amount(r.get("n")),
-             **{f"{name} [95 %]": _percent(r, g) for g, name in GRADERS.items()}, "trainable": _trainable(r),
+             **{f"{grader.label} [95 %]": _percent(r, g) for g, grader in GRADERS.items()}, "trainable": _trainable(r),
              "training": _amount(r.get("train_seconds"), suffix=" s"), "tokens/s": _amount(r.get("tokens_per_second")),
              "peak memory": _amount(r.get("peak_memory"), 2**30, " GiB", 2), "evaluation": _amount(r.get("eval_seconds"), suffix=" s")}
             for r in table.to_dict("records")]
@@ -149,7 +149,7 @@ def _headline_row(row):
     shared = pd.to_numeric(row.get("lanes")) > 1
     seconds, speed = (None if shared else row.get(cost) for cost in ("train_seconds", "tokens_per_second"))
     return {"model": mean_label(row, dataset=True), "seeds": row["seeds"] if row["experiment"] else "–",
-            **{name: _headline_rate(row, g) for g, name in GRADERS.items()}, "trainable": _trainable(row),
+            **{grader.label: _headline_rate(row, g) for g, grader in GRADERS.items()}, "trainable": _trainable(row),
             "training": _amount(seconds, suffix=" s"), "tokens/s": _amount(speed),
             "peak memory": _amount(row.get("peak_memory"), 2**30, " GiB", 2)}
 
