@@ -7,7 +7,6 @@ import pytest
 from gsm8k_sft.analysis import draw_figures, plot_comparison
 from gsm8k_sft.evaluation.results import read_runs
 from gsm8k_sft.reporting.figures import COLOURS, DARK, GRID, INK, PAPER, write_gallery
-from gsm8k_sft.reporting.logs import read_log
 from gsm8k_sft.reporting.tables import average_seeds, comparison_table, format_table, headline, markdown_table
 from gsm8k_sft.core.config import project_path
 from gsm8k_sft.core.runs import write_json
@@ -78,13 +77,6 @@ def test_a_later_schema_is_left_out_with_a_warning(results):
     path = results / "toy" / "full_main-s0" / "record.json"
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
     with pytest.warns(UserWarning, match="full_main-s0.*schema version 99"): assert len(read_runs(root=results)) == 3
-
-
-@pytest.mark.parametrize("line", ['{"step": 3, "lo', "[1, 2]", '"text"', '{"loss": 1}', "\x00\xff"])
-def test_damaged_log_lines_are_named_and_skipped(line, tmp_path):
-    log = tmp_path / "log.jsonl"
-    log.write_text('{"step": 1, "loss": 2.0}\n' + line + '\n{"step": 3, "loss": 1.0}\n', encoding="latin-1")
-    with pytest.warns(UserWarning, match="log.jsonl, line 2"): assert read_log(log).step.tolist() == [1, 3]
 
 
 def test_an_empty_log_draws_nothing(results):
