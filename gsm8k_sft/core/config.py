@@ -420,7 +420,7 @@ def _run_name(cfg, config, overrides):
     stem = f"{Path(config).stem}-" if config else ""
     return f"{name}-{stem}{fingerprint([own, parts if same else sorted(parts)], 6)}"
 
-# %% ../../nbs/core/config.ipynb #84d84049
+# %% ../../nbs/core/config.ipynb #6c9c255a
 def load_config(
     preset: str = "toy", # a name of `choices("preset")`, or the path of a .yaml file
     tuning: str = "full", # full, lora or qlora
@@ -434,12 +434,12 @@ def load_config(
     check_choice("tuning", tuning, TUNINGS)
     cfg, layers = empty_config(), config_layers(preset, tuning, dataset, seed, config, overrides)
     for source, layer in layers: cfg = merge_layer(cfg, layer, source)
+    check_config(cfg)
     given = layers[1][1]
     for name, key in [("preset", "preset"), ("tuning", "tuning_method"), ("dataset", "data.dataset"), ("seed", "seed")]:
         if (found := OmegaConf.select(cfg, key)) != (value := OmegaConf.select(given, key)):
             raise ConfigError(f"{name}: the parameter says {value!r} but a file or an override says {found!r}. "
                               f"Pass {name}={found!r} as the parameter and leave it out elsewhere.")
-    check_config(cfg)
     if training: _check_hardware(cfg)
     cfg.run_name = cfg.run_name or _run_name(cfg, config, overrides)
     return cfg
