@@ -122,6 +122,13 @@ def test_a_dataset_of_ones_own(empty, monkeypatch):
     assert len(load_gsm8k(cfg, splits=["train"])["train"]) == 18
 
 
+@pytest.mark.parametrize("text", ["", "data: {folder: mine}", "data: {source: auto, hub_name: me/mine}"])
+def test_a_dataset_of_ones_own_says_where_it_lies(empty, text):
+    "Under the toy, whose source is synthetic, and under a variable that names GSM8K's folder, it would be another's problems"
+    write(empty / "configs" / "dataset" / "adding.yaml", text or "data: {}")
+    with pytest.raises(ConfigError, match="data.dataset: 'adding' is your own, so its file must say where it lies"): load(dataset="adding")
+
+
 def test_a_study_by_name_and_by_path(empty):
     text = (CONFIGS / "study" / "gemma-3-270m.yaml").read_text(encoding="utf-8")
     path = write(empty / "configs" / "study" / "small.yaml", text)
