@@ -16,7 +16,7 @@ from ..evaluation.compare import compare, compare_seeds
 from ..evaluation.results import prediction_bytes, read_predictions
 from .runner import KEPT, all_jobs, kept_file
 from .study import run_record, chosen_setting, read_study, result_names
-from ..statistics.planning import smallest_difference
+from ..statistics.planning import minimum_detectable_effect
 
 # %% ../../nbs/experiments/tables.ipynb #515d692b
 def choice_table(
@@ -118,7 +118,7 @@ def _pair(sides, a, b, metric):
 # %% ../../nbs/experiments/tables.ipynb #17422992
 def _visible(comparison):
     "The difference in points that McNemar's test finds four times in five; None for too few problems"
-    try: return round(100 * smallest_difference(comparison.n, discordant=(comparison.only_a + comparison.only_b) / comparison.n), 1)
+    try: return round(100 * minimum_detectable_effect(comparison.n, discordant=(comparison.only_a + comparison.only_b) / comparison.n), 1)
     except ValueError: return None
 
 # %% ../../nbs/experiments/tables.ipynb #620b2986
