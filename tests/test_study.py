@@ -86,7 +86,7 @@ def test_whole_study_and_what_is_kept(tmp_path):
 def test_what_a_model_knew_before_by_a_command(tmp_path):
     out = tmp_path / "results" / "gemma-3-270m"
     few = "data.train_samples=100 data.test_samples=4"
-    command = [sys.executable, "-m", "gsm8k_sft.forgetting", "toy", "--n", "6", "--overrides", few, "--out", str(out)]
+    command = [sys.executable, "-m", "gsm8k_sft.evaluation.retention", "toy", "--n", "6", "--overrides", few, "--out", str(out)]
     said = subprocess.run(command, capture_output=True, text=True, timeout=150)
     record = read_json(out / "known.json")
     assert "nats per token" in said.stdout, said.stderr

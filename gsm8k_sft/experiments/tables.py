@@ -16,7 +16,7 @@ from ..evaluation.compare import compare, compare_seeds
 from ..evaluation.results import prediction_bytes, read_predictions
 from .runner import KEPT, all_jobs, kept_file
 from .study import run_record, chosen_setting, read_study, result_names
-from ..statistics.planning import smallest_difference
+from ..statistics.planning import minimum_detectable_effect
 
 # %% ../../nbs/experiments/tables.ipynb #515d692b
 def choice_table(
@@ -118,7 +118,7 @@ def _pair(sides, a, b, metric):
 # %% ../../nbs/experiments/tables.ipynb #17422992
 def _visible(comparison):
     "The difference in points that McNemar's test finds four times in five; None for too few problems"
-    try: return round(100 * smallest_difference(comparison.n, discordant=(comparison.only_a + comparison.only_b) / comparison.n), 1)
+    try: return round(100 * minimum_detectable_effect(comparison.n, discordant=(comparison.only_a + comparison.only_b) / comparison.n), 1)
     except ValueError: return None
 
 # %% ../../nbs/experiments/tables.ipynb #620b2986
@@ -170,13 +170,13 @@ def forgetting_table(
 ): # DataFrame, a row an experiment and a pair of them: a, b, and the rise from a to b on code and on prose, nats per token
     "What was paid for the arithmetic"
     import pandas as pd
-    from gsm8k_sft.evaluation.retention import rise
+    from gsm8k_sft.evaluation.retention import loss_increase
     measured = {name: [e["elsewhere"] for e in found if "elsewhere" in e] for name, found in _found(_evaluations(study, root)).items()}
     base = [m[:1] for name, m in measured.items() if name.startswith("base-") and m][:1] # the same weights, whatever was asked
     measured = {"base": base[0] if base else []} | {name: m for name, m in measured.items() if m and not name.startswith("base-")}
     pairs = list(dict.fromkeys([*(("base", name) for name in measured if name != "base"), *((a, b) for a, b in study.pairs)]))
     both = [(a, b) for a, b in pairs if measured.get(a) and measured.get(b)]
-    said = lambda a, b, kind: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*rise(measured[a], measured[b], kind))
+    said = lambda a, b, kind: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*loss_increase(measured[a], measured[b], kind))
     return pd.DataFrame([{"a": a, "b": b, **{kind: said(a, b, kind) for kind in ("code", "prose")}} for a, b in both])
 
 # %% ../../nbs/experiments/tables.ipynb #3908eaa7

@@ -10,9 +10,8 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from gsm8k_sft.evaluation.compare import compare, compare_many, compare_seeds
-from gsm8k_sft.statistics.intervals import seed_interval, wilson_interval
-from gsm8k_sft.statistics.paired import mcnemar, newcombe_interval, paired_bootstrap
-from gsm8k_sft.statistics.planning import smallest_difference
+from gsm8k_sft.statistics import (mcnemar, mean_interval, minimum_detectable_effect, newcombe_interval, paired_bootstrap, pass_at_k, seed_interval,
+    two_level_bootstrap, wilson_interval)
 
 PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -108,17 +107,23 @@ def test_wilson_of_nothing(k, n):
 
 
 def test_seed_interval():
-    one, same, many = seed_interval([0.08]), seed_interval([0.08, 0.08]), seed_interval([0.07, 0.08, 0.12])
-    assert one.low is one.high is None and "one seed" in str(one)
-    assert same.low == same.high == same.mean and (many.lowest, many.highest, many.n) == (0.07, 0.12, 3)
-    assert many.low < 0.07 and "of 3 seeds" in str(many)
+    assert seed_interval([0.08]) == (0.08, None, None) and seed_interval([0.08, 0.08]) == (0.08, 0.08, 0.08)
+    mean, low, high = seed_interval([0.07, 0.08, 0.12])
+    assert mean == pytest.approx(0.09) and low < 0.07 and high > 0.1 and low < seed_interval([0.07, 0.08, 0.12], 0.5)[1]
     for values in ([], [float("nan")], [[0.1]]):
         with pytest.raises(ValueError): seed_interval(values)
 
 
+def test_several_answers_to_a_problem():
+    assert mean_interval([0.5, 0.5]) == (0.5, 0.5) and mean_interval([0.0, 1.0])[0] == 0.0 and mean_interval([1.0]) == (1.0, 1.0)
+    for wrong in ((3, 1, 4), (3, 4, 1), (3, 1, 0)):
+        with pytest.raises(ValueError, match="pass_at_k"): pass_at_k(*wrong)
+    assert pass_at_k(5, 0, 5) == 0 and pass_at_k(5, 1, 5) == 1
+
+
 @pytest.mark.parametrize("n, discordant", [(1319, 0.05), (1319, 0.2), (300, 0.3)])
 def test_smallest_paired_difference_by_simulation(n, discordant):
-    d = smallest_difference(n, discordant=discordant)
+    d = minimum_detectable_effect(n, discordant=discordant)
     only_a, only_b, _ = np.random.default_rng(0).multinomial(n, [(discordant - d) / 2, (discordant + d) / 2, 1 - discordant], 20_000).T
     p = 2 * binom.cdf(np.minimum(only_a, only_b), only_a + only_b, 0.5)
     assert (p <= 0.05).mean() == pytest.approx(0.8, abs=0.012)
@@ -126,7 +131,7 @@ def test_smallest_paired_difference_by_simulation(n, discordant):
 
 @pytest.mark.parametrize("p", [0.08, 0.2, 0.5])
 def test_smallest_unpaired_difference_by_simulation(p, n=1319):
-    d = smallest_difference(n, p)
+    d = minimum_detectable_effect(n, p)
     x, y = np.random.default_rng(0).binomial(n, [[p], [p + d]], (2, 20_000)) / n
     pooled = (x + y) / 2
     assert (np.abs(y - x) > 1.959964 * np.sqrt(2 * pooled * (1 - pooled) / n)).mean() == pytest.approx(0.8, abs=0.012)
@@ -134,8 +139,8 @@ def test_smallest_unpaired_difference_by_simulation(p, n=1319):
 
 def test_smallest_difference_says_what_it_lacks():
     for given in ({}, {"p": 1.0}, {"p": -0.1}, {"discordant": 0}, {"p": 0.9, "n": 20}, {"discordant": 0.01, "n": 100}):
-        with pytest.raises(ValueError): smallest_difference(**given)
-    assert smallest_difference(p=0.08, power=0.9) > smallest_difference(p=0.08) > smallest_difference(2000, 0.08)
+        with pytest.raises(ValueError): minimum_detectable_effect(**given)
+    assert minimum_detectable_effect(p=0.08, power=0.9) > minimum_detectable_effect(p=0.08) > minimum_detectable_effect(2000, 0.08)
 
 
 GOOD = predictions([True, False, True])
@@ -170,7 +175,7 @@ def result(folder, name, answers, kind="lora", split="test", **protocol):
     "A finished evaluation in `folder`, as far as `compare` reads it"
     text = "".join(json.dumps(p) + "\n" for p in predictions(answers))
     record = {"schema_version": 1, "name": name, "model_type": kind, "split": split, "dataset": "main", "base_model": "toy",
-              "configuration": {"run_name": f"run-{name}"}, "protocol": {"grader": "g", "data_fingerprint": "d", **protocol},
+              "configuration": {"run_name": f"run-{name}"}, "protocol": {"grader": "g", "data_fingerprint": "d", "fingerprint": "f", **protocol},
               "predictions_sha256": hashlib.sha256(text.encode()).hexdigest()}
     (folder / f"{name}.predictions.jsonl").write_text(text)
     (folder / f"{name}.json").write_text(json.dumps(record))
@@ -250,8 +255,18 @@ def test_seeds_refuse(tmp_path):
     with pytest.raises(ValueError, match="is only in"): compare_seeds([GOOD], [GOOD, GOOD[:1]])
 
 
-def test_importing_it_imports_no_other_chapter():
-    "evaluate imports from here, and the slow libraries are for those who call"
-    chapters = ("gsm8k_sft.", "scipy", "pandas", "torch", "statsmodels")
-    code = f"import sys, gsm8k_sft.stats; print([m for m in sys.modules if m.startswith({chapters})])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "['gsm8k_sft.stats']"
+def test_two_level_bootstrap_is_of_arrays_alone():
+    a, b = [np.random.default_rng(s).random((3, 200)) < 0.3 for s in (0, 1)]
+    low, high = two_level_bootstrap(a, b)
+    assert (low, high) == two_level_bootstrap(a, b, seed=0) != two_level_bootstrap(a, b, seed=1) and low < b.mean() - a.mean() < high
+    found = compare_seeds([predictions(x) for x in a], [predictions(x) for x in b])
+    assert (found.low, found.high) == (low, high)
+    narrow = two_level_bootstrap(a, b, confidence=0.5)
+    assert low < narrow[0] < narrow[1] < high
+
+
+def test_importing_it_imports_nothing_else():
+    "It is at the bottom of the house, and the slow libraries are for those who call"
+    others = ("gsm8k_sft.", "scipy", "pandas", "torch", "statsmodels")
+    code = f"import sys, gsm8k_sft.statistics; print([m for m in sys.modules if m.startswith({others}) and 'statistics' not in m])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
