@@ -20,7 +20,7 @@ from .evaluation.results import (
     EvaluationError, GRADER, accuracies, append_lines, write_result, sampled_accuracies, set_aside, complete_result, decoding, evaluation_protocol,
     find_run, open_partial, read_predictions, result_name, whole_lines)
 from .evaluation.retention import held_out_loss
-from .generation.engine import generate
+from .generation.generate import generate
 from .grading.answers import GRADERS, grade
 from .grading.errors import grade_answer
 from .models.adapters import load_tuned

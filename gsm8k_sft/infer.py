@@ -75,7 +75,7 @@ def answer_all(
 ) -> list[dict]: # question, answer, final, final_strict, final_flexible, n_tokens, finish_reason; in the questions' order
     "Answer many questions"
     from gsm8k_sft.data.prompts import Renderer
-    from gsm8k_sft.generation.engine import generate
+    from gsm8k_sft.generation.generate import generate
     renderer = Renderer(tokenizer, prompt_style)
     prompts = [renderer.prompt(q) for q in questions]
     found = generate(model, tokenizer, prompts, max_new_tokens, batch_size, renderer.stop_ids,
