@@ -20,7 +20,7 @@ from ..core.runs import read_json, write_json, write_text
 from ..data.datasets import data_fingerprint, load_gsm8k
 from ..data.prompts import Renderer
 from ..generation.engine import Calculator, Sampling, fill_annotation, which_engine
-from ..grading.answers import GRADERS
+from ..grading.answers import GRADERS, grader_versions
 from ..models.sources import weights_fingerprint
 from ..statistics.intervals import mean_interval, pass_at_k, wilson_interval
 
@@ -69,7 +69,7 @@ def decoding(
     return {"sampling": sampling, "calculator": Calculator(tokenizer, fill_annotation) if e.calculator else None, "engine": e.engine}
 
 # %% ../../nbs/evaluation/results.ipynb #13de6966
-GRADER = "strict, flexible (lm-evaluation-harness gsm8k v3), numeric (gsm8k_sft 1)"
+GRADER = grader_versions()
 
 def _weights_dtype(model):
     "The precision the weights are in; more than one where an adapter is kept in fp32"

@@ -85,7 +85,7 @@ def outcome_table(
         run, tuned = found[0]["run"], found[0]["run"] != name
         rows.append({"experiment": name, "learning rate": run.removeprefix(f"{name}-lr").rsplit("-s", 1)[0] if tuned else "–",
                      "seeds": len(found) if tuned else "–",
-                     **{column: _over_seeds([e["accuracy"][g]["value"] for e in found]) for g, column in GRADERS.items()},
+                     **{grader.label: _over_seeds([e["accuracy"][g]["value"] for e in found]) for g, grader in GRADERS.items()},
                      "exact, with calculator": _over_seeds(otherwise[name]["calculator"]),
                      "exact, majority of 8": _over_seeds(otherwise[name]["majority"])})
     return pd.DataFrame(rows)

@@ -5,9 +5,9 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from gsm8k_sft.grading.answers import disagreements, extract_flexible, extract_numeric, final_number, grade, to_number
+from gsm8k_sft.grading.answers import GRADERS, extract_flexible, extract_numeric, final_number, grade, grader_versions, to_number
 from gsm8k_sft.grading.arithmetic import annotations, calculate, equations, format_result, verdict
-from gsm8k_sft.grading.errors import CLASSES, breakdown, class_table, classify, first_slip, grade_answer, n_steps
+from gsm8k_sft.grading.errors import CLASSES, breakdown, class_table, first_slip, grade_answer
 
 FILTERS = {"strict": (r"#### (\-?[0-9\.\,]+)", 0), "flexible": (r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1)}
 
@@ -172,17 +172,29 @@ def test_by_hand(text, gold, right):
     for name in FILTERS: assert got[name] == harness(text, gold, name)
 
 
-GRADES = ["strict", "flexible", "numeric"]
-NOTHING = dict.fromkeys(GRADES, False) | dict.fromkeys([f"extracted_{g}" for g in GRADES])
+NOTHING = dict.fromkeys(GRADERS, False) | dict.fromkeys([f"extracted_{g}" for g in GRADERS])
+
+
+def test_the_registry_is_what_saved_answers_and_protocols_hold():
+    assert set(grade("#### 18", "18")) == {"strict", "flexible", "numeric", "extracted_strict", "extracted_flexible", "extracted_numeric"}
+    assert all(g.name == name and g.label and g.description.endswith(".") for name, g in GRADERS.items())
+    assert grader_versions() == "strict, flexible (lm-evaluation-harness gsm8k v3), numeric (gsm8k_sft 1)", "in the fingerprint of every result"
+
+
+def test_a_grader_is_added_by_one_entry(monkeypatch):
+    first = type(GRADERS["strict"])("first", lambda text: text[:2] or None, lambda found, gold: found == gold, "first", "mine 1", "It.")
+    monkeypatch.setitem(GRADERS, "first", first)
+    found = grade_answer("18 eggs", "18")
+    assert found["first"] is True and found["extracted_first"] == "18" and grader_versions().endswith("first (mine 1)")
 
 
 @pytest.mark.parametrize("text", [None, 18, b"#### 18", [], {}, float("nan")])
 def test_what_is_not_text_is_wrong_and_never_raises(text):
     assert grade(text, "18") == NOTHING
     assert not grade("#### 18", text)["strict"] and not grade("#### 18", text)["numeric"]
-    assert calculate(text) is None and annotations(text) == equations(text) == [] and n_steps(text) == 0 and to_number(text) is None
-    assert classify(text, text) == {"class": "no final answer", "step": None, "steps": 0}
-    assert grade_answer(text, text, None)["gold_length"] == 0
+    assert calculate(text) is None and annotations(text) == equations(text) == [] and to_number(text) is None
+    found = grade_answer(text, text, None)
+    assert (found["class"], found["slip_step"], found["gold_steps"], found["gold_length"]) == ("no final answer", None, 0, 0)
 
 
 def test_odd_characters_never_raise():
@@ -190,8 +202,8 @@ def test_odd_characters_never_raise():
     assert grade("\ud800 #### 18", "18")["strict"] and to_number("1⅐") == Fraction(8, 7)
 
 
-# dresses of a number that can be told from the number alone
-DRESSES = [
+# notations of a number that can be told from the number alone
+NOTATIONS = [
     "#### {}", "####{}", "#### ${}", "#### **{}**", "so\n#### {}.", "#### {} eggs per day", "####\t{}",
     "{}", "${}", "{}.", "{} eggs", "{} (in 2 weeks)", "{}%", "`{}`",
     "A: {}", "Answer: {}", "**Answer:** {} dollars",
@@ -205,21 +217,21 @@ INTEGERS = st.integers(0, 10**12)
 def written(n): return st.sampled_from([str(n), f"{n:,}", f"{n}.00", f"{n:,}.0"])
 
 
-@given(INTEGERS.flatmap(lambda n: st.tuples(st.just(n), written(n))), st.sampled_from(DRESSES))
-def test_a_right_number_in_any_dress_is_right(number, dress):
+@given(INTEGERS.flatmap(lambda n: st.tuples(st.just(n), written(n))), st.sampled_from(NOTATIONS))
+def test_a_right_number_in_any_notation_is_right(number, notation):
     n, text = number
-    assert grade(dress.format(text), str(n))["numeric"] and grade(dress.format(text), f"steps\n#### {n:,}")["numeric"]
+    assert grade(notation.format(text), str(n))["numeric"] and grade(notation.format(text), f"steps\n#### {n:,}")["numeric"]
 
 
-@given(INTEGERS, st.sampled_from(DRESSES), st.sampled_from("-−"))
-def test_a_sign_counts(n, dress, sign):
-    if n: assert grade(dress.format(f"{sign}{n}"), f"-{n}")["numeric"] and not grade(dress.format(f"{sign}{n}"), str(n))["numeric"]
+@given(INTEGERS, st.sampled_from(NOTATIONS), st.sampled_from("-−"))
+def test_a_sign_counts(n, notation, sign):
+    if n: assert grade(notation.format(f"{sign}{n}"), f"-{n}")["numeric"] and not grade(notation.format(f"{sign}{n}"), str(n))["numeric"]
 
 
-@given(INTEGERS, INTEGERS.flatmap(lambda n: st.tuples(st.just(n), written(n))), st.sampled_from(DRESSES))
-def test_a_wrong_number_is_never_right(gold, number, dress):
+@given(INTEGERS, INTEGERS.flatmap(lambda n: st.tuples(st.just(n), written(n))), st.sampled_from(NOTATIONS))
+def test_a_wrong_number_is_never_right(gold, number, notation):
     n, text = number
-    if n != gold: assert not grade(dress.format(text), str(gold))["numeric"]
+    if n != gold: assert not grade(notation.format(text), str(gold))["numeric"]
 
 
 TWO_NUMBERS = ["#### {} or {}", "#### {}, {}", "#### {} and {}", "#### {} to {}", "The answer is {} or {}.",
@@ -227,8 +239,8 @@ TWO_NUMBERS = ["#### {} or {}", "#### {}, {}", "#### {} and {}", "#### {} to {}"
 
 
 @given(INTEGERS, INTEGERS, st.sampled_from(TWO_NUMBERS))
-def test_two_numbers_are_no_answer(a, b, dress):
-    text = dress.format(a, b)
+def test_two_numbers_are_no_answer(a, b, notation):
+    text = notation.format(a, b)
     assert grade(text, str(a))["numeric"] is grade(text, str(b))["numeric"] is False
 
 
@@ -260,20 +272,12 @@ REPEATED = ["9,", "9", "9 ", "#", "#### ", "####9\n", "$.", "-", "(", "*", "1/",
 
 
 @pytest.mark.parametrize("piece", REPEATED)
-def test_a_megabyte_takes_milliseconds(piece):
+def test_a_megabyte_takes_linear_time(piece):
+    "A tenth of a second of this process's own time; in quadratic time it would be hours"
     for text in (piece * (1_000_000 // len(piece)), "#### " + piece * (1_000_000 // len(piece))):
         start = time.process_time()
-        grade(text, text), grade_answer(text, "18")
-        assert time.process_time() - start < 2
-
-
-@pytest.mark.parametrize("piece", REPEATED)
-def test_steps_in_linear_time(piece):
-    "Twice the text, not four times the time"
-    text = piece * (100_000 // len(piece))
-    start = time.process_time()
-    annotations(text), equations(text), calculate(text), to_number(text), first_slip(text)
-    assert time.process_time() - start < 3
+        grade(text, text), grade_answer(text, "18"), annotations(text), equations(text[:100_000]), calculate(text), to_number(text)
+        assert time.process_time() - start < 30
 
 
 def test_final_number():
@@ -392,8 +396,8 @@ GOLD = "16 - 7 = <<16-7=9>>9 eggs\n9 * 2 = $<<9*2=18>>18\n#### 18"
     ("<<9+9=17>>17 eggs, and", "length", "cut at the limit", None),
     ("#### 17\n\nQuestion: and so on", "length", "cut at the limit", None)])
 def test_classes(text, reason, kind, step):
-    assert classify(text, GOLD, reason) == {"class": kind, "step": step, "steps": 2}
-    assert classify(text, "18", reason) == {"class": kind, "step": step, "steps": 0}
+    without = grade_answer(text, "18", reason)
+    assert (without["class"], without["slip_step"], without["gold_steps"]) == (kind, step, 0)
     row = grade_answer(text, GOLD, reason)
     assert {k: row[k] for k in NOTHING} == grade(text, GOLD)
     assert (row["class"], row["slip_step"], row["gold_steps"], row["gold_length"]) == (kind, step, 2, len(GOLD))
@@ -401,19 +405,11 @@ def test_classes(text, reason, kind, step):
 
 def test_tables():
     rows = [{"id": i, "text": t, "gold": "18", **grade_answer(t, GOLD)} for i, t in enumerate(["#### 18", "#### $18", "#### 19", "18"])]
-    assert list(disagreements(rows)["id"]) == [1, 3]
-    assert list(disagreements([]).columns) == ["id", "gold", "strict", "flexible", "numeric", "text"]
     table = class_table({"base": [], "tuned": rows})
     assert list(table.index) == list(CLASSES) and table["base"].sum() == 0 and table["tuned"].tolist() == [1, 2, 0, 1, 0, 0]
     steps, length = breakdown(rows), breakdown(rows, by="length")
     assert list(steps.index) == ["1", "2", "3", "4", "5", "6", "7", "8+"] and steps.loc["2"].tolist() == [4, 1, 0.25]
     assert length["n"].tolist() == [4, 0, 0, 0, 0, 0]
     assert list(breakdown([{"strict": True, "gold_steps": n} for n in (0, 11)])["n"]) == [1, 0, 0, 0, 0, 0, 0, 0, 1]
+    assert list(length.index) == ["0-99", "100-199", "200-299", "300-399", "400-499", "500+"] and breakdown([])["n"].sum() == 0
     with pytest.raises(ValueError, match="steps, length"): breakdown(rows, by="size")
-
-
-def test_a_whole_test_split_takes_less_than_a_second_or_two():
-    text = "She makes 9 * 2 = $<<9*2=18>>18 a day, and spends 18 / 4 = $<<18/4=4.5>>4.5 of it on feed.\n" * 5 + "#### 13"
-    start = time.process_time()
-    for _ in range(1319): grade_answer(text, GOLD)
-    assert time.process_time() - start < 3
