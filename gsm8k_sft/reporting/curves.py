@@ -373,7 +373,7 @@ def summary_table(
         rows += [known | _scores(e, bases.get(problems(e)), metric) for e in own] or [known]
     return pd.DataFrame(rows, columns=SUMMARY).sort_values(["preset", "dataset", "tuning_method", "run_name"], ignore_index=True)
 
-# %% ../../nbs/reporting/curves.ipynb #0273696c
+# %% ../../nbs/reporting/curves.ipynb #7675680c
 CELLS = {
     "run": (lambda r: r, "run_name"),
     "training loss": ("{:.3f}".format, "final_loss"),
@@ -393,7 +393,7 @@ def format_summary(
     "The summary as a person reads it"
     def text(row, write, *keys): return "–" if any(pd.isna(row[k]) for k in keys) else write(*(row[k] for k in keys))
     cells = [{name: text(row, *cell) for name, cell in CELLS.items()} for row in table.to_dict("records")]
-    return pd.DataFrame(cells, columns=list(CELLS)).rename(columns={"accuracy [95 %]": f"{GRADERS[metric]} [95 %]"})
+    return pd.DataFrame(cells, columns=list(CELLS)).rename(columns={"accuracy [95 %]": f"{GRADERS[metric].label} [95 %]"})
 
 # %% ../../nbs/reporting/curves.ipynb #1d265e23
 def curve_figures(

@@ -67,7 +67,7 @@ def _cost(row):
     return {"trainable": _amount(row.get("trainable"), 1e6, share, 2), "training": _amount(row.get("train_seconds"), suffix=" s"),
             "tokens/s": _amount(row.get("tokens_per_second")), "peak memory": _amount(row.get("peak_memory"), 2**30, " GiB", 2)}
 
-# %% ../../nbs/reporting/tables.ipynb #c64a9849
+# %% ../../nbs/reporting/tables.ipynb #da9efdb2
 def format_table(
     table: pd.DataFrame, # from `comparison_table`
 ) -> pd.DataFrame: # strings, with readable headers; a run's status beside the model's name unless it is complete
@@ -75,7 +75,7 @@ def format_table(
     def name(r): return label(r["model"]) + (f" ({r['status']})" if isinstance(r.get("status"), str) and r["status"] != "complete" else "")
     return pd.DataFrame([
         {"model": name(r), "run": r["run"] if isinstance(r["run"], str) else "–", "n": _amount(r.get("n")),
-         **{f"{column} [95 %]": _percent(r, g) for g, column in GRADERS.items()}, **_cost(r),
+         **{f"{grader.label} [95 %]": _percent(r, g) for g, grader in GRADERS.items()}, **_cost(r),
          "evaluation": _amount(r.get("eval_seconds"), suffix=" s")} for r in table.to_dict("records")])
 
 # %% ../../nbs/reporting/tables.ipynb #10a146fc
@@ -132,11 +132,11 @@ def accuracies_in_words(
         return f"{mean_label(row)}: " + ", ".join(f"{name} {rate}" for name, rate in zip(("exact", "stated number"), rates)) + "."
     return " ".join(said(group) for _, group in done.groupby(["model", "experiment"], sort=False))
 
-# %% ../../nbs/reporting/tables.ipynb #f49c786c
+# %% ../../nbs/reporting/tables.ipynb #b7fc3899
 def _headline_row(row):
     "One model: its accuracies over seeds, and what training cost in the first seed"
     ends = ("lowest", "highest") if row["seeds"] > 1 else ("low", "high")
-    rates = {name: "–" if pd.isna(row[f"{g}_mean"]) else _percent(row, g, *ends, mean="_mean") for g, name in GRADERS.items()}
+    rates = {grader.label: "–" if pd.isna(row[f"{g}_mean"]) else _percent(row, g, *ends, mean="_mean") for g, grader in GRADERS.items()}
     if pd.to_numeric(row.get("lanes")) > 1: row = {**row, "train_seconds": None, "tokens_per_second": None}
     return {"model": mean_label(row, dataset=True), "seeds": row["seeds"] if row["experiment"] else "–", **rates, **_cost(row)}
 
