@@ -45,7 +45,6 @@ def mean_interval(
     half = 1.96 * math.sqrt(sum((x - mean) ** 2 for x in shares) / max(n - 1, 1) / n)
     return max(0.0, mean - half), min(1.0, mean + half)
 
-# %% ../../nbs/statistics/intervals.ipynb #38aa6b25
 def pass_at_k(
     n: int, # answers drawn
     c: int, # right ones among them
