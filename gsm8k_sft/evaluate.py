@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from fastcore.script import call_parse
 from omegaconf import DictConfig, OmegaConf
-from .core.config import ConfigError, SettingsError, dotlist, merge_layer, load_config, project_path, project_root
+from .core.config import ConfigError, SettingsError, check_config, dotlist, merge_layer, load_config, project_path, project_root
 from .core.runs import environment, peak_memory, read_config, read_json, write_json, write_text
 from .data.datasets import load_gsm8k, refuse_test
 from .data.prompts import Renderer
@@ -20,7 +20,7 @@ from .evaluation.results import (
     EvaluationError, GRADER, accuracies, append_lines, write_result, sampled_accuracies, set_aside, complete_result, decoding, evaluation_protocol,
     find_run, open_partial, read_predictions, result_name, whole_lines)
 from .evaluation.retention import held_out_loss
-from .generation.engine import generate
+from .generation.generate import generate
 from .grading.answers import GRADERS, grade
 from .grading.errors import grade_answer
 from .models.adapters import load_tuned
@@ -183,6 +183,7 @@ def _run_config(run, split, overrides):
         if not part.startswith(("evaluation.", "data.")):
             raise ConfigError(f"overrides: {part!r} would change how {run} was trained; only evaluation.* and data.* can be changed here")
         cfg = merge_layer(cfg, OmegaConf.from_dotlist([part]), f"overrides ({part})")
+    check_config(cfg)
     return cfg
 
 # %% ../nbs/03_evaluate.ipynb #9e624ad3

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['InferError', 'open_model', 'answer_all', 'answer', 'read_questions', 'infer_file', 'main']
 
-# %% ../nbs/infer.ipynb #68e2d61c
+# %% ../nbs/infer.ipynb #d9811795
 import json, os, re, sys
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +14,7 @@ from .core.config import check_choice, choices, fingerprint, load_config
 from .core.runs import device, read_config, write_text
 from .data.prompts import Renderer
 from .evaluation.results import append_lines, open_partial
-from .generation.engine import generate
+from .generation.generate import generate
 from .grading.answers import GRADERS, to_number
 from .grading.arithmetic import format_result
 from .models.adapters import check_base, load_tuned

@@ -182,7 +182,7 @@ def train(
     if done is not None:
         print(f"{folder} is complete and reused (train.when_done=reuse)")
         return done
-    if checkpoint: print(f"going on from {checkpoint}")
+    print(f"going on from {checkpoint}" if checkpoint else f"the run is written to {os.path.relpath(folder)}")
     before = _start_of_memory()
     with wandb_run(cfg, folder) as run:
         tokenizer, rows, tokens, reports, model, base_fingerprint = load_for_training(cfg)

@@ -1,13 +1,16 @@
-"The surroundings of all tests: no display, and notebooks after the quick tests"
+"The surroundings of all tests: no display, a share of the cores for each worker, slow files first so that no core waits at the end"
 import os
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("HF_HUB_OFFLINE", None) # the tests' hub is a server of their own
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)): # before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
-SLOW = ("test_widgets.py", "test_docs.py", "test_processes.py", "test_train.py", "test_notebooks.py")
+SLOW = ("test_notebooks.py", "test_train.py", "test_processes.py", "test_docs.py", "test_widgets.py")
 
 
 def pytest_collection_modifyitems(items):
-    "Quick files first, so that a slip shows in seconds; the order within a file stays"
-    items.sort(key=lambda item: next((i for i, name in enumerate(SLOW, 1) if item.path.name == name), 0))
+    "With several workers the long ones begin first; alone, the quick ones, so that a slip shows in seconds"
+    last = len(SLOW) if "PYTEST_XDIST_WORKER" in os.environ else -1
+    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else last)

@@ -1,5 +1,5 @@
-"What a fresh clone relies on: make's targets, pins, badges, licences, notebooks with outputs"
-import json, re, subprocess
+"What a fresh clone relies on: make's targets, pins, badges, licences; the house's rules; nothing here is slow to import"
+import ast, json, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ ROOT = project_root(Path(__file__).parent)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 URL = PROJECT["urls"]["Repository"]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-TARGETS = "demo test train evaluate sweep figures report docs plan bench prepare gemma smoke-gemma clean".split()
+TARGETS = "demo check test test-all train evaluate sweep figures report docs plan bench prepare gemma smoke-gemma clean".split()
 
 def cells(path): return json.loads(path.read_text(encoding="utf-8"))["cells"]
 def source(cell): return "".join(cell["source"])
@@ -41,7 +41,7 @@ def pins(python="3.11"):
     return {canonicalize_name(r.name): next(iter(r.specifier)).version for r in found if not r.marker or r.marker.evaluate(environment)}
 
 
-@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
 def test_every_dependency_is_pinned_within_its_bounds(python):
     pinned = pins(python)
     asked = [*PROJECT["dependencies"], *(r for extra in PROJECT["optional-dependencies"].values() for r in extra)]
@@ -106,3 +106,100 @@ def test_what_papermill_and_packaging_need_is_there():
     assert (ROOT / "LICENSE").read_text().lstrip().startswith("Apache License")
     assert "Gemma Terms of Use" in (ROOT / "NOTICE").read_text() and "MIT" in (ROOT / "NOTICE").read_text()
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+# The house's rules
+
+PACKAGE = ROOT / "gsm8k_sft"
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_modidx.py")
+BIN = Path(sys.executable).parent
+
+
+def test_arrows_run_down_only():
+    result = subprocess.run([BIN / "lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def imported(tree):
+    "Name in the module -> where it comes from, for what is imported from this package"
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("gsm8k_sft")):
+            found |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_private_names_and_attributes_stay_in_their_module(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = imported(tree)
+    private = [source for source in names.values() if source.rpartition(".")[2].startswith("_")]
+    assert not private, f"{path.name} takes {private}: make it public, on the lower floor"
+    targets = [t for n in ast.walk(tree) if isinstance(n, ast.Assign | ast.AugAssign | ast.AnnAssign)
+               for t in (n.targets if isinstance(n, ast.Assign) else [n.target])]
+    changed = [ast.unparse(t) for t in targets if isinstance(t, ast.Attribute) and isinstance(t.value, ast.Name) and t.value.id in names]
+    changed += [ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) in ("setattr", "patch.object")
+                and isinstance(n.args[0], ast.Name) and n.args[0].id in names]
+    assert not changed, f"{path.name} sets {changed}: give a switch to what it changes"
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for top in ("nbs", "gsm8k_sft") for p in sorted((folder / top).rglob("*"))
+            if p.suffix in (".ipynb", ".py") and ".ipynb_checkpoints" not in p.parts}
+
+
+def test_modules_and_notebooks_are_in_step(tmp_path):
+    for name in ("nbs", "gsm8k_sft"): shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "assets"))
+    for name in ("pyproject.toml", "settings.ini"): shutil.copy(ROOT / name, tmp_path)
+    for command in ("nbdev-export", "nbdev-clean"): subprocess.run([BIN / command], cwd=tmp_path, check=True)
+    before, after = contents(ROOT), contents(tmp_path)
+    changed = sorted(str(p) for p in before.keys() | after.keys() if before.get(p) != after.get(p))
+    assert not changed, f"run `make prepare` and commit: {', '.join(changed)}"
+
+
+def test_no_module_is_left_over():
+    "Each module comes from a notebook that says so"
+    for path in MODULES:
+        if path.name == "__init__.py": continue
+        found = re.search(r"File to edit: (\S+\.ipynb)", path.read_text(encoding="utf-8"))
+        assert found and (path.parent / found[1]).exists(), path
+
+
+def test_readme_is_the_index():
+    from gsm8k_sft.site.readme import readme_text
+    committed = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert committed == readme_text(ROOT / "nbs" / "index.ipynb"), "run `make prepare` and commit README.md"
+
+
+def test_the_picture_of_the_house_is_the_contract():
+    from gsm8k_sft.site.house import house_table, with_table
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert page == with_table(page, house_table(ROOT)), "run `make prepare` and commit CONTRIBUTING.md"
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *ROOT.glob("*.md")], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8") if path.suffix == ".md" else "\n".join(
+        source(c) for c in cells(path) if c["cell_type"] == "markdown")
+    for target in re.findall(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)", text):
+        if re.match(r"\w+:", target): continue
+        assert (path.parent / target).exists(), f"{path.name}: the link to {target} leads nowhere"
+
+
+def test_the_training_notebook_is_short():
+    assert len(cells(ROOT / "nbs" / "02_train.ipynb")) <= 45
+
+
+def test_half_of_the_code_cells_show_something():
+    for path in NOTEBOOKS:
+        code = [c for c in cells(path) if c["cell_type"] == "code" and source(c).strip()]
+        shown = sum(bool(c["outputs"]) for c in code)
+        assert 2 * shown >= len(code), f"{path.relative_to(ROOT)}: {shown} of {len(code)} code cells show something"
+
+
+def test_the_house_stays_small():
+    "Lines of the package, tracked files: DESIGN's limits"
+    assert sum(len(p.read_text(encoding="utf-8").splitlines()) for p in MODULES) <= 9_800
+    names = [p.relative_to(ROOT).as_posix() for p in tracked()]
+    assert len(names) <= 400
+    assert sum(n.startswith("results/") for n in names) <= 60 and sum(n.startswith("figures/") for n in names) <= 60

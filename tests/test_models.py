@@ -3,12 +3,16 @@ import hashlib, importlib.util, json, os, shutil, signal, subprocess, sys, textw
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 import pytest, torch
-from gsm8k_sft.models import loading as models
 from gsm8k_sft.core.config import load_config, project_path
 from gsm8k_sft.core.runs import read_json, save_config, set_seed, write_json
-from gsm8k_sft.models.loading import *
+from gsm8k_sft.models import sources
+from gsm8k_sft.models.adapters import add_adapter, linear_layers, load_tuned, merge_adapter, prepare_for_training
+from gsm8k_sft.models.loading import DTYPES, adapter_folder, load_adapter, load_model, load_tokenizer, load_weights
+from gsm8k_sft.models.parameters import count_parameters, meta_model, model_size, parameter_table, precision_of
+from gsm8k_sft.models.sources import (
+    GEMMA_PACKAGE, ModelError, convert_gguf, download_model, prepare_gemma, resolve_model, weights_fingerprint)
 
-HAS_GEMMA = all(importlib.util.find_spec(m) for m in (models.GEMMA_PACKAGE, "gguf"))
+HAS_GEMMA = all(importlib.util.find_spec(m) for m in (GEMMA_PACKAGE, "gguf"))
 HAS_BNB = importlib.util.find_spec("bitsandbytes") is not None
 
 
@@ -191,16 +195,16 @@ def assemble(path, overwrite=False):
 
 def fake_package(tmp_path, monkeypatch, content=b"GGUF....", digest=None):
     "A package with the real one's interface, in a folder on the path and without metadata"
-    root = tmp_path / "site" / models.GEMMA_PACKAGE
+    root = tmp_path / "site" / GEMMA_PACKAGE
     (root / "data").mkdir(parents=True)
     (root / "__init__.py").write_text(PACKAGE.format(content=content))
     (root / "data" / "SHA256SUMS").write_text(f"{digest or hashlib.sha256(content).hexdigest()}  g.gguf\n")
     for name in ("NOTICE.md", "GEMMA_TERMS.html"): (root / "data" / name).write_text(name)
     monkeypatch.syspath_prepend(root.parent)
-    monkeypatch.delitem(sys.modules, models.GEMMA_PACKAGE, raising=False)
+    monkeypatch.delitem(sys.modules, GEMMA_PACKAGE, raising=False)
 
 def test_package_not_installed(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, models.GEMMA_PACKAGE, None)
+    monkeypatch.setitem(sys.modules, GEMMA_PACKAGE, None)
     with pytest.raises(ModelError, match=r"isn't installed: pip install"): prepare_gemma(tmp_path / "gemma")
     assert [p.name for p in tmp_path.iterdir()] == ["gemma.lock"]
 
@@ -216,7 +220,7 @@ def test_unpacked_package_is_converted_once(tmp_path, monkeypatch, toy):
     def from_toy(path):
         read.append(path)
         return AutoModelForCausalLM.from_pretrained(toy, dtype=torch.bfloat16), AutoTokenizer.from_pretrained(toy)
-    monkeypatch.setattr(models, "_read_gguf", from_toy)
+    monkeypatch.setattr(sources, "_read_gguf", from_toy)
     for _ in range(2): made = prepare_gemma(tmp_path / "gemma")
     assert len(read) == 1 and weights_fingerprint(made) == weights_fingerprint(toy)
     assert read_json(made / "record.json")["source"]["sha256"] == hashlib.sha256(b"GGUF....").hexdigest()
@@ -232,7 +236,7 @@ def test_broken_gguf(tmp_path, monkeypatch):
 MAKE = """
     import sys, time
     from pathlib import Path
-    from gsm8k_sft.models.loading import write_json
+    from gsm8k_sft.core.runs import write_json
     from gsm8k_sft.models.sources import _once
     def make(part):
         (part / "weights").write_text("half")
@@ -292,7 +296,7 @@ def test_precision_is_what_it_says(tuning, precision, frozen, trainable):
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_evaluation_has_its_own_precision(dtype):
-    assert set(precision_of(load_model(config(overrides=f"evaluation.dtype={dtype}")))) == {models.DTYPES[dtype]}
+    assert set(precision_of(load_model(config(overrides=f"evaluation.dtype={dtype}")))) == {DTYPES[dtype]}
 
 def test_size_and_counts(toy):
     model = load_weights(toy, "fp32")
@@ -492,7 +496,7 @@ def test_table_agrees_with_the_loaded_models():
 # The command
 
 def run_command(*args, **env):
-    command = [sys.executable, "-m", "gsm8k_sft.models", *args]
+    command = [sys.executable, "-m", "gsm8k_sft.models.loading", *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **env})
 
 def test_prepare_prints_the_folder(toy):

@@ -1,5 +1,5 @@
-"Every notebook runs, the modules are what the notebooks export, and README.md is what the index says"
-import os, shutil, signal, subprocess, sys, tempfile
+"Every notebook runs"
+import os, shutil, signal, sys, tempfile
 from pathlib import Path
 
 import nbdev.test
@@ -8,7 +8,6 @@ from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 
 from gsm8k_sft.core.config import project_root
-from gsm8k_sft.site.readme import readme_text
 
 ROOT = project_root(Path(__file__).parent)
 NOTEBOOKS = sorted(Path(p).resolve() for p in nbglob(ROOT / "nbs", as_path=True))
@@ -34,22 +33,3 @@ def test_notebook_runs(path, surroundings):
     flags = get_config(ROOT).tst_flags.split()
     passed, _ = nbdev.test.test_nb(path, skip_flags=flags, basepath=ROOT, cell_timeout=300)
     assert passed, f"{path.name}: the failing cell is shown under 'Captured stderr'"
-
-
-def contents(folder):
-    return {p.relative_to(folder): p.read_bytes() for top in ("nbs", "gsm8k_sft") for p in sorted((folder / top).rglob("*"))
-            if p.suffix in (".ipynb", ".py") and ".ipynb_checkpoints" not in p.parts}
-
-
-def test_modules_and_notebooks_are_in_step(tmp_path):
-    for name in ("nbs", "gsm8k_sft"): shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "assets"))
-    for name in ("pyproject.toml", "settings.ini"): shutil.copy(ROOT / name, tmp_path)
-    for command in ("nbdev-export", "nbdev-clean"): subprocess.run([Path(sys.executable).parent / command], cwd=tmp_path, check=True)
-    before, after = contents(ROOT), contents(tmp_path)
-    changed = sorted(str(p) for p in before.keys() | after.keys() if before.get(p) != after.get(p))
-    assert not changed, f"run `make prepare` and commit: {', '.join(changed)}"
-
-
-def test_readme_is_the_index():
-    committed = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert committed == readme_text(ROOT / "nbs" / "index.ipynb"), "run `make prepare` and commit README.md"

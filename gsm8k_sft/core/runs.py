@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'PACKAGES', 'run_folder', 'write_text', 'write_json', 'read_json', 'save_config', 'read_config',
-           'git_commit', 'environment', 'peak_memory', 'set_seed', 'device']
+           'git_commit', 'environment', 'peak_memory', 'set_seed', 'device', 'main']
 
-# %% ../../nbs/core/runs.ipynb #4978a991
-import importlib.metadata, json, os, platform, subprocess
+# %% ../../nbs/core/runs.ipynb #7c2940b8
+import importlib.metadata, json, os, platform, re, subprocess
 from pathlib import Path
+from fastcore.script import call_parse
 from omegaconf import DictConfig, OmegaConf
-from .config import CONFIGS, Config, SettingsError, merge_layer, read_yaml, project_path, project_root
+from .config import CONFIGS, empty_config, load_config, merge_layer, project_path, read_yaml
 
-# %% ../../nbs/core/runs.ipynb #3d908673
+# %% ../../nbs/core/runs.ipynb #676eccc1
 def run_folder(
     cfg: DictConfig, # from `load_config`
 ) -> Path: # runs/<preset>/<run_name>; not created
     "Where the run of this configuration lives"
     return project_path("runs", cfg.preset, cfg.run_name)
 
-# %% ../../nbs/core/runs.ipynb #950a1086
+# %% ../../nbs/core/runs.ipynb #743107a0
 def write_text(
     path: Path | str, # the file; its folder is made if need be
     text: str, # what to write, as UTF-8
@@ -30,12 +31,14 @@ def write_text(
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "w", encoding="utf-8") as f:
-            f.write(text); f.flush(); os.fsync(f.fileno())
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
     return path
 
-# %% ../../nbs/core/runs.ipynb #83a81fe4
+# %% ../../nbs/core/runs.ipynb #d233dd5d
 SCHEMA_VERSION = 1
 
 def write_json(
@@ -45,7 +48,6 @@ def write_json(
     "Write a record as JSON, atomically"
     return write_text(path, json.dumps({"schema_version": SCHEMA_VERSION, **record}, indent=1, ensure_ascii=False) + "\n")
 
-# %% ../../nbs/core/runs.ipynb #e92dec96
 def read_json(
     path: Path | str, # a file that `write_json` wrote
 ) -> dict: # the record
@@ -56,7 +58,7 @@ def read_json(
     if found != SCHEMA_VERSION: raise ValueError(f"{path}: schema version {found}, but this version of gsm8k_sft reads {SCHEMA_VERSION}")
     return record
 
-# %% ../../nbs/core/runs.ipynb #8c008f57
+# %% ../../nbs/core/runs.ipynb #9f8e6cb9
 def save_config(
     cfg: DictConfig, # from `load_config`
     folder: Path | str, # the run's folder
@@ -64,49 +66,46 @@ def save_config(
     "Save the resolved configuration"
     return write_text(Path(folder) / "config.yaml", OmegaConf.to_yaml(cfg))
 
-# %% ../../nbs/core/runs.ipynb #4894e2be
 def read_config(
     path: Path | str, # a config.yaml, or the run folder that holds it
 ) -> DictConfig: # typed by the schema
     "The resolved configuration of a run"
     path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
     base = read_yaml(CONFIGS / "base.yaml")
-    plain = {"packing": False, "max_tokens": base.train.max_tokens, "speedup": "none"}
-    since = OmegaConf.create({"evaluation": base.evaluation, "train": plain})
-    begun = merge_layer(OmegaConf.structured(Config), since, "base.yaml")
-    return merge_layer(begun, read_yaml(path), str(path))
+    earlier = {"evaluation": base.evaluation, "train": {"packing": False, "max_tokens": base.train.max_tokens, "speedup": "none"}}
+    return merge_layer(merge_layer(empty_config(), earlier, "base.yaml"), read_yaml(path), str(path))
 
-# %% ../../nbs/core/runs.ipynb #42cc480d
+# %% ../../nbs/core/runs.ipynb #83d9bc45
+def git_commit() -> str | None: # with "+changes" if files differ from it; where git knows nothing, the variable GSM8K_SFT_COMMIT, or None
+    "The commit of this package's code"
+    clone = CONFIGS.parents[1]
+    def git(*args): return subprocess.run(["git", *args], cwd=clone, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        if (clone / ".git").exists():
+            return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+        origin = importlib.metadata.distribution("gsm8k_sft").read_text("direct_url.json")
+        if commit := json.loads(origin or "{}").get("vcs_info", {}).get("commit_id"): return commit
+    except (OSError, subprocess.CalledProcessError, importlib.metadata.PackageNotFoundError): pass
+    return os.environ.get("GSM8K_SFT_COMMIT")
+
+# %% ../../nbs/core/runs.ipynb #9062d6f4
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "numpy", "omegaconf")
 
-def _version(name):
-    try: return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError: return None
-
-def _cpu_name():
-    "The processor's name as the system gives it"
-    try: lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError: return platform.processor() or platform.machine()
-    return next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), platform.machine())
-
-# %% ../../nbs/core/runs.ipynb #57102ff3
-def git_commit() -> str | None: # the commit, with "+changes" if files differ from it; outside git what GSM8K_SFT_COMMIT says, or None
-    "The project's commit"
-    try:
-        def git(*args): return subprocess.run(["git", *args], cwd=project_root(), capture_output=True, text=True, check=True).stdout.strip()
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError, SettingsError): return os.environ.get("GSM8K_SFT_COMMIT")
-
-# %% ../../nbs/core/runs.ipynb #50bb669e
 def environment() -> dict: # python, package versions, hardware, commit
     "The machine and the versions this process runs on"
     import torch
+    versions = dict.fromkeys(("gsm8k_sft", *PACKAGES))
+    for name in versions:
+        try: versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError: pass
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    cpu = re.search(r"^model name\s*:\s*(.+)", cpuinfo, re.M)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"python": platform.python_version(), "platform": platform.system(), "git_commit": git_commit(),
-            "packages": {"gsm8k_sft": _version("gsm8k_sft"), **{p: _version(p) for p in PACKAGES}},
-            "cpu": _cpu_name(), "cpu_cores": os.cpu_count(), "torch_threads": torch.get_num_threads(), "gpus": gpus}
+    return {"python": platform.python_version(), "platform": platform.system(), "git_commit": git_commit(), "packages": versions,
+            "cpu": cpu[1] if cpu else platform.processor() or platform.machine(), "cpu_cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(), "gpus": gpus}
 
-# %% ../../nbs/core/runs.ipynb #63f1a47d
+# %% ../../nbs/core/runs.ipynb #2839114f
 def peak_memory() -> int: # bytes
     "Peak memory of this process: on the GPU if there is one, else resident"
     import resource, torch
@@ -114,7 +113,6 @@ def peak_memory() -> int: # bytes
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
-# %% ../../nbs/core/runs.ipynb #6873c6fd
 def set_seed(
     seed: int, # any non-negative integer
 ) -> None:
@@ -126,3 +124,18 @@ def device() -> str: # cuda, or cpu where there is no CUDA GPU
     "Where models and tensors go"
     import torch
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+# %% ../../nbs/core/runs.ipynb #4467f939
+@call_parse
+def main(
+    preset: str = "toy", # as in `load_config`
+    tuning: str = "full", # full, lora, qlora
+    dataset: str = "main", # main, socratic, or a file of your own
+    seed: int = 0, # of the run
+    config: str = "", # your own YAML file
+    overrides: str = "", # key=value pairs, separated by spaces
+):
+    "Print <preset>/<run_name> of a configuration"
+    try: cfg = load_config(preset, tuning, dataset, seed, config, overrides, training=False)
+    except ValueError as e: raise SystemExit(f"{type(e).__name__}: {e}") from None
+    print(f"{cfg.preset}/{cfg.run_name}")

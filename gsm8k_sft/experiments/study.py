@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from omegaconf import DictConfig, MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from ..core.config import CONFIGS, ConfigError, DATASETS, TUNINGS, check_choice, choices, load_config, project_path
+from ..core.config import ConfigError, TUNINGS, check_choice, choices, config_file, load_config, project_path
 from ..core.runs import read_json
 from ..evaluation.results import complete_result, result_name
 
@@ -58,12 +58,10 @@ class Study:
 
 # %% ../../nbs/experiments/study.ipynb #73ea1e84
 def read_study(
-    name: str, # of configs/study, or a YAML file's path
+    name: str, # of configs/study (the package's or your own), or a YAML file's path
 ) -> DictConfig: # a `Study`, checked
     "A study's file"
-    if name.endswith((".yaml", ".yml")): path = Path(name)
-    else: path = Path(str(CONFIGS / "study" / f"{check_choice('study', name, choices('study'))}.yaml"))
-    if not path.exists(): raise ConfigError(f"{path}: no such study")
+    path = config_file("study", name)
     try: study = OmegaConf.merge(OmegaConf.structured(Study), OmegaConf.load(path))
     except (OmegaConfBaseException, OSError) as e:
         raise ConfigError(f"{path}: key '{getattr(e, 'full_key', '')}': {str(e).splitlines()[0]}") from None
@@ -80,7 +78,7 @@ def _check_study(study, path):
     for name, r in study.runs.items():
         check_choice(f"{path}: runs.{name}.method", r.method, list(study.methods))
         if r.tuning: check_choice(f"{path}: runs.{name}.tuning", r.tuning, TUNINGS)
-        for d in r.datasets: check_choice(f"{path}: runs.{name}.datasets", d, DATASETS)
+        for d in r.datasets: check_choice(f"{path}: runs.{name}.datasets", d, choices("dataset"))
     for b in study.base: check_choice(f"{path}: base.split", b.split, ("test", "validation"))
     known = ["base", *(f"{n}_{d}" for n, r in study.runs.items() for d in r.datasets)]
     for pair in study.pairs:

@@ -10,7 +10,7 @@ import itertools, sys, time
 from pathlib import Path
 from fastcore.script import call_parse
 from ..core.config import (
-    ConfigError, DATASETS, SettingsError, TUNINGS, check_choice, choices, project_path, project_root, setting)
+    ConfigError, SettingsError, TRAIN_NOTEBOOK, TUNINGS, check_choice, choices, project_path, project_root, setting)
 
 # %% ../../nbs/experiments/sweep.ipynb #8522d3c3
 def _sweep_values(key, allowed=None):
@@ -32,7 +32,7 @@ def _seeds():
 def read_matrix() -> list[dict]: # parameters of nbs/02_train.ipynb: preset, tuning, dataset, seed
     "Every combination that settings.ini [sweep] names"
     lists = {"preset": _sweep_values("preset", choices("preset")), "tuning": _sweep_values("tuning", TUNINGS),
-             "dataset": _sweep_values("dataset", DATASETS), "seed": _seeds()}
+             "dataset": _sweep_values("dataset", choices("dataset")), "seed": _seeds()}
     return [dict(zip(lists, values)) for values in itertools.product(*lists.values())]
 
 # %% ../../nbs/experiments/sweep.ipynb #626e4707
@@ -52,7 +52,7 @@ def run_notebook(
     out = project_path("runs", parameters["preset"], f"{name}.ipynb")
     out.parent.mkdir(parents=True, exist_ok=True)
     overrides = f"train.when_done=reuse run_name={name}"
-    papermill.execute_notebook(root / "nbs" / "02_train.ipynb", out, parameters={**parameters, "overrides": overrides},
+    papermill.execute_notebook(TRAIN_NOTEBOOK, out, parameters={**parameters, "overrides": overrides},
                                cwd=root, progress_bar=False, stdout_file=sys.stdout,
                                extra_arguments=["--IPKernelApp.log_level=40"]) # no word about the transport of a kernel on this machine
     return out

@@ -7,7 +7,7 @@ __all__ = ['linear_layers', 'check_targets', 'add_adapter', 'prepare_for_trainin
            'enable_checkpointing']
 
 # %% ../../nbs/models/adapters.ipynb #2d351cd6
-import sys, warnings
+import re, sys, warnings
 from pathlib import Path
 from ..core.runs import device, read_config, read_json
 from .loading import adapter_folder, load_adapter, load_model, load_tokenizer, load_weights, torch_dtype
@@ -36,19 +36,34 @@ def check_targets(
     raise ModelError(f"lora_config.target_modules: {', '.join(unknown)} is no linear layer of this model "
                      f"that can carry an adapter; it has {there}")
 
+# %% ../../nbs/models/adapters.ipynb #b3d90f15
+def _check_names(model, settings):
+    "Modules and layers that `lora_config` names are in the model"
+    names, n = [name for name, _ in model.named_modules()], model.config.get_text_config().num_hidden_layers
+    for key in ("modules_to_save", "rank_pattern", "alpha_pattern"):
+        for name in settings.get(key) or []:
+            if not any(re.search(f"({name})$", there) for there in names):
+                raise ModelError(f"lora_config.{key}: this model has no module {name}; its modules end in "
+                                 + ", ".join(sorted({there.rpartition(".")[2] for there in names if there and not there[-1].isdigit()})))
+    layers = settings.get("layers_to_transform")
+    for layer in [layers] if isinstance(layers, int) else layers or []:
+        if not 0 <= layer < n: raise ModelError(f"lora_config.layers_to_transform: there is no layer {layer}; this model has 0 to {n - 1}")
+
 # %% ../../nbs/models/adapters.ipynb #29eb071d
 def add_adapter(
     model, # transformers model; its weights are frozen
-    cfg, # configuration from `load_config`: lora_config and model.precision
+    cfg, # configuration from `load_config`: lora_config, all of whose keys are `peft.LoraConfig`'s, and model.precision
 ): # PeftModel whose adapter alone is trainable
     "Put a new LoRA adapter on a model"
+    from omegaconf import OmegaConf
     from peft import LoraConfig, get_peft_model
-    lora, targets = cfg.lora_config, check_targets(model, cfg.lora_config.target_modules)
-    lora = LoraConfig(task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout,
-                      target_modules=targets, bias="none")
+    settings = OmegaConf.to_container(cfg.lora_config) | {"target_modules": check_targets(model, cfg.lora_config.target_modules)}
+    _check_names(model, settings)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning) # peft calls what transformers is about to rename
-        model = get_peft_model(model, lora)
+        try: model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+        except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as e:
+            raise ModelError(f"lora_config: PEFT can't put this adapter on the model: {e}") from e
     dtype = torch_dtype("bf16" if cfg.model.precision == "bf16" else "fp32")
     for p in model.parameters():
         if p.requires_grad: p.data = p.data.to(dtype)

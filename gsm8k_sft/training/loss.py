@@ -26,18 +26,19 @@ def _nll_and_slope(z, targets, softcap):
 
 # %% ../../nbs/training/loss.ipynb #8368d0de
 @cache
-def _on(device):
-    "`_nll_and_slope`, compiled where that is possible, and how many rows at a time"
+def _softmax(device, compiled):
+    "`_nll_and_slope`, compiled where that is wanted and possible, and how many rows at a time"
     if device != "cuda" or not has_triton(): return _nll_and_slope, 256
+    if not compiled: return _nll_and_slope, 2048
     warnings.filterwarnings("ignore", message="(?s).*Online softmax is disabled")
     return torch.compile(_nll_and_slope, dynamic=True), 2048
 
 # %% ../../nbs/training/loss.ipynb #920bca63
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, softcap, dtype, rows):
+    def forward(ctx, hidden, weight, targets, softcap, dtype, rows, compiled):
         of_hidden, of_weight = ctx.needs_input_grad[:2]
-        nll_and_slope, most = _on(hidden.device.type)
+        nll_and_slope, most = _softmax(hidden.device.type, compiled)
         w, loss, rows, ctx.types = weight.to(dtype), torch.zeros((), device=hidden.device), rows or most, (hidden.dtype, weight.dtype)
         ctx.grads = [torch.empty_like(hidden, dtype=dtype) if of_hidden else None, torch.zeros_like(w) if of_weight else None]
         for start in range(0, len(targets), rows):
@@ -51,7 +52,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         grads, ctx.grads = ctx.grads, None # as large as the head: not kept until the loss is dropped
-        return *(None if g is None else g.mul_(grad).to(t) for g, t in zip(grads, ctx.types)), None, None, None, None
+        return *(None if g is None else g.mul_(grad).to(t) for g, t in zip(grads, ctx.types)), None, None, None, None, None
 
 # %% ../../nbs/training/loss.ipynb #e1ed9572
 def linear_cross_entropy(
@@ -61,9 +62,10 @@ def linear_cross_entropy(
     softcap: float | None = None, # Gemma 2: of the logits
     dtype: torch.dtype | None = None, # of the matrix products; the weight's by default
     rows: int | None = None, # tokens whose logits exist at a time; None: 2048 where the softmax is compiled, else 256
+    compiled_softmax: bool = True, # compile softmax and its gradient where Triton is there; False: run them eagerly
 ) -> torch.Tensor: # the sum over the tokens, in nats, fp32
     "Cross entropy of hidden states and a head"
-    return _LinearCrossEntropy.apply(hidden, weight, targets, softcap, dtype or weight.dtype, rows)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, softcap, dtype or weight.dtype, rows, compiled_softmax)
 
 # %% ../../nbs/training/loss.ipynb #23c138be
 @contextmanager
@@ -85,10 +87,16 @@ def packed_loss(
     inner, # the same, unwrapped
     chunk: dict, # from `PackedCollator`, on the model's device
     dtype: torch.dtype | None = None, # of the head's matrix products; the weight's by default
+    all_logits: bool = False, # make the logits of all supervised tokens at once, as transformers does
+    compiled_softmax: bool = True, # as for `linear_cross_entropy`
 ) -> torch.Tensor: # the sum over the supervised tokens
     "Loss of a chunk"
     packed = Packed(chunk["bounds"], chunk["longest"], soft_cap_blocks(inner.config, chunk))
     with _headless(inner) as (head, cap):
         hidden = model(input_ids=chunk["input_ids"], position_ids=chunk["position_ids"], use_cache=False,
                        packed=packed, logits_to_keep=chunk["supervised"]).logits[0]
-    return linear_cross_entropy(hidden, head.weight, chunk["targets"], cap, dtype)
+    if not all_logits:
+        return linear_cross_entropy(hidden, head.weight, chunk["targets"], cap, dtype, compiled_softmax=compiled_softmax)
+    logits = (hidden.to(dtype or head.weight.dtype) @ head.weight.to(dtype or head.weight.dtype).T).float()
+    if cap: logits = cap * torch.tanh(logits / cap)
+    return torch.nn.functional.cross_entropy(logits, chunk["targets"], reduction="sum")

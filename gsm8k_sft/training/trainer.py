@@ -100,10 +100,11 @@ class GSM8KTrainer(Trainer):
         self,
         cfg: DictConfig, # from `load_config`
         sample: Any = None, # validation problems (rows) to answer at each evaluation; None for none
+        loss_options: dict = {}, # switches of `packed_loss`: all_logits, compiled_softmax; for measurements
         **kwargs, # of `transformers.Trainer`
     ):
         super().__init__(**kwargs)
-        self.cfg, self.sample, self.peak = cfg, sample, 0
+        self.cfg, self.sample, self.loss_options, self.peak = cfg, sample, loss_options, 0
         self.inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         if cfg.train.packing: _check_packing(self.inner)
         self.speedup = speedup_of(cfg, self.inner, self.args.world_size)
@@ -124,7 +125,8 @@ def compute_loss_context_manager(self: GSM8KTrainer):
 
 @patch
 def _chunk_loss(self: GSM8KTrainer, model, chunk):
-    with self.compute_loss_context_manager(): return packed_loss(model, self.inner, chunk, torch.bfloat16 if self.args.bf16 else None)
+    dtype = torch.bfloat16 if self.args.bf16 else None
+    with self.compute_loss_context_manager(): return packed_loss(model, self.inner, chunk, dtype, **self.loss_options)
 
 @patch
 def training_step(self: GSM8KTrainer, model, inputs, num_items_in_batch=None):
