@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['InferError', 'open_model', 'answer_all', 'answer', 'read_questions', 'infer_file', 'main']
 
-# %% ../nbs/infer.ipynb #68e2d61c
+# %% ../nbs/infer.ipynb #d9811795
 import json, os, re, sys
 from fractions import Fraction
 from pathlib import Path

@@ -59,13 +59,10 @@ def _answers(run, metric, name):
 
 def _first_difference(a, b, names):
     "The first id that only one has, or that stands for another question; None if there is none"
-    for rows, others, name in ((a, b, names[0]), (b, a, names[1])):
-        evaluated = {r["id"]: (r.get("question"), r.get("gold")) for r in others}
-        for r in rows:
-            if r["id"] not in evaluated: return f"{r['id']} is only in {name}"
-            pairs = zip(evaluated[r["id"]], (r.get("question"), r.get("gold")))
-            if any(None not in pair and pair[0] != pair[1] for pair in pairs):
-                return f"{r['id']} is another question in {names[1]}"
+    a, b = ({r["id"]: (r.get("question"), r.get("gold")) for r in rows} for rows in (a, b))
+    for id in dict.fromkeys([*a, *b]):
+        if id not in a or id not in b: return f"{id} is only in {names[id not in a]}"
+        if any(None not in pair and pair[0] != pair[1] for pair in zip(a[id], b[id])): return f"{id} is another question in {names[1]}"
 
 # %% ../../nbs/evaluation/compare.ipynb #a2d6f42a
 def _paired(runs, metric, names):
