@@ -10,7 +10,8 @@ from gsm8k_sft.models.adapters import add_adapter, linear_layers, load_tuned, me
 from gsm8k_sft.models.loading import DTYPES, adapter_folder, load_adapter, load_model, load_tokenizer, load_weights
 from gsm8k_sft.models.parameters import count_parameters, meta_model, model_size, parameter_table, precision_of
 from gsm8k_sft.models.sources import (
-    GEMMA_PACKAGE, ModelError, check_folder, check_merges, convert_gguf, download_model, error_text, prepare_gemma, resolve_model, weights_fingerprint)
+    GEMMA_PACKAGE, ModelError, check_folder, check_merges, convert_gguf, download_model, error_text, prepare_gemma,
+    resolve_model, weights_fingerprint)
 
 HAS_GEMMA = all(importlib.util.find_spec(m) for m in (GEMMA_PACKAGE, "gguf"))
 HAS_BNB = importlib.util.find_spec("bitsandbytes") is not None
