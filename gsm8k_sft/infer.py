@@ -46,7 +46,7 @@ def open_model(
     if adapter:
         check_base(adapter.parent, model, folder)
         model = load_adapter(model, adapter)
-    return model, load_tokenizer(folder, adapter), cfg
+    return model, load_tokenizer(folder), cfg
 
 # %% ../nbs/infer.ipynb #74ca2af8
 def _number(strict, flexible):
