@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from fastcore.script import call_parse
 from ..core.config import load_config
-from ..core.runs import environment, read_json, write_json
+from ..core.runs import environment, write_json
 
 # %% ../../nbs/benchmarks/generation.ipynb #f862b7bc
 def random_model(
@@ -216,7 +216,7 @@ def main(
     for preset, new, names in (("gemma-3-270m", 512, ("slots", "slots, norms of the model")), ("gemma-2b-it", 256, ())):
         bench_shape(preset, new, names, limit, tokenizer, lambda *found: keep(preset, *found))
 
-# %% ../../nbs/benchmarks/generation.ipynb #aacbc714
+# %% ../../nbs/benchmarks/generation.ipynb #3a2a42bb
 def speed_table(
     record: dict, # of `main`
     preset: str, # whose shape
@@ -224,7 +224,8 @@ def speed_table(
     "Seconds, speed and memory of each candidate"
     import pandas as pd
     rows = [{"candidate": name, "prompts": found["prompts"], "seconds": found.get("seconds"),
-             "new tokens/s": found.get("tokens_per_second"), "peak GiB": found["peak_memory"] / 2**30 if found.get("peak_memory") else None, "error": found.get("error", "")}
+             "new tokens/s": found.get("tokens_per_second"),
+             "peak GiB": found["peak_memory"] / 2**30 if found.get("peak_memory") else None, "error": found.get("error", "")}
             for name, found in record[preset]["candidates"].items()]
     return pd.DataFrame(rows).round({"seconds": 2, "new tokens/s": 0, "peak GiB": 1})
 
