@@ -18,10 +18,9 @@ from .analysis import draw_figures
 from .core.config import choices, project_path, project_root
 from .core.runs import read_json, write_text
 from .evaluation.results import LABELS, is_plain, read_evaluations, read_runs
-from .experiments.study import read_study
-from .experiments.sweep import read_matrix, run_name
+from .experiments.study import Job, matrix_jobs, read_study
 from gsm8k_sft.experiments.tables import (
-    choice_table, cost_table, forgetting_table, headline_table, known_table, missing_jobs, outcome_table, pair_table,
+    choice_table, cost_table, forgetting_table, headline_table, contamination_table, missing_jobs, outcome_table, pair_table,
     split_table)
 from .reporting.curves import format_summary, summary_table
 from .reporting.figures import save_figure
@@ -50,15 +49,15 @@ def protocol_lines(
 # %% ../nbs/05_report.ipynb #69fc2aa3
 def missing_runs(
     table: pd.DataFrame, # from `comparison_table`
-    matrix: list[dict], # from `read_matrix`
+    matrix: list[Job], # from `matrix_jobs`
 ) -> list[str]: # one description each
     "Runs and evaluations that the report should have and hasn't"
     rows = table.to_dict("records")
     done = {(r["preset"], r["run"]) for r in rows if pd.notna(r.get("strict"))}
     bases = {(r["preset"], r["model"]) for r in rows} # either data set: the questions are the same
-    presets = dict.fromkeys(r["preset"] for r in [*rows, *matrix])
+    presets = dict.fromkeys(r["preset"] for r in [*rows, *map(vars, matrix)])
     unasked = [f"{p}: {LABELS[b]}" for p in presets for b in ("base-0shot", "base-1shot") if (p, b) not in bases]
-    return unasked + [f"{m['preset']} {run_name(m)}" for m in matrix if (m["preset"], run_name(m)) not in done]
+    return unasked + [f"{m.preset} {m.name}" for m in matrix if (m.preset, m.name) not in done]
 
 # %% ../nbs/05_report.ipynb #6f5e2f4b
 def _items(lines): return "\n".join(f"- {line}" for line in lines)
@@ -66,7 +65,7 @@ def _items(lines): return "\n".join(f"- {line}" for line in lines)
 def _missing(table, root):
     "The section on what settings.ini asks for and isn't there"
     jobs = [f"study {name}: {job}" for name in choices("study") for job in missing_jobs(read_study(name), root)]
-    missing = missing_runs(table, read_matrix()) + jobs
+    missing = missing_runs(table, matrix_jobs()) + jobs
     return ["## Missing\n\n" + (_items(missing) or "Nothing that settings.ini asks for.")]
 
 # %% ../nbs/05_report.ipynb #363648f5
@@ -354,7 +353,7 @@ def _familiarity(row):
 # %% ../nbs/05_report.ipynb #29d49737
 def _both_parts(study, root):
     "Validation against test: the tuned models' accuracies, the untuned model's loss"
-    splits, known = split_table(study, root), known_table(root)
+    splits, known = split_table(study, root), contamination_table(root)
     both = [BOTH_PARTS, markdown_table(splits)] if len(splits) else []
     return both + [_familiarity(row) for row in known[known.model == study.preset].to_dict("records")]
 

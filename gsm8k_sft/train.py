@@ -101,7 +101,7 @@ def _opening_record(cfg, rows, reports, model, base_fingerprint):
             "tokens": train["tokens"], "supervised_tokens": train["supervised"],
             "n_validation": reports.get("validation", {}).get("n", 0)}
     return {"status": "running", "preset": cfg.preset, "variant": cfg.variant, "run_name": cfg.run_name, "seed": cfg.seed,
-            "tuning_method": cfg.tuning_method, "dataset": cfg.data.dataset, "lanes": int(os.environ.get("GSM8K_SFT_LANES", 1)),
+            "tuning_method": cfg.tuning_method, "dataset": cfg.data.dataset, "lanes": int(os.environ.get("GSM8K_SFT_WORKERS", 1)),
             "base_model": cfg.model.path or cfg.model.name,
             "precision": cfg.model.precision, "dtypes": precision_of(model), "model_fingerprint": base_fingerprint, "data": data,
             "parameters": count_parameters(model), "memory": memory_record(reports["memory"]), "environment": environment()}

@@ -144,11 +144,11 @@ def main(
     n: int = 374, # problems of each split
     out: str = "", # folder of the record; results/<preset> by default
 ):
-    "Losses of GSM8K's held-out training problems and test problems, into known.json"
+    "Losses of GSM8K's held-out training problems and test problems, into contamination.json"
     from gsm8k_sft.data.datasets import load_gsm8k
     from gsm8k_sft.models.loading import load_model, load_tokenizer
     cfg = load_config(preset, overrides=overrides, training=False)
     tokenizer, model = load_tokenizer(cfg), load_model(cfg)
     record = solution_losses(model, tokenizer, load_gsm8k(cfg), n) | {"environment": environment()}
-    write_json(Path(out or project_path("results", preset)) / "known.json", record)
+    write_json(Path(out or project_path("results", preset)) / "contamination.json", record)
     print({split: round(float(np.mean(record[split])), 4) for split in ("validation", "test")}, "nats per token")

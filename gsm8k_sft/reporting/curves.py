@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from itertools import combinations, cycle
 from pathlib import Path
+from ..evaluation.archive import read_bytes
 from ..evaluation.compare import Comparison, compare
 from ..evaluation.results import is_plain, read_evaluations, read_runs
 from ..grading.answers import GRADERS
@@ -357,7 +358,7 @@ def plot_cost(
 def _log_columns(record):
     "What only the log knows: seconds a step, the last and the lowest validation loss"
     path = record["file"].parent / "log.jsonl"
-    if not path.exists() or not path.stat().st_size: return {}
+    if not read_bytes(path): return {}
     log = read_logs({"run": path})
     losses, seconds = log[log["metric"] == "eval_loss"], log.loc[log["metric"] == "loss", ["step", "seconds"]].diff()
     best = losses.loc[losses["value"].idxmin()] if losses["value"].notna().any() else None
@@ -438,7 +439,7 @@ def format_summary(
 # %% ../../nbs/reporting/curves.ipynb #ded469c4
 def _log_figures(preset, records):
     "The course of training, by all that the logs know; nothing timed where runs shared a GPU"
-    runs = {r["run_name"]: path for r in records if (path := r["file"].parent / "log.jsonl").exists() and path.stat().st_size}
+    runs = {r["run_name"]: path for r in records if read_bytes(path := r["file"].parent / "log.jsonl")}
     logs = read_logs(runs) if runs else ()
     if not len(logs): return
     shared = any((r.get("lanes") or 1) > 1 for r in records) # then seconds and speeds say nothing of a method
