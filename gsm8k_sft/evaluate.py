@@ -19,8 +19,8 @@ from .data.prompts import Renderer
 from .evaluation.results import (
     EvaluationError, GRADER, accuracies, append_lines, write_result, sampled_accuracies, set_aside, complete_result, decoding, evaluation_protocol,
     find_run, open_partial, read_predictions, result_name, whole_lines)
-from .evaluation.retention import measure_elsewhere
-from .generation.engine import generate
+from .evaluation.retention import held_out_loss
+from .generation.generate import generate
 from .grading.answers import GRADERS, grade
 from .grading.errors import grade_answer
 from .models.adapters import load_tuned
@@ -136,7 +136,7 @@ def evaluate(
         if progress: print(f"{name}: {len(rows)} problems" + (f", {len(found)} of them answered earlier" if found else ""), flush=True)
         answers = _graded(_ask(model, tokenizer, rows, prompts, cfg, file, found, progress), rows, cfg.evaluation.samples)
         record = _result(name, cfg, model_type, first, run, protocol, answers, len(found))
-        if cfg.evaluation.other_texts: record["elsewhere"] = measure_elsewhere(model, tokenizer, cfg.evaluation.other_texts)
+        if cfg.evaluation.other_texts: record["elsewhere"] = held_out_loss(model, tokenizer, cfg.evaluation.other_texts)
         return _said(write_result(folder, name, record, answers), progress)
 
 # %% ../nbs/03_evaluate.ipynb #b5b11ae0

@@ -19,7 +19,9 @@ from ..core.runs import read_json, write_json, write_text
 from ..data.datasets import data_fingerprint, load_gsm8k
 from ..data.prompts import Renderer
 from .archive import glob_files, read_bytes, read_record
-from ..generation.engine import Calculator, Sampling, fill_annotation, which_engine
+from ..generation.calculator import Calculator
+from ..generation.generate import which_engine
+from ..generation.sampling import Sampling
 from ..grading.answers import GRADERS, grader_versions
 from ..models.sources import weights_fingerprint
 from ..statistics.intervals import mean_interval, pass_at_k, wilson_interval
@@ -53,7 +55,7 @@ def decoding(
     "How answers are generated"
     e = cfg.evaluation
     sampling = Sampling(e.temperature, e.top_p, e.seed) if e.temperature else None
-    return {"sampling": sampling, "calculator": Calculator(tokenizer, fill_annotation) if e.calculator else None, "engine": e.engine}
+    return {"sampling": sampling, "calculator": Calculator(tokenizer) if e.calculator else None, "engine": e.engine}
 
 # %% ../../nbs/evaluation/results.ipynb #cd71db59
 GRADER = grader_versions()

@@ -15,12 +15,12 @@ from ..core.config import choices, project_path
 from ..evaluation.archive import VERDICTS, glob_files, read_bytes, read_record
 from ..evaluation.compare import compare, compare_seeds
 from ..evaluation.results import is_plain, label
-from ..evaluation.retention import rise
+from ..evaluation.retention import loss_increase
 from .runner import all_jobs, results_folder
 from .study import chosen_setting, find_result, read_study, result_names
 from ..grading.answers import GRADERS
 from ..reporting.tables import keep_together
-from ..statistics.planning import smallest_difference
+from ..statistics.planning import minimum_detectable_effect
 
 # %% ../../nbs/experiments/tables.ipynb #ed1e56fa
 def _archive(preset, root): return Path(root or project_path("results")) / preset
@@ -98,7 +98,7 @@ def _pair(found, a, b, metric):
     of_a, of_b = ([_verdicts(e) for e in found[x]] for x in (a, b))
     both, first = compare_seeds(of_a, of_b, metric, names=names, seedless=seedless), compare(of_a[0], of_b[0], metric, names=names)
     points = {k: round(100 * getattr(both, k), 1) for k in ("difference", "low", "high")}
-    try: visible = round(100 * smallest_difference(first.n, discordant=(first.only_a + first.only_b) / first.n), 1)
+    try: visible = round(100 * minimum_detectable_effect(first.n, discordant=(first.only_a + first.only_b) / first.n), 1)
     except ValueError: visible = None # too few problems
     return {"a": names[0], "b": names[1], "grader": metric, **points, "seeds": f"{len(of_a)} and {len(of_b)}",
             "p, first seeds": float(f"{first.p:.2g}"), "visible": visible, "shown": both.shown, "sentence": str(both)}
@@ -145,7 +145,7 @@ def forgetting_table(
     base = [m[:1] for name, m in measured.items() if name.startswith("base-")][:1] # the same weights, whatever the prompt
     measured = {"base": base[0] if base else []} | {name: m for name, m in measured.items() if not name.startswith("base-")}
     pairs = dict.fromkeys([*(("base", name) for name in measured if name != "base"), *((a, b) for a, b in study.pairs)])
-    def cell(a, b, kind): return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*rise(measured[a], measured[b], kind))
+    def cell(a, b, kind): return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*loss_increase(measured[a], measured[b], kind))
     return pd.DataFrame([{"a": a, "b": b, **{kind: cell(a, b, kind) for kind in ("code", "prose")}}
                          for a, b in pairs if measured.get(a) and measured.get(b)])
 
