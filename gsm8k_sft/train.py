@@ -53,7 +53,7 @@ def first_record(cfg, loaded):
     data = {"fingerprint": data_fingerprint(loaded.rows["train"]), "n_train": train["n"], "n_too_long": train["n_too_long"],
             "tokens": train["tokens"], "supervised_tokens": train["supervised"], "n_validation": validation.get("n", 0)}
     return {"status": "running", "preset": cfg.preset, "variant": cfg.variant, "run_name": cfg.run_name, "seed": cfg.seed,
-            "tuning_method": cfg.tuning_method, "dataset": cfg.data.dataset, "lanes": int(os.environ.get("GSM8K_SFT_LANES", 1)),
+            "tuning_method": cfg.tuning_method, "dataset": cfg.data.dataset, "lanes": int(os.environ.get("GSM8K_SFT_WORKERS", 1)),
             "base_model": cfg.model.path or cfg.model.name, "precision": cfg.model.precision, "dtypes": precision_of(loaded.model),
             "model_fingerprint": loaded.base_fingerprint, "data": data, "parameters": count_parameters(loaded.model),
             "memory": memory_record(loaded.plan), "environment": environment()}

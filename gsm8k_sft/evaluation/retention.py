@@ -114,8 +114,8 @@ def main(
     n: int = 374, # problems of each split
     out: str = "", # folder of the record; results/<preset> by default
 ):
-    "Losses of GSM8K's held-out training problems and test problems, into known.json"
+    "Losses of GSM8K's held-out training problems and test problems, into contamination.json"
     cfg = load_config(preset, overrides=overrides, training=False)
     record = contamination_losses(load_model(cfg), load_tokenizer(cfg), load_gsm8k(cfg), n) | {"environment": environment()}
-    write_json(Path(out or project_path("results", preset)) / "known.json", record)
+    write_json(Path(out or project_path("results", preset)) / "contamination.json", record)
     print({split: round(float(np.mean(record[split])), 4) for split in ("validation", "test")}, "nats per token")
