@@ -109,7 +109,7 @@ def train(
 ) -> dict: # the run's record, as in record.json
     "Train one variant, resuming what was interrupted; save weights and record; evaluate"
     with open_run(cfg) as run:
-        if run.complete:
+        if run.record.get("status") == "complete":
             print(f"{run.folder} is complete and reused (train.when_done=reuse)")
             return run.record
         print(f"going on from {run.checkpoint}" if run.checkpoint else f"the run is written to {os.path.relpath(run.folder)}")

@@ -154,13 +154,13 @@ def test_two_processes_cannot_own_one_folder():
     assert not run_folder(cfg).exists()
 
 
-def interrupted(overrides):
-    "A run of the toy that stopped after its first checkpoint"
-    cfg = load_config("toy", "lora", overrides=f"{SMALL} {overrides}")
+def interrupted(overrides, tuning="lora", step=6):
+    "A run of the toy that stopped at a step"
+    cfg = load_config("toy", tuning, overrides=f"{SMALL} {overrides}")
     stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingInterrupted):
-        steps, step = [], GSM8KTrainer.training_step
-        patch.setattr(GSM8KTrainer, "training_step", lambda *args: (steps.append(1), len(steps) == 12 and stop(), step(*args))[2])
+        passes, training_step = [], GSM8KTrainer.training_step
+        patch.setattr(GSM8KTrainer, "training_step", lambda *args: (passes.append(1), len(passes) == 2 * step and stop(), training_step(*args))[2])
         train(cfg, evaluate=False)
     assert read_json(run_folder(cfg) / "record.json")["status"] == "interrupted"
     return cfg
@@ -186,9 +186,9 @@ EARLY = ("train.early_stopping_patience=3 train.eval_steps=2 train.save_steps=2 
 
 def test_early_stopping_records_what_was_saved(tmp_path, monkeypatch):
     "The best evaluation's step and losses, and the same number of steps when the run was cut"
-    cut = train(interrupted(EARLY), evaluate=False)
+    cut = train(interrupted(EARLY, "full", step=5), evaluate=False)
     monkeypatch.setenv("GSM8K_SFT_PATHS_RUNS", str(tmp_path / "whole"))
-    cfg = load_config("toy", "lora", overrides=f"{SMALL} {EARLY}")
+    cfg = load_config("toy", "full", overrides=f"{SMALL} {EARLY}")
     record = train(cfg, evaluate=False)
     assert record["steps"] == cut["steps"] < 60 and record["saved_step"] == cut["saved_step"] == record["steps"] - 6
     log = read_log(run_folder(cfg) / "log.jsonl")

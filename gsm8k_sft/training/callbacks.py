@@ -99,31 +99,7 @@ class EarlyStopping(EarlyStoppingCallback):
         saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
         self.early_stopping_patience_counter = saved.get("early_stopping_patience_counter", 0)
 
-# %% ../../nbs/training/callbacks.ipynb #85516200
-class Progress(TrainerCallback):
-    "A line of text, and in a notebook a live chart, every few seconds"
-    def __init__(
-        self,
-        log: RunLog, # whose rows are shown
-        every: float = 4.0, # seconds between updates
-        chart: bool | None = None, # draw the chart; by default only in a notebook
-    ):
-        self.log, self.every, self.last, self.shown, self.handle = log, every, 0.0, None, None
-        try: self.chart = get_ipython().__class__.__name__ in ("ZMQInteractiveShell", "Shell") if chart is None else chart # Shell: Colab
-        except NameError: self.chart = False
-
-    def on_log(self, args, state, control, logs, **kwargs):
-        if not state.is_world_process_zero: return
-        if "eval_loss" in logs:
-            answered = "eval_accuracy_strict" in logs
-            right = f", accuracy {logs['eval_accuracy_strict']:.1%} strict, {logs['eval_finished']:.0%} ended" if answered else ""
-            print(f"validation at step {state.global_step}: loss {logs['eval_loss']:.3f}{right}", flush=True)
-        if "loss" in logs and time.perf_counter() - self.last > self.every: self.show(state)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if state.is_world_process_zero and self.log.rows and self.shown != state.global_step: self.show(state)
-
-# %% ../../nbs/training/callbacks.ipynb #bfd3adb7
+# %% ../../nbs/training/callbacks.ipynb #a83db1aa
 def _progress_line(rows, max_steps):
     "step 120/400 · loss 0.41 · lr 1.8e-03 · 3,400 tokens/s · 18 s, 42 s left"
     steps = [r for r in rows if "loss" in r]
@@ -132,6 +108,18 @@ def _progress_line(rows, max_steps):
     left = r["seconds"] / r["step"] * (max_steps - r["step"])
     return (f"step {r['step']}/{max_steps} · loss {r['loss']:.3f} · lr {r['learning_rate']:.1e} · "
             f"{speed:,.0f} tokens/s · {r['seconds']:.0f} s, {left:.0f} s left")
+
+class Progress(TrainerCallback):
+    "A line of text, and in a notebook a live chart, every few seconds"
+    def __init__(
+        self,
+        log: RunLog, # whose rows are shown
+        every: float | None = None, # seconds between updates; by default 4, with a chart 10
+        chart: bool | None = None, # draw the chart; by default only in a notebook
+    ):
+        from IPython import get_ipython
+        if chart is None: chart = type(get_ipython()).__name__ in ("ZMQInteractiveShell", "Shell") # Shell: Colab's
+        self.log, self.chart, self.every, self.last, self.shown, self.handle = log, chart, every or (10 if chart else 4), 0.0, None, None
 
 # %% ../../nbs/training/callbacks.ipynb #324db91d
 @patch
@@ -147,6 +135,19 @@ def show(self: Progress, state):
         if self.handle is None: self.handle = display(picture, display_id=True)
         else: self.handle.update(picture)
     self.log.mark = time.perf_counter() # drawing isn't training
+
+@patch
+def on_log(self: Progress, args, state, control, logs, **kwargs):
+    if not state.is_world_process_zero: return
+    if "eval_loss" in logs:
+        answered = "eval_accuracy_strict" in logs
+        right = f", accuracy {logs['eval_accuracy_strict']:.1%} strict, {logs['eval_finished']:.0%} ended" if answered else ""
+        print(f"validation at step {state.global_step}: loss {logs['eval_loss']:.3f}{right}", flush=True)
+    if "loss" in logs and time.perf_counter() - self.last > self.every: self.show(state)
+
+@patch
+def on_train_end(self: Progress, args, state, control, **kwargs):
+    if state.is_world_process_zero and self.log.rows and self.shown != state.global_step: self.show(state)
 
 # %% ../../nbs/training/callbacks.ipynb #27788c00
 def wandb_mode(

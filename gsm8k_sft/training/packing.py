@@ -86,9 +86,9 @@ class Packed:
     def __init__(self,
         bounds: torch.Tensor, # (examples + 1,), int32: where each begins, and the end
         longest: int, # tokens of the longest
-        blocks: dict = {}, # from `soft_cap_blocks`
+        blocks: dict | None = None, # from `soft_cap_blocks`
     ):
-        self.bounds, self.longest, self.length, self.blocks, self.memo = bounds, longest, longest, blocks, {}
+        self.bounds, self.longest, self.length, self.blocks, self.memo = bounds, longest, longest, blocks or {}, {}
 
 # %% ../../nbs/training/packing.ipynb #0ddbfac9
 BLOCK = 128 # tokens; FlexAttention's

@@ -83,11 +83,11 @@ class GSM8KTrainer(Trainer):
         self,
         cfg: DictConfig, # from `load_config`
         sample: Any = None, # validation problems (rows) to answer at each evaluation; None for none
-        loss_options: dict = {}, # switches of `packed_loss`: all_logits, compiled_softmax; for measurements
+        loss_options: dict | None = None, # switches of `packed_loss`: all_logits, compiled_softmax; for measurements
         **kwargs, # of `transformers.Trainer`
     ):
         super().__init__(**kwargs)
-        self.cfg, self.sample, self.loss_options, self.peak = cfg, sample, loss_options, 0
+        self.cfg, self.sample, self.loss_options, self.peak = cfg, sample, loss_options or {}, 0
         self.inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         if cfg.train.packing and not getattr(self.inner, "_supports_attention_backend", False):
             raise TrainingError(f"train.packing: {type(self.inner).__name__} doesn't use transformers' attention interface; "
