@@ -53,7 +53,7 @@ def first_record(cfg, loaded):
     data = {"fingerprint": data_fingerprint(loaded.rows["train"]), "n_train": train["n"], "n_too_long": train["n_too_long"],
             "tokens": train["tokens"], "supervised_tokens": train["supervised"], "n_validation": validation.get("n", 0)}
     return {"status": "running", "preset": cfg.preset, "variant": cfg.variant, "run_name": cfg.run_name, "seed": cfg.seed,
-            "tuning_method": cfg.tuning_method, "dataset": cfg.data.dataset, "lanes": int(os.environ.get("GSM8K_SFT_LANES", 1)),
+            "tuning_method": cfg.tuning_method, "dataset": cfg.data.dataset, "lanes": int(os.environ.get("GSM8K_SFT_WORKERS", 1)),
             "base_model": cfg.model.path or cfg.model.name, "precision": cfg.model.precision, "dtypes": precision_of(loaded.model),
             "model_fingerprint": loaded.base_fingerprint, "data": data, "parameters": count_parameters(loaded.model),
             "memory": memory_record(loaded.plan), "environment": environment()}
@@ -112,7 +112,7 @@ def train(
         if run.record.get("status") == "complete":
             print(f"{run.folder} is complete and reused (train.when_done=reuse)")
             return run.record
-        if run.checkpoint: print(f"going on from {run.checkpoint}")
+        print(f"going on from {run.checkpoint}" if run.checkpoint else f"the run is written to {os.path.relpath(run.folder)}")
         with wandb_run(cfg, run.folder, run.main) as tracker:
             fit(cfg, run)
             forget_run(compiled=False)

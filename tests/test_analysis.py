@@ -4,14 +4,18 @@ from xml.etree import ElementTree
 
 import pytest
 
-from gsm8k_sft.analysis import draw_figures, plot_comparison
+from gsm8k_sft.analysis import draw_figures, draw_page_figures, plot_comparison, plot_results
 from gsm8k_sft.evaluation.results import read_runs
-from gsm8k_sft.reporting.figures import COLOURS, DARK, GRID, INK, PAPER, write_gallery
+from gsm8k_sft.reporting.figures import COLOURS, DARK, GRID, INK, PAPER, alt_text, figure_style, svg_text
 from gsm8k_sft.reporting.tables import average_seeds, comparison_table, format_table, headline, markdown_table
-from gsm8k_sft.core.config import project_path
+from gsm8k_sft.core.config import project_path, project_root
 from gsm8k_sft.core.runs import write_json
 from gsm8k_sft.report import make_report, missing_runs
-from gsm8k_sft.experiments.sweep import read_matrix, run_notebook, sweep
+from gsm8k_sft.experiments.runner import run_matrix, run_notebook
+from gsm8k_sft.experiments.study import Job, matrix_jobs
+
+
+ALL = ("strict", "numeric", "flexible")
 
 
 def rate(k, n=100): return {"k": k, "n": n, "value": k / n, "low": max(0, k / n - 0.05), "high": min(1, k / n + 0.05)}
@@ -89,7 +93,7 @@ def test_figures_are_the_same_bytes_twice(results):
     log = results / "toy" / "full_main-s0" / "log.jsonl"
     steps = [{"step": s, "loss": 2 / s, "grad_norm": 1, "learning_rate": 0.1, "tokens_per_second": 9} for s in range(1, 30)]
     log.write_text("".join(json.dumps(s) + "\n" for s in steps))
-    first, second = (draw_figures(results / name, root=results, dark=True) for name in "ab")
+    first, second = (draw_figures(results / name, root=results, kinds=("png", "svg", "dark")) for name in "ab")
     kinds, ends = ("main-comparison", "curves-step", "main-cost"), (".png", ".svg", "-dark.svg")
     assert [p.name for p in first] == [f"toy-{kind}{end}" for kind in kinds for end in ends]
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
@@ -98,7 +102,7 @@ def test_figures_are_the_same_bytes_twice(results):
 
 
 def test_dark_figures_have_the_dark_colours_and_no_others(results):
-    files = [p for p in draw_figures(results / "out", root=results, dark=True) if p.name.endswith("-dark.svg")]
+    files = [p for p in draw_figures(results / "out", root=results, kinds=("png", "svg", "dark")) if p.name.endswith("-dark.svg")]
     for path in files:
         found = {c for line in ElementTree.parse(path).iter() for c in re.findall(r"#[0-9a-f]{6}", line.get("style", ""))}
         assert found <= {DARK.get(c, c) for c in (INK, PAPER, GRID, *COLOURS.values())} and DARK[PAPER] in found, path
@@ -119,31 +123,39 @@ def numbers(svg):
 def test_a_small_svg_differs_by_a_hundredth_of_a_point(results):
     "Every number of matplotlib's own SVG is still there, in the same order, and nothing but places is rounded"
     import io
-    from gsm8k_sft.reporting.figures import _svg, figure_style
     with figure_style() as plt:
         figure, ax = plt.subplots()
         ax.plot([0.123456, 1 / 3, 0.9], [1e3, 2e5 / 7, 12345.678], "o-", label="a label")
         ax.legend()
         figure.savefig(whole := io.StringIO(), format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    small = _svg(figure)
+    small = svg_text(figure)
     assert len(small) < 0.9 * len(whole.getvalue())
     for (tag, key, a), (_, _, b) in zip(numbers(whole.getvalue()), numbers(small), strict=True):
         assert len(a) == len(b) and all(abs(x - y) < 0.01 for x, y in zip(a, b)), (tag, key, a, b)
         if key == "transform" and len(a) == 1: assert a == b, "the size of letters"
 
 
-def test_a_gallery_shows_each_figure_with_its_words(results):
-    words = draw_figures(results / "out", root=results, dark=True)
-    page = write_gallery(words, results / "out").read_text()
-    for name in re.findall(r'(?:src|srcset)="([^"]+)"', page): assert (results / "out" / name).is_file()
-    assert page.count("<picture>") == 2 and "full SFT full_main-s2: exact 88.0 % (83.0 to 93.0)." in page
+def test_each_figure_has_words(results):
+    words = draw_figures(results / "out", root=results)
     assert all(len(said) > 60 and said.endswith(".") for said in words.values())
+    assert "full SFT: exact 84.0 % (seeds 80.0 to 88.0)." in words[results / "out" / "toy-main-comparison.svg"]
 
 
-def test_the_committed_figures_are_all_in_the_gallery():
-    page = project_path("figures", "README.md").read_text(encoding="utf-8")
-    for path in project_path("figures").glob("*.svg"): assert f'"{path.name}"' in page, path
-    assert sum(p.stat().st_size for p in project_path("figures").iterdir()) < 8e6
+def test_the_committed_figures_are_what_the_pages_show(tmp_path):
+    "make figures draws these, to the byte, and README or analysis shows each; light and dark"
+    drawn = draw_page_figures(tmp_path)
+    committed = sorted(p.name for p in project_path("figures").iterdir())
+    assert sorted(p.name for p in drawn) == committed and len(committed) <= 60
+    for path in drawn: assert path.read_bytes() == project_path("figures", path.name).read_bytes(), path.name
+    pages = "".join((project_root() / p).read_text(encoding="utf-8") for p in ("README.md", "nbs/04_analysis.ipynb"))
+    for name in committed: assert f"figures/{name}" in pages, name
+
+
+def test_the_one_picture_has_the_means_of_seeds(results):
+    for seed, k in enumerate((6, 7, 8)): add_evaluation(results, "full", k, seed, preset="a-model", accuracy={g: rate(k) for g in ALL})
+    add_evaluation(results, "base-0shot", 2, preset="a-model", accuracy={g: rate(2) for g in ALL})
+    ax = plot_results(comparison_table(root=results))
+    assert alt_text(ax).endswith("a-model: untuned 2.0 %, full SFT 7.0 %.") and "toy" not in alt_text(ax)
 
 
 def test_different_problems_share_no_axis(results):
@@ -181,8 +193,8 @@ def test_runs_that_nobody_evaluated(tmp_path):
 def test_report_of_nothing(tmp_path):
     text = make_report(tmp_path / "report", tmp_path / "results").read_text()
     assert "There are no records yet" in text
-    for m in read_matrix():
-        if m["preset"] == "toy": assert f"- toy {m['tuning']}_main-s{m['seed']}" in text
+    for job in matrix_jobs():
+        if job.preset == "toy": assert f"- toy {job.tuning}_main-s{job.seed}" in text
 
 
 def test_markdown_keeps_its_columns():
@@ -198,9 +210,9 @@ def test_a_sweep_goes_on_after_a_failure(monkeypatch, tmp_path):
         calls.append(parameters)
         if parameters["tuning"] == "full": raise papermill.PapermillExecutionError(1, 1, "", "ConfigError", "seed: no\nmore", [])
     monkeypatch.setattr(papermill, "execute_notebook", execute)
-    matrix = [{"preset": "toy", "tuning": t, "dataset": "main", "seed": 0} for t in ("full", "lora")]
-    assert [r["outcome"] for r in sweep(matrix, run_notebook)] == ["failed: ConfigError: seed: no", "done"]
-    assert calls[1]["overrides"] == "train.when_done=reuse run_name=lora_main-s0" and (tmp_path / "toy").is_dir()
+    outcomes = run_matrix([Job("toy", f"{t}_main-s0", t) for t in ("full", "lora")], run_notebook)
+    assert list(outcomes.values()) == ["failed: ConfigError: seed: no", "done"]
+    assert calls[1]["overrides"].split() == ["run_name=lora_main-s0", "train.when_done=reuse"] and (tmp_path / "toy").is_dir()
 
 
 def shell(*args, **env): return subprocess.run([sys.executable, "-m", *args], capture_output=True, text=True, env={**os.environ, **env})
@@ -211,29 +223,28 @@ def test_commands_without_records(tmp_path):
     result = shell("gsm8k_sft.analysis", "--preset", "toy", **empty)
     assert result.returncode == 1 and "make demo" in result.stdout
     assert "nothing to draw" in shell("gsm8k_sft.analysis", "--figures", **empty).stdout
-    assert shell("gsm8k_sft.sweep", "--dry-run", GSM8K_SFT_SWEEP_SEED="5", GSM8K_SFT_SWEEP_TUNING="lora").stdout == "toy lora_main-s5\n"
-    wrong = shell("gsm8k_sft.sweep", "--dry-run", GSM8K_SFT_SWEEP_TUNING="lorra")
+    assert shell("gsm8k_sft.experiments.runner", "--dry-run", GSM8K_SFT_SWEEP_SEED="5", GSM8K_SFT_SWEEP_TUNING="lora").stdout == "toy lora_main-s5\n"
+    wrong = shell("gsm8k_sft.experiments.runner", "--dry-run", GSM8K_SFT_SWEEP_TUNING="lorra")
     assert wrong.returncode and "Did you mean 'lora'" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
 def test_error_tables_from_kept_predictions(tmp_path):
-    "Predictions beside the results, plain and packed; drawn answers and other protocols stay out"
-    import lzma
+    "Predictions beside the results; drawn answers and other protocols stay out"
     from hashlib import sha256
     from gsm8k_sft.reporting.tables import error_table, read_answers, size_table
     from gsm8k_sft.evaluation.results import GRADER
-    def add(model, rows, pack=False, **protocol):
+    def add(model, rows, **protocol):
         text = "".join(json.dumps(r) + "\n" for r in rows).encode()
         name = f"{model}{len(protocol)}"
         add_evaluation(tmp_path, model, 1, protocol={"grader": GRADER, "decoding": "greedy", "fingerprint": name} | protocol, name=name,
                        predictions_sha256=sha256(text).hexdigest(), seed=len(protocol))
         (tmp_path / "toy" / "eval" / f"{model}-{len(protocol)}.json").rename(tmp_path / "toy" / "eval" / f"{name}.json")
         path = tmp_path / "toy" / "eval" / f"{name}.predictions.jsonl"
-        path.with_name(path.name + ".xz").write_bytes(lzma.compress(text)) if pack else path.write_bytes(text)
+        path.write_bytes(text)
     def row(i, kind):
         right = kind == "right"
         return {"id": f"t/{i}", "class": kind, "strict": right, "numeric": right, "gold_steps": i + 1, "gold_length": 50 + 300 * i}
-    add("lora", [row(0, "right"), row(1, "wrong plan")], pack=True)
+    add("lora", [row(0, "right"), row(1, "wrong plan")])
     add("base-5shot", [row(0, "no final answer"), row(1, "cut at the limit")])
     add("full", [row(0, "right"), row(1, "right")], calculator=True)
     answers = read_answers("toy", root=tmp_path)

@@ -287,7 +287,7 @@ def _check_training(cfg):
         raise ConfigError(f"train.save_steps: early stopping returns to the best checkpoint, "
                           f"so save_steps ({t.save_steps}) must equal eval_steps ({t.eval_steps})")
 
-# %% ../../nbs/core/config.ipynb #8c2dee59
+# %% ../../nbs/core/config.ipynb #be37e0cb
 def check_config(
     cfg: DictConfig, # complete
 ) -> None:
@@ -295,7 +295,11 @@ def check_config(
     check_ranges(cfg)
     check_lora(OmegaConf.to_container(cfg.lora_config))
     _check_training(cfg)
-    e, name = cfg.evaluation, cfg.run_name
+    e, d, name = cfg.evaluation, cfg.data, cfg.run_name
+    located = d.folder and d.source in ("auto", "folder") or d.source == "hub" and d.hub_name != "openai/gsm8k"
+    if d.dataset not in DATASETS and not located:
+        raise ConfigError(f"data.dataset: {d.dataset!r} is your own, so its file must say where it lies: "
+                          "{source: folder, folder: ...} or {source: hub, hub_name: ...}")
     if e.samples > 1 and not e.temperature:
         raise ConfigError("evaluation.samples: several answers to a problem need evaluation.temperature above 0; "
                           "greedy ones are all the same")
@@ -420,7 +424,7 @@ def _run_name(cfg, config, overrides):
     stem = f"{Path(config).stem}-" if config else ""
     return f"{name}-{stem}{fingerprint([own, parts if same else sorted(parts)], 6)}"
 
-# %% ../../nbs/core/config.ipynb #84d84049
+# %% ../../nbs/core/config.ipynb #6c9c255a
 def load_config(
     preset: str = "toy", # a name of `choices("preset")`, or the path of a .yaml file
     tuning: str = "full", # full, lora or qlora
@@ -434,12 +438,12 @@ def load_config(
     check_choice("tuning", tuning, TUNINGS)
     cfg, layers = empty_config(), config_layers(preset, tuning, dataset, seed, config, overrides)
     for source, layer in layers: cfg = merge_layer(cfg, layer, source)
+    check_config(cfg)
     given = layers[1][1]
     for name, key in [("preset", "preset"), ("tuning", "tuning_method"), ("dataset", "data.dataset"), ("seed", "seed")]:
         if (found := OmegaConf.select(cfg, key)) != (value := OmegaConf.select(given, key)):
             raise ConfigError(f"{name}: the parameter says {value!r} but a file or an override says {found!r}. "
                               f"Pass {name}={found!r} as the parameter and leave it out elsewhere.")
-    check_config(cfg)
     if training: _check_hardware(cfg)
     cfg.run_name = cfg.run_name or _run_name(cfg, config, overrides)
     return cfg
