@@ -50,7 +50,7 @@ def test_the_report_search_and_both_schemes_are_there(site):
     assert "<table" in report and "comparison.png" in report and list((site / "report").glob("*comparison.png"))
     assert len(json.loads((site / "search.json").read_text(encoding="utf-8"))) > 100
     assert "prefers-color-scheme: dark" in report
-    assert "<mfrac>" in (site / "parts" / "models.html").read_text(encoding="utf-8")
+    assert "<mfrac>" in (site / "models" / "adapters.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", FAULTS)

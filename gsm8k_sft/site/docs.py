@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMULA', 'FETCHED', 'Chapter', 'site_links', 'prepare_pages', 'render_site', 'crawl', 'build_site', 'main']
 
-# %% ../../nbs/site/docs.ipynb #3c310138
+# %% ../../nbs/site/docs.ipynb #a371fd69
 import json, os, re, shutil, sys, tempfile
 import yaml
 from html import unescape
@@ -20,29 +20,23 @@ from nbdev.process import Processor
 from ..core.config import project_path, project_root
 from ..core.runs import write_text
 
-# %% ../../nbs/site/docs.ipynb #ca6b721a
-def _imports(nb):
-    "A hidden cell for each module of a chapter, which imports it"
-    modules = [c.directives_["default_exp"] for c in nb.cells if "default_exp" in c.directives_]
-    cells = [mk_cell(f"from {get_config().lib_name}.{m} import *", metadata=AttrDict()) for m in modules]
-    for cell in cells: cell.directives_ = {"hide": ""}
-    return cells
-
-# %% ../../nbs/site/docs.ipynb #78f876cd
+# %% ../../nbs/site/docs.ipynb #1b4fcae8
 class Chapter(Processor):
     "A processor of nbdev that keeps a chapter's introduction and knows its module's names"
     def __init__(self,
         nb, # a notebook from `read_nb`, with the directives of its cells taken out
     ):
         super().__init__(nb)
-        added = _imports(nb)
+        modules = [c.directives_["default_exp"] for c in nb.cells if "default_exp" in c.directives_]
+        added = [mk_cell(f"from {get_config().lib_name}.{m} import *", metadata=AttrDict()) for m in modules]
+        for cell in added: cell.directives_ = {"hide": ""}
         opening = re.match(r"(# .+\n\n> .+\n)\s*(\S[\s\S]*)", nb.cells[0].source) if nb.cells else None
         if opening:
             nb.cells[0].source = opening[1]
             added.append(mk_cell(opening[2], "markdown", metadata=AttrDict()))
         nb.cells[1:1] = added
 
-# %% ../../nbs/site/docs.ipynb #895eae44
+# %% ../../nbs/site/docs.ipynb #207df295
 def _moved(target, where, names, published):
     "A link target as the site has it"
     path, mark, anchor = target.removeprefix(published).partition("#")
@@ -52,17 +46,9 @@ def _moved(target, where, names, published):
     if file.startswith("../figures/"): return file[2:]
     if where.startswith("..") and file.startswith(where + "/"): return target # beside the page, as the report's figures
     if file.startswith(".."): return f"{get_config().git_url}/blob/{get_config().branch}/{file[3:]}{mark}{anchor}"
-    if file not in names: return target
-    return os.path.relpath(names[file], where or ".") + mark + anchor
+    return os.path.relpath(names[file], where or ".") + mark + anchor if file in names else target
 
-# %% ../../nbs/site/docs.ipynb #80d36add
-def _moved_link(match, moved):
-    "A link of markdown with its target moved; code and the word `main` are no links"
-    link, target = match.groups()
-    if link is None: return match[0]
-    return "`main`" if link == "[`main`]" else f"{link}({moved(target)})"
-
-# %% ../../nbs/site/docs.ipynb #faf15ca2
+# %% ../../nbs/site/docs.ipynb #cdb9dea9
 def site_links(
     text: str, # markdown
     where: str, # the page's folder as seen from nbs/, empty for nbs/ itself
@@ -70,63 +56,43 @@ def site_links(
 ) -> str: # the same with the links of the site; code is left alone
     "Links to notebooks as links to pages"
     published = get_config().doc_host + get_config().doc_baseurl.rstrip("/")
-    up = os.path.relpath(".", where or ".") + "/"
-    moved = lambda target: _moved(target, where, names, published)
-    picture = lambda m: m[1] + re.sub(r"^/", up, moved(m[2]))
+    up = os.path.relpath(".", where or ".") + "/" # no renderer makes the targets of HTML tags relative
+    def picture(m): return m[1] + re.sub(r"^/", up, _moved(m[2], where, names, published))
+    def link(m):
+        if m[1] is None: return m[0] # code
+        return "`main`" if m[1] == "[`main`]" else f"{m[1]}({_moved(m[2], where, names, published)})"
     text = re.sub(r"(<(?:img|source)\b[^>]*?\bsrc(?:set)?=\")([^\"]+)", picture, text)
-    link = r"```[\s\S]*?```|(\[(?:[^\]`]|`[^`\n]*`)*\])\(([^)\s]+)\)|`[^`\n]*`"
-    return re.sub(link, lambda m: _moved_link(m, moved), text)
+    return re.sub(r"```[\s\S]*?```|(\[(?:[^\]`]|`[^`\n]*`)*\])\(([^)\s]+)\)|`[^`\n]*`", link, text)
 
-# %% ../../nbs/site/docs.ipynb #7fd6c995
+# %% ../../nbs/site/docs.ipynb #99398b0a
 def _first_sentence(text):
     "The first sentence of a paragraph, without markup"
     text = re.sub(r"^#.*$", "", text, flags=re.M) # headings
     plain = re.sub(r"\[([^\]]*)\]\([^)]*\)|[*`$]", r"\1", text).strip()
     return re.split(r"(?<=[.:?])\s", plain, maxsplit=1)[0].replace("\n", " ")
 
-# %% ../../nbs/site/docs.ipynb #8cc2052a
-def _has_image(cell): return any(mime.startswith("image/") for o in cell.get("outputs", []) for mime in o.get("data", {}))
-
-def _describe_figures(cells):
-    "Alternative texts for figures that have none"
-    text = ""
-    for cell in cells:
-        if cell["cell_type"] == "markdown": text = _first_sentence("".join(cell["source"])) or text
-        elif _has_image(cell) and "fig-alt" not in cell["source"]:
-            cell["source"] = f"#| fig-alt: {json.dumps(text or 'Figure', ensure_ascii=False)}\n{cell['source']}"
-
-# %% ../../nbs/site/docs.ipynb #73231eac
-def _relink(cell, where, names):
-    "Give a cell and what it shows the links of the site"
-    if cell.cell_type == "markdown": cell.source = site_links(cell.source, where, names)
-    for output in cell.get("outputs", []):
-        data = output.get("data", {})
-        shown = "".join(data.get("text/markdown", "")).replace("__main__.", "")
-        if shown: data["text/markdown"] = site_links(shown, where, names)
-
-# %% ../../nbs/site/docs.ipynb #9356f12c
 def _write_page(source, page, where, names):
-    "One processed notebook under its name on the site"
-    nb = read_nb(source)
-    for cell in nb.cells: _relink(cell, where, names)
-    _describe_figures(nb.cells)
+    "One processed notebook under its name on the site, its links moved and its figures described"
+    nb, text = read_nb(source), ""
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            cell.source = site_links(cell.source, where, names)
+            text = _first_sentence(cell.source) or text
+        outputs = [o.get("data", {}) for o in cell.get("outputs", [])]
+        for data in outputs:
+            shown = "".join(data.get("text/markdown", "")).replace("__main__.", "")
+            if shown: data["text/markdown"] = site_links(shown, where, names)
+        if any(mime.startswith("image/") for data in outputs for mime in data) and "fig-alt" not in cell.source:
+            cell.source = f"#| fig-alt: {json.dumps(text or 'Figure', ensure_ascii=False)}\n{cell.source}"
     page.parent.mkdir(parents=True, exist_ok=True)
     write_nb(nb, page)
 
-# %% ../../nbs/site/docs.ipynb #2aa41895
+# %% ../../nbs/site/docs.ipynb #c8f7b813
 def _renamed(item, names):
     "Settings of the site, with the names of the site in its menus"
     if isinstance(item, dict): return {k: _renamed(v, names) for k, v in item.items()}
     return [_renamed(i, names) for i in item] if isinstance(item, list) else names.get(item, item)
 
-# %% ../../nbs/site/docs.ipynb #5f475627
-def _write_settings(file, out, names, extra):
-    "A file of settings with the names of the site, and the sidebar's with `extra` after its first entry"
-    settings = _renamed(yaml.safe_load(file.read_text(encoding="utf-8")), names)
-    if file.name == "sidebar.yml": settings["website"]["sidebar"]["contents"][1:1] = extra
-    write_text(out / file.name, yaml.safe_dump(settings, sort_keys=False))
-
-# %% ../../nbs/site/docs.ipynb #c04e0450
 def prepare_pages(
     source: Path | str, # folder of processed notebooks, laid out as nbs/, with _quarto.yml and sidebar.yml
     out: Path | str, # folder for the pages
@@ -138,9 +104,12 @@ def prepare_pages(
     names = {f: nbpath2html(f).with_suffix(".ipynb").as_posix() for f in found}
     for f, name in names.items(): _write_page(source / f, out / name, os.path.dirname(f), names)
     for f in source.glob("*.css"): shutil.copy(f, out / f.name)
-    for f in source.glob("*.yml"): _write_settings(f, out, names, extra)
+    for f in source.glob("*.yml"):
+        settings = _renamed(yaml.safe_load(f.read_text(encoding="utf-8")), names)
+        if f.name == "sidebar.yml": settings["website"]["sidebar"]["contents"][1:1] = extra
+        write_text(out / f.name, yaml.safe_dump(settings, sort_keys=False))
 
-# %% ../../nbs/site/docs.ipynb #b6f19435
+# %% ../../nbs/site/docs.ipynb #b49b786a
 FORMULA = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
 FETCHED = re.compile(r'<(?:link|script)\b[^>]*"https?://[^>]*katex[^>]*>(?:</script>)?')
 
@@ -150,40 +119,24 @@ def _with_mathml(page):
     kind = {"inline": "inline", "display": "block"}
     return FETCHED.sub("", FORMULA.sub(lambda m: convert(unescape(m[2]), display=kind[m[1]]), page))
 
-# %% ../../nbs/site/docs.ipynb #1bbd72f6
-def _site(pages, out):
-    "smalldocs's site of the pages, ready to be built"
-    from smalldocs.config import load
-    from smalldocs.site import Site
-    project = load(pages)
-    if not urlsplit(project.website.get("site-url", "")).netloc: project.website.pop("site-url", None)
-    site = Site(project, quiet=True)
-    site.out = out
-    return site
-
-# %% ../../nbs/site/docs.ipynb #b58a8729
 def render_site(
     pages: Path | str, # folder from `prepare_pages`
     out: Path | str, # folder for the site; it is emptied first
 ):
     "HTML of the pages"
-    out = Path(out).resolve()
+    from smalldocs.config import load
+    from smalldocs.site import Site
+    out, project = Path(out).resolve(), load(pages)
+    if not urlsplit(project.website.get("site-url", "")).netloc: project.website.pop("site-url", None)
     shutil.rmtree(out, ignore_errors=True)
-    _site(pages, out).build()
+    site = Site(project, quiet=True)
+    site.out = out
+    site.build()
     for page in out.rglob("*.html"): write_text(page, _with_mathml(page.read_text(encoding="utf-8")))
 
-# %% ../../nbs/site/docs.ipynb #7cff0624
-def _gather(page, tag, attrs):
-    "Note where a tag leads and what it loads"
-    if tag == "a" and attrs.get("href") is not None: page.links.append(attrs["href"])
-    if tag == "img": page.images.append((attrs.get("src") or "", attrs.get("alt") or ""))
-    if tag == "source": page.images.append((attrs.get("srcset") or "", "the same, dark"))
-    if tag == "script" and attrs.get("src"): page.fetched.append(attrs["src"])
-    if tag == "link" and attrs.get("rel") == "stylesheet": page.fetched.append(attrs["href"])
-
-# %% ../../nbs/site/docs.ipynb #026de4a5
+# %% ../../nbs/site/docs.ipynb #2f5237ec
 class _Page(HTMLParser):
-    "What a crawler has to know of a page"
+    "What the crawler has to know of a page"
     def __init__(self):
         super().__init__()
         self.ids, self.inside = {"", "top"}, []
@@ -193,7 +146,11 @@ class _Page(HTMLParser):
         attrs = dict(attrs)
         self.ids |= {attrs[k] for k in ("id", "name") if attrs.get(k)}
         if tag in ("pre", "code", "script", "style", "math"): self.inside.append(tag)
-        _gather(self, tag, attrs)
+        if tag == "a" and attrs.get("href") is not None: self.links.append(attrs["href"])
+        if tag == "img": self.images.append((attrs.get("src") or "", attrs.get("alt") or ""))
+        if tag == "source": self.images.append((attrs.get("srcset") or "", "the same, dark"))
+        if tag == "script" and attrs.get("src"): self.fetched.append(attrs["src"])
+        if tag == "link" and attrs.get("rel") == "stylesheet": self.fetched.append(attrs["href"])
 
     def handle_endtag(self, tag):
         if self.inside and tag == self.inside[-1]: self.inside.pop()
@@ -202,14 +159,8 @@ class _Page(HTMLParser):
         if {"script", "style", "math"} & set(self.inside): return
         (self.code if self.inside else self.prose).append(data)
 
-# %% ../../nbs/site/docs.ipynb #5a2e4fc2
-def _read_page(path):
-    page = _Page()
-    page.feed(path.read_text(encoding="utf-8"))
-    return page
-
-# %% ../../nbs/site/docs.ipynb #f143ef5a
-def _leads_nowhere(target, path, folder, pages):
+# %% ../../nbs/site/docs.ipynb #312b9d90
+def _broken(target, path, folder, pages):
     "What is wrong with a link of the page at `path`, or nothing"
     parts = urlsplit(target)
     if parts.scheme or parts.netloc: return ""
@@ -220,74 +171,55 @@ def _leads_nowhere(target, path, folder, pages):
     if not parts.fragment or file not in pages: return ""
     return "" if unquote(parts.fragment) in pages[file].ids else "has no such anchor"
 
-# %% ../../nbs/site/docs.ipynb #ea295ea0
-def _faults_of_text(page):
-    "Directives, tracebacks and formulas that were not meant to be seen"
+def _faults(path, folder, pages):
+    "What is wrong with the page at `path`"
+    page = pages[path]
     code, prose = "".join(page.code), "".join(page.prose)
+    for kind, targets in {"link": page.links, "image": [t for t, _ in page.images], "file": page.fetched}.items():
+        yield from (f"{kind} {t[:80]}: {why}" for t in targets if (why := _broken(t, path, folder, pages)))
+    yield from (f"image {t[:80]}: no alternative text" for t, alt in page.images if not alt.strip())
+    yield from (f"needs the network: {t}" for t in page.fetched if urlsplit(t).netloc)
     if found := re.search(r"^\s*#\| ?[a-z_-]+", code + "\n" + prose, re.M): yield f"directive in the text: {found[0].strip()}"
     if re.search(r"^Traceback \(most recent call last\)", code + "\n" + prose, re.M): yield "traceback in the text"
     if found := re.search(r"\\[(\[].{0,30}|\$\\?\w[^$]{0,30}\\\w+", prose): yield f"formula not rendered: {found[0]}"
 
-# %% ../../nbs/site/docs.ipynb #260aba79
-def _faults(path, folder, pages):
-    "What is wrong with the page at `path`"
-    page = pages[path]
-    nowhere = lambda targets: [(t, why) for t in targets if (why := _leads_nowhere(t, path, folder, pages))]
-    yield from (f"link {t}: {why}" for t, why in nowhere(page.links))
-    yield from (f"image {t[:80]}: {why}" for t, why in nowhere(t for t, _ in page.images))
-    yield from (f"file {t}: {why}" for t, why in nowhere(page.fetched))
-    yield from (f"image {t[:80]}: no alternative text" for t, alt in page.images if not alt.strip())
-    yield from (f"needs the network: {t}" for t in page.fetched if urlsplit(t).netloc)
-    yield from _faults_of_text(page)
-
-# %% ../../nbs/site/docs.ipynb #365abc6f
+# %% ../../nbs/site/docs.ipynb #ed68b17c
 def crawl(
     folder: Path | str, # a rendered site
 ) -> list[str]: # one line each: page, what is wrong; empty if all is well
     "Faults of a site, without a network"
-    folder, problems = Path(folder).resolve(), []
-    pages = {p: _read_page(p) for p in sorted(folder.rglob("*.html"))}
+    folder, problems, pages = Path(folder).resolve(), [], {}
+    for path in sorted(folder.rglob("*.html")):
+        pages[path] = _Page()
+        pages[path].feed(path.read_text(encoding="utf-8"))
     if not pages: return [f"{folder.name}: no page"]
-    for path in pages:
-        name = path.relative_to(folder).as_posix()
-        problems += [f"{name}: {fault}" for fault in dict.fromkeys(_faults(path, folder, pages))]
+    for path in pages: problems += [f"{path.relative_to(folder).as_posix()}: {f}" for f in dict.fromkeys(_faults(path, folder, pages))]
     return problems
 
-# %% ../../nbs/site/docs.ipynb #62bdeaa2
-def _processed(workers):
-    "The folder of the notebooks as nbdev processed them, with the site's settings"
-    from nbdev.quarto import refresh_quarto_yml
-    from nbdev.serve import proc_nbs
-    nbs = project_root() / "nbs"
-    refresh_quarto_yml()
-    processed = proc_nbs(nbs, n_workers=workers, force=True)
-    for f in ("nbdev.yml", "sidebar.yml", "styles.css"): shutil.copy(nbs / f, processed / f)
-    return processed
-
-# %% ../../nbs/site/docs.ipynb #11db0ef6
-def _add_report(pages):
-    "The report and the project's figures as part of the pages"
-    from gsm8k_sft.report import make_report
-    report = make_report()
-    shutil.copytree(project_path("figures"), pages / "figures")
-    shutil.copytree(report.parent, pages / "report", ignore=shutil.ignore_patterns("*.md"))
-    write_text(pages / "report" / "index.md", site_links(report.read_text(encoding="utf-8"), "../report", {}))
-
-# %% ../../nbs/site/docs.ipynb #1e425075
+# %% ../../nbs/site/docs.ipynb #05e688e1
 def build_site(
     out: Path | str = "_docs", # folder for the site
     workers: int = 2, # processes that read notebooks; 0: this one
 ) -> Path: # `out`, absolute
     "The site, from the notebooks and records as they are"
-    out, processed = Path(out).resolve(), _processed(workers)
+    from nbdev.quarto import refresh_quarto_yml
+    from nbdev.serve import proc_nbs
+    from gsm8k_sft.report import make_report
+    out, nbs = Path(out).resolve(), project_root() / "nbs"
+    refresh_quarto_yml()
+    processed, report = proc_nbs(nbs, n_workers=workers, force=True), make_report()
+    for f in ("nbdev.yml", "sidebar.yml", "styles.css"): shutil.copy(nbs / f, processed / f)
     with tempfile.TemporaryDirectory() as pages:
-        prepare_pages(processed, pages, [{"text": "Results", "href": "report/index.md"}])
-        _add_report(Path(pages))
+        prepare_pages(processed, pages, [{"text": "Report", "href": "report/index.md"}])
+        pages = Path(pages)
+        shutil.copytree(project_path("figures"), pages / "figures")
+        shutil.copytree(report.parent, pages / "report", ignore=shutil.ignore_patterns("*.md"))
+        write_text(pages / "report" / "index.md", site_links(report.read_text(encoding="utf-8"), "../report", {}))
         render_site(pages, out)
-    shutil.copytree(project_path("figures"), out / "figures", ignore=shutil.ignore_patterns("*.md"), dirs_exist_ok=True)
+    shutil.copytree(project_path("figures"), out / "figures", dirs_exist_ok=True)
     return out
 
-# %% ../../nbs/site/docs.ipynb #686af9c2
+# %% ../../nbs/site/docs.ipynb #eba11cdf
 @call_parse
 def main(
     out: str = "_docs", # folder for the site
