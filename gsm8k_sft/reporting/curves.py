@@ -246,10 +246,9 @@ def plot_steps(
     ax.alt = " ".join(f"{name}: {said(part['share'])}." for name, part in parts.items())
     return ax
 
-# %% ../../nbs/reporting/curves.ipynb #15e21ef8
+# %% ../../nbs/reporting/curves.ipynb #e7eb3496
 def _p_text(p): return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
-# %% ../../nbs/reporting/curves.ipynb #5d276daa
 def plot_discordant(
     comparisons: Comparison | list[Comparison], # from `compare`
     ax=None, # matplotlib Axes to draw on; a new figure by default

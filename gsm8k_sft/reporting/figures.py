@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'INK', 'PAPER', 'GRID', 'DARK', 'figure_style', 'dark_svg', 'svg_text', 'save_figure', 'alt_text',
            'picture']
 
-# %% ../../nbs/reporting/figures.ipynb #67a9937a
+# %% ../../nbs/reporting/figures.ipynb #70136605
 import html, io, os, re
 import numpy as np
 from contextlib import contextmanager

@@ -7,7 +7,7 @@ __all__ = ['KEYS', 'SCORE_COLUMNS', 'COST_COLUMNS', 'comparison_table', 'format_
            'average_seeds', 'mean_label', 'accuracies_in_words', 'headline', 'ran_on', 'read_answers', 'error_table',
            'size_table']
 
-# %% ../../nbs/reporting/tables.ipynb #1ea9e05f
+# %% ../../nbs/reporting/tables.ipynb #777edd94
 import re
 import pandas as pd
 from collections import Counter
@@ -93,12 +93,11 @@ def markdown_table(
     rows = [table.columns, ["---:" if n else "---" for n in numeric], *table.itertuples(index=False)]
     return "\n".join("| " + " | ".join(keep_together(str(v)).replace("|", "\\|") for v in row) + " |" for row in rows)
 
-# %% ../../nbs/reporting/tables.ipynb #361dc6b6
+# %% ../../nbs/reporting/tables.ipynb #1d807aa7
 def _experiments(table):
     "The runs' names without their seeds; empty for the base model"
     return table.run.astype("string").str.replace(r"-s\d+", "", n=1, regex=True).fillna("")
 
-# %% ../../nbs/reporting/tables.ipynb #f83d49c5
 def average_seeds(
     table: pd.DataFrame, # from `comparison_table`
 ) -> pd.DataFrame: # a row per preset, dataset, number of problems, model and experiment
