@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'SCORE_COLUMNS', 'COST_COLUMNS', 'comparison_table', 'format_table', 'keep_together', 'markdown_table',
-           'average_seeds', 'mean_label', 'accuracies_in_words', 'headline', 'ran_on', 'read_answers', 'error_table',
-           'size_table']
+           'average_seeds', 'mean_label', 'accuracies_in_words', 'headline', 'ran_on', 'read_answers', 'size_table',
+           'error_table']
 
 # %% ../../nbs/reporting/tables.ipynb #777edd94
 import re
@@ -198,15 +198,7 @@ def read_answers(
     def name(e): return label(e["model_type"]) + (f" ({e['configuration'].get('run_name')})" if e["model_type"] in many else "")
     return {name(e): read_predictions(e["name"], e["file"].parent) for e in found}
 
-# %% ../../nbs/reporting/tables.ipynb #3c284d87
-def error_table(
-    answers: dict[str, list[dict]], # from `read_answers`
-) -> pd.DataFrame: # a row for each class, a column for each model: percent of its answers
-    "What the answers of each model are"
-    counts = class_table(answers)
-    return (100 * counts / counts.sum()).round(1)
-
-# %% ../../nbs/reporting/tables.ipynb #14b07472
+# %% ../../nbs/reporting/tables.ipynb #38c98453
 def size_table(
     answers: dict[str, list[dict]], # from `read_answers`
     by: str = "steps", # steps or length (characters) of the published answer
@@ -215,3 +207,10 @@ def size_table(
     parts = {name: breakdown(a, by, "numeric") for name, a in answers.items()}
     n = next(iter(parts.values())).n
     return pd.DataFrame({"problems": n, **{name: (100 * p.share).round(1) for name, p in parts.items()}})[n > 0]
+
+def error_table(
+    answers: dict[str, list[dict]], # from `read_answers`
+) -> pd.DataFrame: # a row for each class, a column for each model: percent of its answers
+    "What the answers of each model are"
+    counts = class_table(answers)
+    return (100 * counts / counts.sum()).round(1)
