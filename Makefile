@@ -84,8 +84,8 @@ evaluate: $(STAMP) ## evaluate the base model of PRESET and the run that `make t
 	  name="$(run_name)" && $(BIN)/python -m gsm8k_sft.evaluate --run "$(RUNS)/$$name"; fi
 
 sweep: $(STAMP) ## every run of settings.ini [sweep], or of STUDY=name (WORKERS=3 at a time on a GPU, for MINUTES=9; REST=1 leaves out what results/ has); goes on where it stopped
-	@if [ -n "$$STUDY" ]; then $(BIN)/python -m gsm8k_sft.experiments.study "$$STUDY" --overrides "$$OVERRIDES" \
-	  --lanes "$${WORKERS:-1}" --minutes "$${MINUTES:-0}" $(if $(REST),--rest); else $(BIN)/python -m gsm8k_sft.experiments.sweep; fi
+	@$(BIN)/python -m gsm8k_sft.experiments.runner $(if $(STUDY),"$$STUDY" --overrides "$$OVERRIDES" \
+	  --workers "$${WORKERS:-1}" --minutes "$${MINUTES:-0}" $(if $(REST),--rest))
 
 figures: $(STAMP) ## draw figures/ from the records in results/
 	@$(BIN)/python -m gsm8k_sft.analysis --figures

@@ -5,22 +5,22 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'help_text', 'notebook', 'command_parser', 'main']
 
-# %% ../nbs/cli.ipynb #0ebc2234
+# %% ../nbs/cli.ipynb #186da926
 import argparse, ast, difflib, importlib, re, shutil, sys
+import gsm8k_sft
 from importlib.util import find_spec
 from pathlib import Path
 from fastcore.script import anno_parser
-from . import __version__
 from .core.config import TRAIN_NOTEBOOK
 
-# %% ../nbs/cli.ipynb #7adc5010
+# %% ../nbs/cli.ipynb #a9b078e0
 COMMANDS = {
     "train": ("gsm8k_sft.train", "train and evaluate one variant"),
     "evaluate": ("gsm8k_sft.evaluate", "evaluate a base model or a finished run"),
     "infer": ("gsm8k_sft.infer", "answer questions with a base or tuned model"),
     "compare": ("gsm8k_sft.analysis", "compare the models of a preset, with intervals"),
     "plan": ("gsm8k_sft.training.memory", "memory of a preset by method, and the cards that it fits"),
-    "sweep": ("gsm8k_sft.experiments.sweep", "every combination of settings.ini [sweep]"),
+    "sweep": ("gsm8k_sft.experiments.runner", "every combination of settings.ini [sweep]"),
     "report": ("gsm8k_sft.report", "write the report from the records in results/"),
     "notebook": ("gsm8k_sft.cli", "copy 02_train.ipynb, which papermill runs, into a folder")}
 
@@ -29,7 +29,7 @@ def help_text() -> str: # a line a command
     lines = [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(["usage: gsm8k-sft COMMAND ...", "", *lines, "", "gsm8k-sft COMMAND --help says what a command takes.",
                       "Runs are written to runs/ and eval_results/ of the working folder, or where its settings.ini says.",
-                      f"gsm8k_sft {__version__}"])
+                      f"gsm8k_sft {gsm8k_sft.__version__}"])
 
 # %% ../nbs/cli.ipynb #6153101c
 def notebook(
@@ -61,14 +61,14 @@ def command_parser(
     exec(compile(ast.Module([found], []), path, "exec"), space)
     return anno_parser(space["main"], prog=f"gsm8k-sft {command}")
 
-# %% ../nbs/cli.ipynb #14b77074
+# %% ../nbs/cli.ipynb #716ad7d0
 def main(
     arguments: list[str] | None = None, # those of the command line by default
 ) -> None:
     "The console command `gsm8k-sft`"
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in ("-h", "--help", "help"): return print(help_text())
-    if command == "--version": return print(f"gsm8k_sft {__version__}")
+    if command == "--version": return print(f"gsm8k_sft {gsm8k_sft.__version__}")
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, 1)
         print(f"gsm8k-sft: there is no command {command!r}." + (f" Did you mean {near[0]!r}?" if near else "")

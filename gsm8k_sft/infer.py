@@ -5,63 +5,67 @@
 # %% auto #0
 __all__ = ['InferError', 'open_model', 'answer_all', 'answer', 'read_questions', 'infer_file', 'main']
 
-# %% ../nbs/infer.ipynb #40a655a8
-import json, re, sys
+# %% ../nbs/infer.ipynb #d9811795
+import json, os, re, sys
+from fractions import Fraction
 from pathlib import Path
 from fastcore.script import call_parse
-from .core.config import check_choice, choices, load_config
+from .core.config import check_choice, choices, fingerprint, load_config
 from .core.runs import device, read_config, write_text
+from .data.prompts import Renderer
+from .evaluation.results import append_lines, open_partial
+from .generation.generate import generate
+from .grading.answers import GRADERS, to_number
+from .grading.arithmetic import format_result
+from .models.adapters import check_base, load_tuned
+from .models.loading import adapter_folder, load_adapter, load_tokenizer, load_weights
+from .models.sources import resolve_model, weights_fingerprint
 
 # %% ../nbs/infer.ipynb #a03cd8c2
 class InferError(ValueError):
     "A request that can't be answered; the message says why and what to do"
 
-# %% ../nbs/infer.ipynb #b3434745
-def _settings(model_path, adapter_path):
-    "The configuration that goes with the paths: of a run or of a preset; None if there is none"
-    if str(model_path) in choices("preset"): return load_config(str(model_path), training=False)
-    for path in filter(None, (adapter_path, model_path)):
-        for folder in (Path(path).expanduser(), Path(path).expanduser().parent):
-            if (folder / "config.yaml").exists(): return read_config(folder)
-    return None
+def _is_run(folder):
+    "Is this a run's folder? Other tools write a config.yaml too, without these keys"
+    path = Path(folder).expanduser() / "config.yaml"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return all(re.search(rf"^{key}:", text, re.M) for key in ("preset", "tuning_method"))
 
-# %% ../nbs/infer.ipynb #b5cafef2
 def open_model(
     model_path: str | Path, # run folder, model folder, .gguf file, hub id or preset
     adapter_path: str | Path | None = None, # LoRA adapter, or the run folder that holds it
     dtype: str | None = None, # bf16 or fp32; None: as the run says, else bf16 on a GPU, fp32 on a CPU
 ) -> tuple: # model, tokenizer, configuration of the run or preset (None if there is none)
     "Load what is to be asked"
-    from gsm8k_sft.models.adapters import check_base, load_tuned
-    from gsm8k_sft.models.loading import adapter_folder, load_adapter, load_tokenizer, load_weights
-    from gsm8k_sft.models.sources import resolve_model
-    cfg = _settings(model_path, adapter_path)
+    folders = [folder for path in (adapter_path, model_path) if path for folder in (Path(path), Path(path).expanduser().parent)]
+    run = next(filter(_is_run, folders), None)
+    preset = str(model_path) in choices("preset")
+    cfg = load_config(str(model_path), training=False) if preset else read_config(Path(run).expanduser()) if run else None
     dtype = dtype or (cfg.evaluation.dtype if cfg else "bf16" if device() == "cuda" else "fp32")
-    if (Path(model_path).expanduser() / "config.yaml").exists():
+    if _is_run(model_path):
         if adapter_path: raise InferError(f"{model_path} is a finished run: it brings its own weights; leave --adapter_path out")
         return *load_tuned(model_path, dtype), cfg
     adapter = adapter_folder(adapter_path) if adapter_path else None # its absence is noticed before the base is loaded
     folder = resolve_model(model_path)
     model = load_weights(folder, dtype, cfg.model.attn_implementation if cfg else None)
-    if adapter:
-        check_base(adapter.parent, model, folder)
-        model = load_adapter(model, adapter)
-    return model, load_tokenizer(folder), cfg
+    if adapter: check_base(adapter.parent, model, folder)
+    return load_adapter(model, adapter) if adapter else model, load_tokenizer(folder), cfg
 
-# %% ../nbs/infer.ipynb #74ca2af8
-def _number(strict, flexible):
-    "A plain number out of what was extracted, or None: the harness's patterns also take lone dots"
-    from gsm8k_sft.grading.answers import normalise
-    found = (normalise(t).rstrip(".") for t in (strict, flexible) if t is not None)
-    return next((t for t in found if re.fullmatch(r"-?\d*\.?\d+", t)), None)
+# %% ../nbs/infer.ipynb #977fdd30
+def _plain(value):
+    "An exact number in plain digits, None for None"
+    if value is None: return None
+    decimal = format_result(value)
+    return decimal if Fraction(decimal) == value else str(value)
 
-# %% ../nbs/infer.ipynb #9130ffbc
-def _row(question, generation):
-    "What is known about an answer"
-    from gsm8k_sft.grading.answers import extract_flexible, extract_strict
-    strict, flexible = extract_strict(generation.text), extract_flexible(generation.text)
-    return {"question": question, "answer": generation.text, "final": _number(strict, flexible), "final_strict": strict,
-            "final_flexible": flexible, "n_tokens": generation.n_tokens, "finish_reason": generation.finish_reason}
+def _answers(questions, model, tokenizer, prompt_style, max_new_tokens, batch_size, progress):
+    "The index of a question and the record of its answer, as answers are finished"
+    renderer = Renderer(tokenizer, prompt_style)
+    for g in generate(model, tokenizer, [renderer.prompt(q) for q in questions], max_new_tokens, batch_size, renderer.stop_ids,
+                      progress=progress, stop_texts=renderer.stop_texts):
+        found = {name: grader.extract(g.text) for name, grader in GRADERS.items()}
+        yield g.index, {"question": questions[g.index], "answer": g.text, "final": _plain(to_number(found["numeric"])),
+                        **{f"final_{name}": text for name, text in found.items()}, "n_tokens": g.n_tokens, "finish_reason": g.finish_reason}
 
 # %% ../nbs/infer.ipynb #2e38c661
 def answer_all(
@@ -72,17 +76,12 @@ def answer_all(
     max_new_tokens: int = 512, # at most so many new tokens each
     batch_size: int = 32, # questions answered together
     progress: bool = True, # show a progress bar
-) -> list[dict]: # question, answer, final, final_strict, final_flexible, n_tokens, finish_reason; in the questions' order
+) -> list[dict]: # question, answer, final, final_<grader>, n_tokens, finish_reason; in the questions' order
     "Answer many questions"
-    from gsm8k_sft.data.prompts import Renderer
-    from gsm8k_sft.generation.engine import generate
-    renderer = Renderer(tokenizer, prompt_style)
-    prompts = [renderer.prompt(q) for q in questions]
-    found = generate(model, tokenizer, prompts, max_new_tokens, batch_size, renderer.stop_ids,
-                     progress=progress, stop_texts=renderer.stop_texts)
-    return [_row(questions[g.index], g) for g in sorted(found, key=lambda g: g.index)]
+    if not all(q.strip() for q in questions): raise InferError("the question is empty")
+    found = _answers(questions, model, tokenizer, prompt_style, max_new_tokens, batch_size, progress)
+    return [record for _, record in sorted(found, key=lambda pair: pair[0])]
 
-# %% ../nbs/infer.ipynb #1365c109
 def answer(
     question: str, # a problem in words
     model, # from `open_model`
@@ -91,23 +90,23 @@ def answer(
     max_new_tokens: int = 512, # at most so many new tokens
 ) -> dict: # as `answer_all`
     "Answer one question"
-    if not question.strip(): raise InferError("the question is empty")
     return answer_all([question], model, tokenizer, prompt_style, max_new_tokens, 1, progress=False)[0]
 
-# %% ../nbs/infer.ipynb #b685410a
-def _parse(line, number):
+# %% ../nbs/infer.ipynb #df126d34
+def _parse(line):
     "One line's id and question; ValueError says what is wrong with it"
     try: row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as e: raise ValueError(f"not UTF-8 ({e.reason} at byte {e.start})") from None
     except ValueError as e: raise ValueError(f"not JSON ({e})") from None
     except RecursionError: raise ValueError("not JSON that can be read (nested too deeply)") from None
     if not isinstance(row, dict): raise ValueError(f'an object like {{"question": "…"}} is needed, not {type(row).__name__}')
-    question, name = row.get("question"), row.get("id", number)
+    question, name = row.get("question"), row.get("id", "")
     if not isinstance(question, str) or not question.strip(): raise ValueError("no text under the key 'question'")
     if not isinstance(name, (str, int)): raise ValueError(f"the id must be a text or a whole number, not {name!r}")
-    return {"id": name, "question": question}
+    try: f"{question}{name}".encode()
+    except UnicodeEncodeError as e: raise ValueError(f"half of a character (a lone surrogate) at position {e.start}") from None
+    return {"id": row.get("id"), "question": question}
 
-# %% ../nbs/infer.ipynb #df126d34
 def read_questions(
     path: Path | str, # JSONL file
 ) -> tuple[list[dict], list[str]]: # rows with line, id and question; problems, each with its line number
@@ -116,36 +115,35 @@ def read_questions(
     try: lines = path.read_bytes().split(b"\n")
     except OSError as e: raise InferError(f"{path}: can't be read ({e.strerror})") from None
     for number, line in enumerate(lines, 1):
-        if not line.strip(): continue
-        try: rows.append({"line": number, **_parse(line, number)})
+        try: rows += [{"line": number, **_parse(line)}] if line.strip() else []
         except ValueError as e: problems.append(f"{path}, line {number}: {e}")
     return rows, problems
 
-# %% ../nbs/infer.ipynb #6de26d2b
-def _fitting(rows, model, tokenizer, prompt_style, max_new_tokens):
+# %% ../nbs/infer.ipynb #d25d64d8
+def _fitting(rows, prompts, model, tokenizer, max_new_tokens):
     "The rows that fit the model's positions, and a problem for each other"
-    from gsm8k_sft.data.prompts import Renderer
-    renderer = Renderer(tokenizer, prompt_style)
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-    lengths = [len(tokenizer(renderer.prompt(r["question"]), add_special_tokens=False).input_ids) for r in rows]
+    lengths = [len(tokenizer(p, add_special_tokens=False).input_ids) for p in prompts]
     problems = [f"line {r['line']}: {n} prompt tokens and up to {max_new_tokens} new ones exceed the model's {room} positions"
                 for r, n in zip(rows, lengths) if n + max_new_tokens > room]
     return [r for r, n in zip(rows, lengths) if n + max_new_tokens <= room], problems
 
-# %% ../nbs/infer.ipynb #934bec18
-def _check_paths(input, output, overwrite):
-    "The input can be read and the output may be written; said before a model is loaded"
+# %% ../nbs/infer.ipynb #9fcb69dc
+def _checked_paths(input, output, overwrite=False):
+    "Both as paths, if the input can be read and the output may be written"
     input, output = Path(input).expanduser(), Path(output).expanduser()
     if not input.is_file(): raise InferError(f"{input}: no such file; --input takes JSONL with a question a line")
     if output.is_dir(): raise InferError(f"{output}: a folder; --output takes a file name")
     if output.exists() and output.samefile(input): raise InferError(f"{output}: input and output are the same file")
     if output.exists() and not overwrite: raise InferError(f"{output} exists: choose another name, or --overwrite")
+    folder = next(p for p in output.absolute().parents if p.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK): raise InferError(f"{output}: can't be written, because of {folder}")
     return input, output
 
 # %% ../nbs/infer.ipynb #936e9de7
 def infer_file(
     input: Path | str, # JSONL with a question a line
-    output: Path | str, # JSONL to write: id, question, answer, final, final_strict, final_flexible, n_tokens, finish_reason
+    output: Path | str, # JSONL to write: line, id and what `answer_all` returns
     model, # from `open_model`
     tokenizer, # from `open_model`
     prompt_style: str = "auto", # chat, plain or auto
@@ -153,20 +151,28 @@ def infer_file(
     batch_size: int = 32, # questions answered together
     overwrite: bool = False, # replace an existing output
     progress: bool = True, # show a progress bar
-) -> dict: # answered, skipped: numbers of lines; problems: list of texts
+) -> dict: # answered, skipped: numbers of lines; kept: answers of an interrupted call; problems: list of texts
     "Answer a file of questions"
-    input, output = _check_paths(input, output, overwrite)
+    input, output = _checked_paths(input, output, overwrite)
     rows, problems = read_questions(input)
-    rows, too_long = _fitting(rows, model, tokenizer, prompt_style, max_new_tokens)
+    prompts = [Renderer(tokenizer, prompt_style).prompt(r["question"]) for r in rows]
+    rows, too_long = _fitting(rows, prompts, model, tokenizer, max_new_tokens)
     problems += [f"{input}, {p}" for p in too_long]
     if not rows: raise InferError("\n".join([*problems, f"{input}: no question could be read; {output} is not written"]))
-    answers = answer_all([r["question"] for r in rows], model, tokenizer, prompt_style, max_new_tokens, batch_size, progress)
-    write_text(output, "".join(json.dumps({"id": r["id"], **a}, ensure_ascii=False) + "\n" for r, a in zip(rows, answers)))
-    return {"answered": len(rows), "skipped": len(problems), "problems": problems}
+    protocol = fingerprint([rows, prompts, weights_fingerprint(model), str(model.dtype), max_new_tokens])
+    with open_partial(output.parent, output.name, protocol) as (file, kept):
+        done = {record["line"]: record for record in kept}
+        todo = [r for r in rows if r["line"] not in done]
+        for i, record in _answers([r["question"] for r in todo], model, tokenizer, prompt_style, max_new_tokens, batch_size, progress):
+            done[todo[i]["line"]] = {"line": todo[i]["line"], "id": todo[i]["id"], **record}
+            append_lines(file, [done[todo[i]["line"]]])
+    write_text(output, "".join(json.dumps(done[r["line"]], ensure_ascii=False) + "\n" for r in rows))
+    output.with_name(f"{output.name}.partial.jsonl").unlink()
+    return {"answered": len(rows), "skipped": len(problems), "kept": len(kept), "problems": problems}
 
-# %% ../nbs/infer.ipynb #5d87d721
-def _request(model_path, input, output, question, dtype, prompt_style, numbers):
-    "What was asked for is one of the two things there are; said before anything is loaded"
+# %% ../nbs/infer.ipynb #73f1ceb6
+def _check_request(model_path, input, output, question, dtype, prompt_style, **numbers):
+    "Raise if what was asked for is neither of the two things there are"
     if not model_path: raise InferError("--model_path is missing: a run folder, a model folder, a hub id, or a preset such as toy")
     if question is None and not (input and output): raise InferError('give --question "…", or both --input and --output')
     if question is not None and not question.strip(): raise InferError("the question is empty")
@@ -176,34 +182,22 @@ def _request(model_path, input, output, question, dtype, prompt_style, numbers):
     for key, value in numbers.items():
         if value is not None and value < 1: raise InferError(f"--{key}: {value} must be at least 1")
 
-# %% ../nbs/infer.ipynb #ef3b5957
-def _say(found, limit):
-    "Print an answer to one question"
-    cut = "" if found["finish_reason"] == "stop" else f" (cut at {limit} tokens)"
-    print(found["answer"])
-    print(f"final number: {found['final']}{cut}", file=sys.stderr)
-
-# %% ../nbs/infer.ipynb #fafa79e4
-def _run(model_path, adapter_path, input, output, question, max_new_tokens, batch_size, dtype, prompt_style, overwrite):
-    "Answer a question to stdout or a file to a file"
-    _request(model_path, input, output, question, dtype, prompt_style, {"max_new_tokens": max_new_tokens, "batch_size": batch_size})
-    if input: _check_paths(input, output, overwrite)
-    model, tokenizer, cfg = open_model(model_path, adapter_path, dtype)
-    style = prompt_style or (cfg.data.prompt_style if cfg else "auto")
-    limit = max_new_tokens or (cfg.evaluation.max_new_tokens if cfg else 512)
-    if question is not None: return _say(answer(question, model, tokenizer, style, limit), limit)
-    report = infer_file(input, output, model, tokenizer, style, limit, batch_size, overwrite)
+def _answer_request(input, output, question, model, tokenizer, prompt_style, max_new_tokens, batch_size, overwrite):
+    "Answer a question to stdout, or a file to a file"
+    if question is not None:
+        found = answer(question, model, tokenizer, prompt_style, max_new_tokens)
+        cut = "" if found["finish_reason"] == "stop" else f" (cut at {max_new_tokens} tokens)"
+        print(found["answer"])
+        return print(f"final number: {found['final']}{cut}", file=sys.stderr)
+    report = infer_file(input, output, model, tokenizer, prompt_style, max_new_tokens, batch_size, overwrite)
     for problem in report["problems"]: print(f"skipped: {problem}", file=sys.stderr)
-    print(f"{report['answered']} answered, {report['skipped']} skipped: {output}")
-
-# %% ../nbs/infer.ipynb #1873b114
-def _dashes(arguments):
-    "Command-line arguments with the underscores of option names as dashes"
-    return [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), a) for a in arguments]
-
-if __name__ == "__main__" and "__file__" in globals(): sys.argv[1:] = _dashes(sys.argv[1:]) # run by python -m, not in a notebook
+    kept = f" ({report['kept']} of them before it was interrupted)" if report["kept"] else ""
+    print(f"{report['answered']} answered{kept}, {report['skipped']} skipped: {output}")
 
 # %% ../nbs/infer.ipynb #249cf43b
+if __name__ == "__main__" and "__file__" in globals(): # run by python -m, not in a notebook
+    sys.argv[1:] = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), a) for a in sys.argv[1:]]
+
 @call_parse
 def main(
     model_path: str = None, # finished run, model folder, .gguf file, hub id, or a preset such as toy
@@ -218,6 +212,12 @@ def main(
     overwrite: bool = False, # replace an existing output
 ):
     "Answer questions with a base or tuned model"
-    try: _run(model_path, adapter_path, input, output, question, max_new_tokens, batch_size, dtype, prompt_style, overwrite)
-    except ValueError as e: raise SystemExit(f"error: {e}") from None
-    except KeyboardInterrupt: raise SystemExit("interrupted: nothing was written") from None
+    try:
+        _check_request(model_path, input, output, question, dtype, prompt_style, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        if input: _checked_paths(input, output, overwrite)
+        model, tokenizer, cfg = open_model(model_path, adapter_path, dtype)
+        style = prompt_style or (cfg.data.prompt_style if cfg else "auto")
+        _answer_request(input, output, question, model, tokenizer, style, max_new_tokens or (cfg.evaluation.max_new_tokens if cfg else 512),
+                        batch_size, overwrite)
+    except (ValueError, OSError) as e: raise SystemExit(f"error: {e}") from None
+    except KeyboardInterrupt: raise SystemExit("interrupted; answers of a file are kept, and the same command goes on") from None

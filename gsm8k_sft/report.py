@@ -15,10 +15,9 @@ from .analysis import draw_figures
 from .core.config import choices, project_path, project_root
 from .core.runs import read_json, write_text
 from .evaluation.results import LABELS, is_plain, read_evaluations, read_runs
-from .experiments.study import read_study
-from .experiments.sweep import read_matrix, run_name
+from .experiments.study import Job, matrix_jobs, read_study
 from .experiments.tables import (
-    choice_table, cost_table, forgetting_table, headline_table, known_table, missing_jobs, outcome_table, pair_table, split_table)
+    choice_table, cost_table, forgetting_table, headline_table, contamination_table, missing_jobs, outcome_table, pair_table, split_table)
 from .reporting.curves import format_summary, summary_table
 from .reporting.figures import save_figure
 from .reporting.tables import (
@@ -42,15 +41,15 @@ def protocol_lines(
 # %% ../nbs/05_report.ipynb #0ae75946
 def missing_runs(
     table: pd.DataFrame, # from `comparison_table`
-    matrix: list[dict], # from `read_matrix`
+    matrix: list[Job], # from `matrix_jobs`
 ) -> list[str]: # one description each
     "Runs and evaluations that the report should have and hasn't"
     rows = table.to_dict("records")
     done = {(r["preset"], r["run"]) for r in rows if pd.notna(r.get("strict"))}
     bases = {(r["preset"], r["model"]) for r in rows} # either data set: the questions are the same
-    presets = dict.fromkeys(r["preset"] for r in [*rows, *matrix])
+    presets = dict.fromkeys(r["preset"] for r in [*rows, *map(vars, matrix)])
     missing = [f"{p}: {LABELS[b]}" for p in presets for b in ("base-0shot", "base-1shot") if (p, b) not in bases]
-    return missing + [f"{m['preset']} {run_name(m)}" for m in matrix if (m["preset"], run_name(m)) not in done]
+    return missing + [f"{m.preset} {m.name}" for m in matrix if (m.preset, m.name) not in done]
 
 # %% ../nbs/05_report.ipynb #0b63a8f2
 def limits(
@@ -222,7 +221,7 @@ def _comparisons(study, root):
 
 def _contamination(study, root):
     "Validation against test: the tuned models' accuracies, the untuned model's loss"
-    splits, known = split_table(study, root), known_table(root)
+    splits, known = split_table(study, root), contamination_table(root)
     parts = [] if not len(splits) else ["The same weights on those validation problems and on the test problems, percent right by the stated "
         "number: where the first is higher, the model may know the training part already (and the best of several learning rates was "
         "lucky). The interval is Newcombe's, of independent shares:", markdown_table(splits)]
@@ -276,7 +275,7 @@ def _closing(table, records, root):
     made = [r["environment"] for r in records if r.get("environment")]
     machines = "; ".join(dict.fromkeys(", ".join(e.get("gpus") or []) or e.get("cpu") or "?" for e in made))
     commits = ", ".join(dict.fromkeys(str(e.get("git_commit")) for e in made))
-    return ["## Missing", _items(missing_runs(table, read_matrix()) + jobs) or "Nothing that settings.ini asks for.",
+    return ["## Missing", _items(missing_runs(table, matrix_jobs()) + jobs) or "Nothing that settings.ini asks for.",
             "## Limits", _items(limits(table) if len(table) else []), "## To repeat it",
             "`make train PRESET=… TUNING=… DATASET=… SEED=…` makes one run and its evaluations, `make sweep` all of `settings.ini` [sweep]; "
             "`make figures` and `make report` read the records. The toy runs need nothing else: `make demo`.",

@@ -17,8 +17,8 @@ from gsm8k_sft.reporting.tables import average_seeds, comparison_table, error_ta
 
 FIXTURE = Path(__file__).parent / "data" / "tables.json"
 PRESETS = ("gemma-3-270m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "toy")
-OF_ALL = {name: getattr(tables, name) for name in ("headline_table", "cost_table")} | {
-    "contamination_table": getattr(tables, "contamination_table", None) or tables.known_table}
+OF_ALL = {name: getattr(tables, name) for name in ("headline_table", "cost_table", "contamination_table")}
+RENAMED = {"workers": "lanes", "evaluated": "asked"} # columns that had other names when the tables were written down
 OF_A_STUDY = ("choice_table", "outcome_table", "pair_table", "forgetting_table", "split_table")
 
 
@@ -33,7 +33,7 @@ def plain(table):
     "Columns and rows of a DataFrame, without NaN and NumPy's types"
     table = table.reset_index() if table.index.name or not isinstance(table.index, pd.RangeIndex) else table
     cell = lambda v: None if v is None or v is pd.NA or v != v else v.item() if hasattr(v, "item") else v
-    return {"columns": [str(c) for c in table.columns], "rows": [[cell(v) for v in row] for row in table.astype(object).itertuples(index=False)]}
+    return {"columns": [RENAMED.get(str(c), str(c)) for c in table.columns], "rows": [[cell(v) for v in row] for row in table.astype(object).itertuples(index=False)]}
 
 
 def of_preset(preset, root):
@@ -48,7 +48,7 @@ def of_preset(preset, root):
                                               hashlib.sha256(json.dumps(a).encode()).hexdigest()[:16]] for name, a in answers.items()}
         found[f"errors {dataset}"] = plain(error_table(answers))
         for by in ("steps", "length"): found[f"sizes {dataset} {by}"] = plain(size_table(answers, by))
-    return found | {"logs": {r["run_name"]: digest(read_log(r)) for r in read_runs(preset, root)}}
+    return found | {"logs": {r["run_name"]: digest(pd.DataFrame(read_log(r["file"].parent))) for r in read_runs(preset, root)}}
 
 
 def all_tables(root=None):

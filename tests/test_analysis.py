@@ -11,7 +11,8 @@ from gsm8k_sft.reporting.tables import average_seeds, comparison_table, format_t
 from gsm8k_sft.core.config import project_path, project_root
 from gsm8k_sft.core.runs import write_json
 from gsm8k_sft.report import make_report, missing_runs
-from gsm8k_sft.experiments.sweep import read_matrix, run_notebook, sweep
+from gsm8k_sft.experiments.runner import run_matrix, run_notebook
+from gsm8k_sft.experiments.study import Job, matrix_jobs
 
 
 ALL = ("strict", "numeric", "flexible")
@@ -192,8 +193,8 @@ def test_runs_that_nobody_evaluated(tmp_path):
 def test_report_of_nothing(tmp_path):
     text = make_report(tmp_path / "report", tmp_path / "results").read_text()
     assert "There are no records yet" in text
-    for m in read_matrix():
-        if m["preset"] == "toy": assert f"- toy {m['tuning']}_main-s{m['seed']}" in text
+    for job in matrix_jobs():
+        if job.preset == "toy": assert f"- toy {job.tuning}_main-s{job.seed}" in text
 
 
 def test_markdown_keeps_its_columns():
@@ -209,9 +210,9 @@ def test_a_sweep_goes_on_after_a_failure(monkeypatch, tmp_path):
         calls.append(parameters)
         if parameters["tuning"] == "full": raise papermill.PapermillExecutionError(1, 1, "", "ConfigError", "seed: no\nmore", [])
     monkeypatch.setattr(papermill, "execute_notebook", execute)
-    matrix = [{"preset": "toy", "tuning": t, "dataset": "main", "seed": 0} for t in ("full", "lora")]
-    assert [r["outcome"] for r in sweep(matrix, run_notebook)] == ["failed: ConfigError: seed: no", "done"]
-    assert calls[1]["overrides"] == "train.when_done=reuse run_name=lora_main-s0" and (tmp_path / "toy").is_dir()
+    outcomes = run_matrix([Job("toy", f"{t}_main-s0", t) for t in ("full", "lora")], run_notebook)
+    assert list(outcomes.values()) == ["failed: ConfigError: seed: no", "done"]
+    assert calls[1]["overrides"].split() == ["run_name=lora_main-s0", "train.when_done=reuse"] and (tmp_path / "toy").is_dir()
 
 
 def shell(*args, **env): return subprocess.run([sys.executable, "-m", *args], capture_output=True, text=True, env={**os.environ, **env})
@@ -222,29 +223,28 @@ def test_commands_without_records(tmp_path):
     result = shell("gsm8k_sft.analysis", "--preset", "toy", **empty)
     assert result.returncode == 1 and "make demo" in result.stdout
     assert "nothing to draw" in shell("gsm8k_sft.analysis", "--figures", **empty).stdout
-    assert shell("gsm8k_sft.experiments.sweep", "--dry-run", GSM8K_SFT_SWEEP_SEED="5", GSM8K_SFT_SWEEP_TUNING="lora").stdout == "toy lora_main-s5\n"
-    wrong = shell("gsm8k_sft.experiments.sweep", "--dry-run", GSM8K_SFT_SWEEP_TUNING="lorra")
+    assert shell("gsm8k_sft.experiments.runner", "--dry-run", GSM8K_SFT_SWEEP_SEED="5", GSM8K_SFT_SWEEP_TUNING="lora").stdout == "toy lora_main-s5\n"
+    wrong = shell("gsm8k_sft.experiments.runner", "--dry-run", GSM8K_SFT_SWEEP_TUNING="lorra")
     assert wrong.returncode and "Did you mean 'lora'" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
 def test_error_tables_from_kept_predictions(tmp_path):
-    "Predictions beside the results, plain and packed; drawn answers and other protocols stay out"
-    import lzma
+    "Predictions beside the results; drawn answers and other protocols stay out"
     from hashlib import sha256
     from gsm8k_sft.reporting.tables import error_table, read_answers, size_table
     from gsm8k_sft.evaluation.results import GRADER
-    def add(model, rows, pack=False, **protocol):
+    def add(model, rows, **protocol):
         text = "".join(json.dumps(r) + "\n" for r in rows).encode()
         name = f"{model}{len(protocol)}"
         add_evaluation(tmp_path, model, 1, protocol={"grader": GRADER, "decoding": "greedy", "fingerprint": name} | protocol, name=name,
                        predictions_sha256=sha256(text).hexdigest(), seed=len(protocol))
         (tmp_path / "toy" / "eval" / f"{model}-{len(protocol)}.json").rename(tmp_path / "toy" / "eval" / f"{name}.json")
         path = tmp_path / "toy" / "eval" / f"{name}.predictions.jsonl"
-        path.with_name(path.name + ".xz").write_bytes(lzma.compress(text)) if pack else path.write_bytes(text)
+        path.write_bytes(text)
     def row(i, kind):
         right = kind == "right"
         return {"id": f"t/{i}", "class": kind, "strict": right, "numeric": right, "gold_steps": i + 1, "gold_length": 50 + 300 * i}
-    add("lora", [row(0, "right"), row(1, "wrong plan")], pack=True)
+    add("lora", [row(0, "right"), row(1, "wrong plan")])
     add("base-5shot", [row(0, "no final answer"), row(1, "cut at the limit")])
     add("full", [row(0, "right"), row(1, "right")], calculator=True)
     answers = read_answers("toy", root=tmp_path)

@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 
 from gsm8k_sft.cli import COMMANDS, command_parser, main
 from gsm8k_sft.core.config import (
-    CONFIGS, SETTINGS, Config, ConfigError, SettingsError, check_config, choices, config_file, load_config, project_path, project_root, setting)
+    CONFIGS, SETTINGS, Config, ConfigError, SettingsError, check_config, choices, config_file, load_config, project_path,
+    project_root, setting)
 from gsm8k_sft.core.runs import git_commit, read_config, save_config
 
 ROOT = project_root(Path(__file__).parent)
@@ -39,7 +40,8 @@ def test_the_nearest_settings_above_count_and_other_tools_files_do_not(empty):
     assert (setting("wandb", "mode", empty), setting("paths", "runs", empty)) == ("offline", "runs")
 
 
-@pytest.mark.parametrize("text, says", [("[paths]\nrun = x\n", "'run' is not one of runs, .* Did you mean 'runs'"), ("[paths]\nruns\n", "can't be read")])
+@pytest.mark.parametrize("text, says", [
+    ("[paths]\nrun = x\n", "'run' is not one of runs, .* Did you mean 'runs'"), ("[paths]\nruns\n", "can't be read")])
 def test_a_wrong_settings_file_is_named(empty, text, says):
     (empty / "settings.ini").write_text(text)
     with pytest.raises(ConfigError, match=says): setting("paths", "runs")
@@ -102,7 +104,8 @@ def test_in_the_packages_own_folder_its_files_are_not_twice(monkeypatch):
     assert load(preset="toy").preset == load(preset="configs/preset/toy.yaml").preset == "toy"
 
 
-@pytest.mark.parametrize("name, says", [("toi", "Did you mean 'toy'"), ("gone.yaml", "there is no file gone.yaml"), ("../toy", "is not one of")])
+@pytest.mark.parametrize("name, says", [
+    ("toi", "Did you mean 'toy'"), ("gone.yaml", "there is no file gone.yaml"), ("../toy", "is not one of")])
 def test_a_preset_that_there_is_not(empty, name, says):
     with pytest.raises(ConfigError, match=says): load(preset=name)
 
@@ -117,6 +120,13 @@ def test_a_dataset_of_ones_own(empty, monkeypatch):
     cfg = load("data.validation_fraction=0.1", dataset="adding")
     assert (cfg.variant, cfg.run_name[:13], cfg.data.dataset) == ("lora_adding", "lora_adding-s", "adding")
     assert len(load_gsm8k(cfg, splits=["train"])["train"]) == 18
+
+
+@pytest.mark.parametrize("text", ["", "data: {folder: mine}", "data: {source: auto, hub_name: me/mine}"])
+def test_a_dataset_of_ones_own_says_where_it_lies(empty, text):
+    "Under the toy, whose source is synthetic, and under a variable that names GSM8K's folder, it would be another's problems"
+    write(empty / "configs" / "dataset" / "adding.yaml", text or "data: {}")
+    with pytest.raises(ConfigError, match="data.dataset: 'adding' is your own, so its file must say where it lies"): load(dataset="adding")
 
 
 def test_a_study_by_name_and_by_path(empty):
@@ -151,7 +161,8 @@ def test_every_range_refuses_what_lies_outside():
 
 @pytest.mark.parametrize("given, says", [
     ("data.train_samples=-1", r"data.train_samples: -1 is outside \[1, inf\); null means all"),
-    ("data.test_samples=-1", "null means all"), ("train.learning_rate=inf", "train.learning_rate: inf"), ("train.adam_beta1=2", r"\[0, 1\)"),
+    ("data.test_samples=-1", "null means all"), ("train.learning_rate=inf", "train.learning_rate: inf"),
+    ("train.adam_beta1=2", r"\[0, 1\)"),
     ("train.max_steps=0", "-1 follows num_train_epochs"), ("train.learning_rate=.nan", "nan"), ("seed=-1", "seed: -1")])
 def test_numbers_that_libraries_take(given, says):
     with pytest.raises(ConfigError, match=says): load(given)
@@ -216,9 +227,12 @@ def test_an_adapter_with_peft_fields_is_saved_and_loaded_again(tmp_path):
 
 
 @pytest.mark.parametrize("given, says", [
-    ("use_dorra=true", "peft.LoraConfig has no such field. Did you mean 'use_dora'"), ("use_dora=maybe", "'maybe' is not of the type <class 'bool'>"),
-    ("r=many", "could not be converted to Integer"), ("modules_to_save=lm_head", "is not of the type"), ("task_type=CAUSAL_LM", "gsm8k_sft sets it"),
-    ("inference_mode=true", "gsm8k_sft sets it"), ("layers_to_transform=[0]", "PEFT refuses it"), ("init_lora_weights=eva", "a pass over the data"),
+    ("use_dorra=true", "peft.LoraConfig has no such field. Did you mean 'use_dora'"),
+    ("use_dora=maybe", "'maybe' is not of the type <class 'bool'>"),
+    ("r=many", "could not be converted to Integer"),
+    ("modules_to_save=lm_head", "is not of the type"), ("task_type=CAUSAL_LM", "gsm8k_sft sets it"),
+    ("inference_mode=true", "gsm8k_sft sets it"), ("layers_to_transform=[0]", "PEFT refuses it"),
+    ("init_lora_weights=eva", "a pass over the data"),
     ("lora_dropout=1.5", "is outside"), ("target_modules=q_proj", "neither 'all-linear' nor a list"), ("target_modules=[]", "neither")])
 def test_what_peft_does_not_take(given, says):
     for tuning in ("lora", "full"):
@@ -267,7 +281,8 @@ def test_parsers_are_those_of_the_modules():
 
 
 def test_help_and_wrong_options_import_nothing_slow(empty):
-    code = ("import sys\nfrom gsm8k_sft.cli import main\nfor words in (['--help'], ['train', '--help'], ['train', '--presett', 'toy'], []):\n"
+    code = ("import sys\nfrom gsm8k_sft.cli import main\n"
+            "for words in (['--help'], ['train', '--help'], ['train', '--presett', 'toy'], []):\n"
             "    try: main(words)\n    except SystemExit: pass\nprint([m for m in ('torch', 'transformers') if m in sys.modules])")
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)

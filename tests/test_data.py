@@ -100,6 +100,7 @@ DAMAGE = {
     jsonl([{**ROWS[0], "answer": "#### 5\nmore"}]): "line 1: the answer's last line is 'more'",
     jsonl([{**ROWS[0], "answer": "5\n#### five"}]): "line 1: '#### five' does not end in a number",
     jsonl([{**ROWS[0], "answer": "5\n#### "}]): "line 1: ",
+    jsonl([{**ROWS[0], "answer": "12\n#### 1,2"}]): "line 1: '#### 1,2' does not end in a number",
     jsonl([ROWS[0], ROWS[1], ROWS[0]]): "line 3: the same question as",
     jsonl([ROWS[0], ROWS[16]]): "test.jsonl line 2: the same question as",
 }
@@ -110,6 +111,12 @@ def test_damaged_jsonl(folder, damaged, says):
     (folder / "train.jsonl").write_bytes(damaged)
     with pytest.raises(DataError, match=re.escape(says)) as e: load_gsm8k(config(folder))
     assert str(folder) in str(e.value) and "GSM8K_DIR" in str(e.value)
+
+
+def test_other_fields_of_a_row_change_nothing(folder):
+    before = load_gsm8k(config(folder))
+    (folder / "train.jsonl").write_bytes(jsonl([{"id": "mine/test/1", "final": "7", **r, "level": 3} for r in ROWS[:15]]))
+    assert load_gsm8k(config(folder))["train"][:] == before["train"][:]
 
 
 def test_all_problems_are_reported_up_to_ten(folder):
@@ -291,6 +298,13 @@ def test_styles_that_cannot_be():
     endless = tokenizer(template=CHATML.replace("<|im_end|>", ""))
     with pytest.raises(DataError, match="which is no special token"): Renderer(endless)
     with pytest.raises(DataError, match="names no eos token"): Renderer(tokenizer(eos=None))
+    for template, says in (("{{ raise_exception('no turns') }}", "can't write question and answer \\(no turns\\)"),
+                           (CHATML.partition("{% if add_generation_prompt")[0], "has no generation prompt.*<.im_start.>assistant"),
+                           ("{% for m in messages %}{{ m['content'] }}{% endfor %}{{ missing.key }}", "can't write")):
+        with pytest.raises(DataError, match=says): Renderer(tokenizer(template=template, extra=IM))
+    mistral = ("{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' if m['role'] == 'user'"
+               " else m['content'] + eos_token }}{% endfor %}")
+    assert Renderer(tokenizer(template=mistral)).prompt("Why?") == "[INST] Why? [/INST]" # needs no generation prompt
 
 
 def test_pad_that_is_eos_keeps_the_end_supervised():

@@ -1,25 +1,33 @@
 "Evaluation: killed and resumed, damaged files, the command line, real shapes of data"
-import json, os, subprocess, sys, time
+import hashlib, json, os, subprocess, sys
 import pytest
 import torch
 from gsm8k_sft import evaluate as module
 from gsm8k_sft.core.config import load_config, project_root
-from gsm8k_sft.core.runs import save_config
+from gsm8k_sft.core.runs import save_config, write_json
 from gsm8k_sft.data.datasets import load_gsm8k
-from gsm8k_sft.evaluate import evaluate, evaluate_run, quick_accuracy, wilson_interval
+from gsm8k_sft.evaluate import evaluate, evaluate_run, quick_accuracy, regrade
+from gsm8k_sft.evaluation import results
 from gsm8k_sft.evaluation.results import (
-    EvaluationError, complete_result, read_predictions, result_name, show_answers, whole_lines)
+    EvaluationError, complete_result, open_partial, read_predictions, result_name, shot_examples, show_answers, whole_lines)
+from gsm8k_sft.generation.engine import Engine
+from gsm8k_sft.grading.answers import grader_versions
 from gsm8k_sft.models.loading import load_model, load_tokenizer
+from gsm8k_sft.statistics.intervals import wilson_interval
 
 BRIEF = "evaluation.max_new_tokens=16 evaluation.batch_size=4 evaluation.save_every=1"
-NAME = "toy__test-first300__base-0shot__toy__main"
+NAME = "toy__test-first60__base-0shot__toy__main"
 CODE = """
-import sys
+import os, signal, sys
 from pathlib import Path
+from gsm8k_sft import evaluate as module
 from gsm8k_sft.core.config import load_config
-from gsm8k_sft.evaluate import evaluate_base
-print("loaded", flush=True)
-evaluate_base(load_config("toy", overrides="{brief}"), shots=[0], limit=300, folder=Path(sys.argv[1]))
+def killed(*args, **kwargs):
+    for number, answer in enumerate(generate(*args, **kwargs)):
+        if number == 30: os.kill(os.getpid(), signal.SIGKILL)
+        yield answer
+generate, module.generate = module.generate, killed
+module.evaluate_base(load_config("toy", overrides="{brief}"), shots=[0], limit=60, folder=Path(sys.argv[1]))
 """
 
 
@@ -40,11 +48,6 @@ def toy():
     return load_model(cfg, dtype="fp32"), load_tokenizer(cfg), load_gsm8k(cfg, splits=["test"])["test"], cfg
 
 
-def shell(folder):
-    command = [sys.executable, "-c", CODE.format(brief=BRIEF), str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def without(record, *keys): return {k: v for k, v in record.items() if k not in keys}
 
 
@@ -52,19 +55,16 @@ def content(folder, name=NAME): return [without(a, "seconds", "batch_size") for 
 
 
 def test_killed_and_resumed(tmp_path, toy):
+    "SIGKILL after thirty of sixty answers: all thirty are kept, and the rest gives the same result"
     model, tokenizer, rows, cfg = toy
     whole, folder = tmp_path / "whole", tmp_path / "killed"
-    reference = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=300, folder=whole, progress=False)
+    reference = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=60, folder=whole, progress=False)
+    done = subprocess.run([sys.executable, "-c", CODE.format(brief=BRIEF), str(folder)], capture_output=True, text=True)
     partial = folder / f"{NAME}.partial.jsonl"
-    process = shell(folder)
-    while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") >= 5): time.sleep(0.002)
-    process.kill()
-    process.communicate()
-    kept = len(whole_lines(partial)[0]) - 1 if partial.exists() else 300
-    assert 4 <= kept < 300, "killed too late to prove anything" if kept == 300 else "killed too early"
-    resumed = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=300, folder=folder, progress=False)
+    assert done.returncode == -9 and len(whole_lines(partial)[0]) - 1 == 30, done.stderr
+    resumed = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=60, folder=folder, progress=False)
     assert content(folder) == content(whole) and resumed["accuracy"] == reference["accuracy"]
-    assert resumed["resumed_answers"] == kept and not partial.exists()
+    assert resumed["resumed_answers"] == 30 and not partial.exists()
     assert resumed["protocol"] == reference["protocol"]
 
 
@@ -73,7 +73,7 @@ def test_a_crash_while_finishing_loses_nothing(step, tmp_path, toy, monkeypatch)
     model, tokenizer, rows, cfg = toy
     ask = lambda: evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=6, folder=tmp_path, progress=False)
     stop = lambda *args, **kwargs: (_ for _ in ()).throw(OSError("the power fails"))
-    writers = {"predictions": (module, "write_text"), "result": (module, "write_json"), "partial": (type(tmp_path), "unlink")}
+    writers = {"predictions": (results, "write_text"), "result": (results, "write_json"), "partial": (type(tmp_path), "unlink")}
     with monkeypatch.context() as m:
         m.setattr(*writers[step], stop)
         with pytest.raises(OSError, match="power"): ask()
@@ -152,13 +152,12 @@ def test_seed_is_no_part_of_the_protocol(tmp_path, toy):
 
 def test_one_process_at_a_time(tmp_path, toy):
     model, tokenizer, rows, cfg = toy
-    with module.open_partial(tmp_path, result_name(cfg, "base-0shot", 5), "x"):
+    with open_partial(tmp_path, result_name(cfg, "base-0shot", 5), "x"):
         with pytest.raises(EvaluationError, match="another process"):
             evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path)
 
 
 def test_out_of_memory_is_in_the_record(tmp_path, toy, monkeypatch):
-    from gsm8k_sft.generation.engine import Engine
     model, tokenizer, rows, cfg = toy
     decode = Engine.decode
     def limited(self, steps):
@@ -184,10 +183,10 @@ def test_shots_come_from_train(toy):
     _, _, rows, cfg = toy
     train = {r["question"] for r in load_gsm8k(cfg, splits=["train"])["train"]}
     held = {r["question"] for split in ("test", "validation") for r in load_gsm8k(cfg, splits=[split])[split]}
-    eight = module.shot_examples(cfg, 8, rows)
+    eight = shot_examples(cfg, 8, rows)
     assert len({e["question"] for e in eight}) == 8 and {e["question"] for e in eight} <= train - held
     other = load_config("toy", overrides="evaluation.seed=1")
-    assert module.shot_examples(other, 8, rows) != eight
+    assert shot_examples(other, 8, rows) != eight
 
 
 def test_drawn_answers_resume_and_are_counted(tmp_path, toy):
@@ -213,10 +212,10 @@ def test_drawn_answers_resume_and_are_counted(tmp_path, toy):
 
 IMPOSSIBLE = {
     "evaluation.samples=2": "need evaluation.temperature",
-    "evaluation.temperature=-1": "must not be negative",
-    "evaluation.top_p=1.5": "at most 1",
+    "evaluation.temperature=-1": "is outside",
+    "evaluation.top_p=1.5": "is outside",
     "evaluation.engine=transformers evaluation.calculator=true": "greedily and without a calculator",
-    "evaluation.shots=[-1]": "must not be negative",
+    "evaluation.shots=[-1]": "is outside",
     "evaluation.engine=fast": "evaluation.engine",
 }
 
@@ -226,7 +225,7 @@ def test_impossible_ways_to_answer():
         with pytest.raises(ValueError, match=says): load_config("toy", overrides=part)
 
 
-def test_old_predictions_are_graded_again(tmp_path, toy):
+def test_old_predictions_are_graded_again(tmp_path, toy, monkeypatch):
     model, tokenizer, rows, cfg = toy
     record = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path, progress=False)
     path = tmp_path / f"{record['name']}.predictions.jsonl"
@@ -235,15 +234,20 @@ def test_old_predictions_are_graded_again(tmp_path, toy):
     old[2]["text"] = f"x\n#### {old[2]['gold']}"
     text = "".join(json.dumps(a) + "\n" for a in old)
     path.write_text(text)
-    sha256 = module.sha256(text.encode()).hexdigest()
-    old_record = without(record, "classes", "samples", "sampled") | {"predictions_sha256": sha256}
-    module.write_json(tmp_path / f"{record['name']}.json", old_record)
-    again = module.regrade(record["name"], rows, tmp_path)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    protocol = record["protocol"] | {"grader": "an older version", "fingerprint": "stale"}
+    old_record = without(record, "classes", "samples", "sampled") | {"predictions_sha256": sha256, "protocol": protocol}
+    write_json(tmp_path / f"{record['name']}.json", old_record)
+    again = regrade(record["name"], rows, tmp_path)
     assert again["accuracy"]["strict"]["k"] == again["accuracy"]["numeric"]["k"] == record["accuracy"]["strict"]["k"] + 1
     assert sum(again["classes"].values()) == 5 and complete_result(tmp_path, record["name"]) == again
-    assert again["protocol"]["grader"] == module.GRADER and read_predictions(again, tmp_path)[2]["class"] == "right"
+    assert again["protocol"]["grader"] == grader_versions() and read_predictions(again, tmp_path)[2]["class"] == "right"
+    assert again["protocol"]["fingerprint"] == record["protocol"]["fingerprint"], "the next evaluation finds it complete"
+    with monkeypatch.context() as m:
+        m.setattr(module, "generate", lambda *args, **kwargs: 1 / 0)
+        assert evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path, progress=False) == again
     path.write_text(text.replace("x", "y", 1))
-    with pytest.raises(EvaluationError, match="are not the ones"): module.regrade(record["name"], rows, tmp_path)
+    with pytest.raises(EvaluationError, match="are not the ones"): regrade(record["name"], rows, tmp_path)
 
 
 RECORD_KEYS = """schema_version name status configuration split model_type base_model dataset n accuracy protocol

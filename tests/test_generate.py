@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GemmaConfig, GemmaForCausalLM
-from gsm8k_sft.generation import engine as module
-from gsm8k_sft.generation.engine import (
-    Calculator, Engine, GenerationError, Sampling, Request, engine_answers, answer_batch, generate, nucleus)
 from gsm8k_sft.data.synthetic import toy_model_path
+from gsm8k_sft.generation import batches
+from gsm8k_sft.generation.batches import Request, answer_batch
+from gsm8k_sft.generation.calculator import Calculator
+from gsm8k_sft.generation.engine import Engine, engine_answers
+from gsm8k_sft.generation.generate import generate
+from gsm8k_sft.generation.kv_cache import IMPLEMENTATION, SlotCache
+from gsm8k_sft.generation.sampling import GenerationError, Sampling
 
 SMALL = dict(vocab_size=768, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2,
              num_key_value_heads=1, head_dim=16, max_position_embeddings=256, pad_token_id=0, eos_token_id=1, bos_token_id=2)
@@ -45,16 +49,15 @@ def alone(model, ids, n, stop):
 
 def slots(model, ids, n, stop, rows=6, **settings):
     "The engine's answers, in the prompts' order"
-    items = [Request(i, row) for i, row in enumerate(ids)]
-    found = {item.index: new for item, new, _ in engine_answers(model, items, {"limit": n, "stop_ids": stop} | settings, rows)}
+    requests = [Request(i, row) for i, row in enumerate(ids)]
+    found = {r.index: new for r, new, _ in engine_answers(model, requests, n, stop, rows, **settings)}
     return [found[i] for i in range(len(ids))]
 
 
 def sampled(model, ids, sampling):
     "What the engine draws for each prompt, four rows at a time"
-    items = [Request(i, row, sampling.uniform(str(i), 21)) for i, row in enumerate(ids)]
-    settings = {"limit": 20, "stop_ids": [1], "sampling": sampling}
-    return {item.index: new for item, new, _ in engine_answers(model, items, settings, 4)}
+    requests = [Request(i, row, sampling.uniform(str(i), 21)) for i, row in enumerate(ids)]
+    return {r.index: new for r, new, _ in engine_answers(model, requests, 20, [1], 4, sampling=sampling)}
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -135,7 +138,7 @@ def test_out_of_memory_halves_the_rows(engine, tokenizer, monkeypatch, capsys):
         if n > most: raise torch.OutOfMemoryError("CUDA out of memory")
     def limit(most):
         monkeypatch.setattr(Engine, "decode", lambda self, steps: (full(self.rows, most), step(self, steps))[1])
-        monkeypatch.setattr(module, "answer_batch", lambda m, t, ids, *args: (full(len(ids), most), batch(m, t, ids, *args))[1])
+        monkeypatch.setattr(batches, "answer_batch", lambda m, t, ids, *args: (full(len(ids), most), batch(m, t, ids, *args))[1])
     ask = lambda: list(generate(model, tokenizer, texts, 4, 7, [1], progress=False, engine=engine))
     limit(2)
     found = ask()
@@ -151,7 +154,7 @@ def test_answers_kept_from_before_memory_ran_out(tokenizer, monkeypatch):
     ids = prompts((5, 9, 12, 3))
     stop = [alone(model, ids[0], 3, [])[1]]
     def decode(self, steps):
-        calls.append(len(self.items))
+        calls.append(len(self.requests))
         if len(calls) == 8: raise torch.OutOfMemoryError("CUDA out of memory")
         return step(self, steps)
     monkeypatch.setattr(Engine, "decode", decode)
@@ -166,11 +169,16 @@ def test_longest_first_and_quiet(tokenizer, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_time_is_shared_out(tokenizer):
-    import time
-    texts, start = ["<bos>" + "Tom has 3 apples. " * n for n in (1, 5, 2, 4)], time.perf_counter()
+def test_time_is_shared_out(tokenizer, monkeypatch):
+    "A clock that goes on by a second a step: the answers' seconds add up to the steps"
+    from gsm8k_sft.generation import engine
+    now, step = [0.0], Engine.step
+    monkeypatch.setattr(engine, "time", type("clock", (), {"perf_counter": lambda: now[0]}))
+    def timed(self, n): now[0] += 1; return step(self, n)
+    monkeypatch.setattr(Engine, "step", timed)
+    texts = ["<bos>" + "Tom has 3 apples. " * n for n in (1, 5, 2, 4)]
     found = list(generate(make(), tokenizer, texts, 30, 3, [1], progress=False))
-    assert 0.5 * (time.perf_counter() - start) < sum(g.seconds for g in found) < time.perf_counter() - start
+    assert now[0] > 30 and sum(g.seconds for g in found) == pytest.approx(now[0]) and min(g.seconds for g in found) > 5
 
 
 def test_draws_follow_the_probabilities():
@@ -183,7 +191,7 @@ def test_draws_follow_the_probabilities():
             if total < top_p: kept.append(i)
             total += p[i]
         expected = [p[i] / sum(p[k] for k in kept) if i in kept else 0 for i in range(4)]
-        shares = nucleus(logits.expand(20_000, 4), uniform, temperature, top_p).bincount(minlength=4) / 20_000
+        shares = Sampling(temperature, top_p).draw(logits.expand(20_000, 4), uniform).bincount(minlength=4) / 20_000
         assert shares.tolist() == pytest.approx(expected, abs=0.012)
 
 
@@ -203,7 +211,7 @@ def test_draws_depend_on_seed_and_name_only(tokenizer):
 
 
 def test_calculator_by_hand(tokenizer):
-    "Batched and resting rows give what one row alone gives, where results are put in by a loop nobody can doubt"
+    "Batched and paused rows give what one row alone gives, where results are put in by a loop nobody can doubt"
     from gsm8k_sft.core.config import load_config
     from gsm8k_sft.data.prompts import Renderer
     from gsm8k_sft.models.loading import load_model
@@ -306,6 +314,22 @@ def test_gpu_recorded_steps(kind):
     found = slots(model, ids, 30, [1], 64)
     same = [found[i][:5] == one(ids[i])[:5] for i in range(0, 90, 11)]
     assert sum(same) >= 8 and all(len(new) <= 30 for new in found)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_gpu_cache():
+    "Prefill and one step through FlashAttention in bf16, against whole texts in fp32"
+    model, texts = make(scale=2), [torch.tensor(p) for p in prompts((30, 12))]
+    with torch.no_grad(): reference = torch.stack([model(input_ids=t[None]).logits[0, -1] for t in texts])
+    model, cache = model.cuda().bfloat16(), SlotCache(rows=2, length=40)
+    model.config._attn_implementation = IMPLEMENTATION
+    def run(ids):
+        given = dict(input_ids=ids.cuda()[None], position_ids=cache.position[None], past_key_values=cache, slot_cache=cache)
+        with torch.no_grad(): return model(**given).logits[0]
+    cache.prefill(rows=[1, 0], counts=[30, 12], device="cuda")
+    run(torch.cat([t[:-1] for t in texts]))
+    cache.decode(torch.tensor([1, 0]).cuda(), torch.tensor([30, 12]).cuda())
+    assert torch.allclose(run(torch.stack([t[-1] for t in texts])).float().cpu(), reference, atol=0.05)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -1,9 +1,10 @@
-"Questions from a file and from the command line: every bad line, every bad path, whole or absent"
-import json, os, signal, subprocess, sys
+"Questions from a file and from the command line: every bad line, every bad path, nothing lost"
+import json, os, signal, subprocess, sys, time
 import pytest, torch
 from gsm8k_sft.core.config import load_config
 from gsm8k_sft.core.runs import save_config, set_seed, write_json
-from gsm8k_sft.infer import InferError, answer, answer_all, infer_file, open_model, read_questions
+from gsm8k_sft.grading.answers import GRADERS, extract_numeric, grade, to_number
+from gsm8k_sft.infer import InferError, _plain, answer, answer_all, infer_file, open_model, read_questions
 from gsm8k_sft.models.adapters import add_adapter
 from gsm8k_sft.models.loading import load_tokenizer, load_weights
 from gsm8k_sft.models.sources import ModelError, resolve_model, weights_fingerprint
@@ -60,6 +61,11 @@ BAD = [
     (b'{"question": "a", "id": null}', "the id must be"),
     (b'{"question": "\xff"}', "not UTF-8"),
     (b"[" * 100_000, "not JSON"),
+    (rb'{"question": "half \ud83d an emoji"}', "half of a character"),
+    (rb'{"question": "a", "id": "\udc00"}', "half of a character"),
+    (b'{"question": "a", "id": ' + b"9" * 5000 + b"}", "not JSON"),
+    (b'{"question": "a", "id": NaN}', "the id must be"),
+    (b"\xff\xfe{\x00", "not UTF-8"),
 ]
 
 @pytest.mark.parametrize("line, says", BAD)
@@ -67,7 +73,7 @@ def test_bad_line_is_reported_with_its_number(tmp_path, line, says):
     path = tmp_path / "q.jsonl"
     path.write_bytes(b'{"question": "one"}\n\n' + line + b'\n{"question": "two", "id": "b"}\n')
     found, problems = read_questions(path)
-    assert [(r["line"], r["id"], r["question"]) for r in found] == [(1, 1, "one"), (4, "b", "two")]
+    assert [(r["line"], r["id"], r["question"]) for r in found] == [(1, None, "one"), (4, "b", "two")]
     assert len(problems) == 1 and f"{path}, line 3: " in problems[0] and says in problems[0]
 
 def test_windows_lines_byte_order_mark_and_no_last_newline(tmp_path):
@@ -88,7 +94,8 @@ def test_answers_keep_the_questions_order(toy, questions, tmp_path):
     report = infer_file(questions, tmp_path / "a.jsonl", *toy, max_new_tokens=12, batch_size=2, progress=False)
     found = rows(tmp_path / "a.jsonl")
     assert report["answered"] == 3 and [r["id"] for r in found] == ["q0", "q1", "q2"] and [r["question"] for r in found] == QUESTIONS
-    assert set(found[0]) == {"id", "question", "answer", "final", "final_strict", "final_flexible", "n_tokens", "finish_reason"}
+    assert [r["line"] for r in found] == [1, 2, 3] and [p.name for p in tmp_path.glob("*.partial*")] == []
+    assert set(found[0]) == {"line", "id", "question", "answer", "final", *(f"final_{g}" for g in GRADERS), "n_tokens", "finish_reason"}
     assert all(r["n_tokens"] <= 12 and r["finish_reason"] in ("stop", "length") for r in found)
 
 def test_one_question_is_answered_as_in_a_file(toy):
@@ -101,7 +108,7 @@ def test_too_long_a_question_costs_only_itself(toy, tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text(json.dumps({"question": "How many? " * room}) + "\n" + json.dumps({"question": QUESTIONS[1]}) + "\n")
     report = infer_file(path, tmp_path / "a.jsonl", *toy, max_new_tokens=8, progress=False)
-    assert report["answered"] == 1 and [r["id"] for r in rows(tmp_path / "a.jsonl")] == [2]
+    assert report["answered"] == 1 and [(r["line"], r["id"]) for r in rows(tmp_path / "a.jsonl")] == [(2, None)]
     assert f"{path}, line 1: " in report["problems"][0] and f"exceed the model's {room} positions" in report["problems"][0]
 
 def test_nothing_to_answer_writes_nothing(toy, tmp_path):
@@ -122,12 +129,16 @@ def test_existing_output_is_kept_unless_told(toy, questions, tmp_path):
 def test_input_is_never_the_output(toy, questions, overwrite):
     with pytest.raises(InferError, match="the same file"): infer_file(questions, questions, *toy, overwrite=overwrite)
 
-def test_output_is_whole_or_absent(toy, questions, tmp_path, monkeypatch):
-    def breaks(*args, **kwargs): raise KeyboardInterrupt
-    monkeypatch.setattr("gsm8k_sft.infer.answer_all", breaks)
-    with pytest.raises(KeyboardInterrupt): infer_file(questions, tmp_path / "a.jsonl", *toy)
-    assert [p.name for p in tmp_path.iterdir()] == ["questions.jsonl"]
+def test_an_id_that_is_another_line_s_number(toy, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"question": "What is 2 + 2?", "id": 2}\n{"question": "What is 3 + 3?"}\n')
+    infer_file(tmp_path / "q.jsonl", tmp_path / "a.jsonl", *toy, max_new_tokens=4, progress=False)
+    assert [(r["line"], r["id"]) for r in rows(tmp_path / "a.jsonl")] == [(1, 2), (2, None)]
 
+def test_the_final_number_is_the_graded_one():
+    texts = {r"\boxed{1{,}200}": "1200", "#### 3/4": "0.75", "#### 1/3": "1/3", "#### -$1,080.50.": "-1080.5", "#### 0.00001": "0.00001",
+             "18 or 19": None, "She has 9 eggs and 2 pens": None, "####": None, "#### 18 thousand": "18000"}
+    assert {t: _plain(to_number(extract_numeric(t))) for t in texts} == texts
+    for text, final in texts.items(): assert final is None or grade(text, final)["numeric"]
 
 # Opening
 
@@ -182,15 +193,42 @@ def test_command_says_what_is_wrong(args, says, tmp_path):
     assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
-def test_interrupted_command_leaves_nothing(tmp_path):
-    path = tmp_path / "q.jsonl"
-    path.write_text("".join(json.dumps({"question": q}) + "\n" for q in QUESTIONS * 400))
-    args = ["--model_path", "toy", "--input", path, "--output", tmp_path / "a.jsonl", "--batch_size", 1, "--max_new_tokens", 64]
+def test_interrupted_command_goes_on(tmp_path):
+    "Ctrl+C while it works; what was answered is kept to the letter, and the same command answers the rest"
+    path, out = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"question": q}) + "\n" for q in QUESTIONS * 100))
+    args = ["--model_path", "toy", "--input", path, "--output", out, "--batch_size", 1, "--max_new_tokens", 64]
     listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # tests that run in the background of a shell inherit that it is ignored
     line = [sys.executable, "-m", "gsm8k_sft.infer", *map(str, args)]
     process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=listen)
-    assert "answered" in process.stdout.readline() # it is at work
+    partial = tmp_path / "a.jsonl.partial.jsonl"
+    while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") > 2): time.sleep(0.02) # it is at work
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 1 and "interrupted: nothing was written" in err
-    assert [p.name for p in tmp_path.iterdir()] == ["q.jsonl"]
+    assert process.returncode == 1 and "interrupted; answers of a file are kept" in err and not out.exists()
+    kept = rows(partial)[1:]
+    assert 0 < len(kept) < 300
+    with partial.open("a") as f: f.write('{"line": 300, "cut')
+    done = command(*args)
+    assert done.returncode == 0 and f"300 answered ({len(kept)} of them before it was interrupted), 0 skipped" in done.stdout, done.stderr
+    found = rows(out)
+    assert [r["line"] for r in found] == list(range(1, 301)) and all(r in found for r in kept) and not partial.exists()
+
+def test_answers_of_other_settings_are_not_mixed(toy, questions, tmp_path):
+    out, partial = tmp_path / "a.jsonl", tmp_path / "a.jsonl.partial.jsonl"
+    partial.write_text('{"protocol": "another", "name": "a.jsonl"}\n{"line": 1, "id": "q0", "answer": "not from here"}\n')
+    assert infer_file(questions, out, *toy, max_new_tokens=4, progress=False)["kept"] == 0
+    assert "not from here" not in out.read_text() and "not from here" in next((tmp_path / "previous").iterdir()).read_text()
+
+def test_another_tool_s_config_beside_a_model(lora_run, tmp_path):
+    load_weights(resolve_model("toy"), "fp32").save_pretrained(tmp_path)
+    load_tokenizer("toy").save_pretrained(tmp_path)
+    (tmp_path / "config.yaml").write_text("model: ${oc.env:NOT_SET}\nlr: [1, 2\n")
+    model, _, cfg = open_model(tmp_path)
+    assert cfg is None and weights_fingerprint(model) == weights_fingerprint(open_model("toy")[0])
+    assert open_model(tmp_path, lora_run)[2].tuning_method == "lora"
+
+def test_an_output_that_cannot_be_written_is_noticed_first(questions, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = command("--model_path", "./no-model", "--input", questions, "--output", tmp_path / "file" / "a.jsonl")
+    assert done.returncode == 1 and "can't be written" in done.stderr and "Traceback" not in done.stderr

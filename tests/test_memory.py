@@ -2,6 +2,7 @@
 import json, subprocess, sys
 from dataclasses import replace
 import pytest
+from gsm8k_sft.evaluation.archive import unpack
 from gsm8k_sft.training import memory
 from gsm8k_sft.core.config import choices, load_config, project_path
 from gsm8k_sft.training.memory import *
@@ -194,9 +195,10 @@ def test_an_epoch_has_the_tokens_of_its_tokenizer(preset, tokens, capsys):
     memory.main(preset, tokens_per_second=1000.0)
     assert f"an epoch of {tokens} tokens" in capsys.readouterr().out
 
-def test_what_was_never_fitted_is_foreseen():
+def test_what_was_never_fitted_is_foreseen(tmp_path):
     "Peaks of Qwen runs on GPUs, with compiled layers; none was used in making the ledger of Qwen2"
-    runs = sorted(project_path("results", "qwen2.5-coder-1.5b").rglob("record.json"))
+    unpack(project_path("results", "qwen2.5-coder-1.5b"), tmp_path)
+    runs = sorted(tmp_path.rglob("record.json"))
     table = comparison({"items": [memory.run_item(path.parent) for path in runs]})
     assert len(table) >= 19 and table["error %"].abs().max() < 5, table
 

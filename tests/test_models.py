@@ -10,7 +10,8 @@ from gsm8k_sft.models.adapters import add_adapter, linear_layers, load_tuned, me
 from gsm8k_sft.models.loading import DTYPES, adapter_folder, load_adapter, load_model, load_tokenizer, load_weights
 from gsm8k_sft.models.parameters import count_parameters, meta_model, model_size, parameter_table, precision_of
 from gsm8k_sft.models.sources import (
-    GEMMA_PACKAGE, ModelError, convert_gguf, download_model, prepare_gemma, resolve_model, weights_fingerprint)
+    GEMMA_PACKAGE, ModelError, check_folder, check_merges, convert_gguf, download_model, error_text, prepare_gemma,
+    resolve_model, weights_fingerprint)
 
 HAS_GEMMA = all(importlib.util.find_spec(m) for m in (GEMMA_PACKAGE, "gguf"))
 HAS_BNB = importlib.util.find_spec("bitsandbytes") is not None
@@ -61,6 +62,14 @@ def test_missing_shard(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model.safetensors"}}))
     with pytest.raises(ModelError, match="1 of 2 weight files are missing \\(model-1.safetensors"): resolve_model(str(folder))
 
+def test_weights_and_an_adapter_in_one_folder(folder, hub):
+    "transformers would put the adapter on weights that may already have it"
+    add_adapter(load_weights(folder, "fp32"), config()).save_pretrained(folder)
+    for refused in (lambda: resolve_model(str(folder)), lambda: load_tokenizer(str(folder)), lambda: weights_fingerprint(folder)):
+        with pytest.raises(ModelError, match="holds weights and an adapter"): refused()
+    hub.folder = folder
+    with pytest.raises(ModelError, match="holds weights and an adapter"): check_folder(download_model("org/model", endpoint=hub.address))
+
 def test_adapter_folder_is_no_model(folder):
     (folder / "config.json").rename(folder / "adapter_config.json")
     with pytest.raises(ModelError, match="it holds an adapter"): resolve_model(str(folder))
@@ -78,6 +87,20 @@ def test_wrong_shapes(folder):
     c = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(c | {"intermediate_size": c["intermediate_size"] * 2}))
     with pytest.raises(ModelError): load_weights(folder, "fp32")
+
+def test_every_tensor_of_a_file_is_on_the_model(folder):
+    c = json.loads((folder / "config.json").read_text())
+    fewer = {"num_hidden_layers": 5, "layer_types": c["layer_types"][:5]}
+    (folder / "config.json").write_text(json.dumps(c | fewer))
+    with pytest.raises(ModelError, match=r"13 tensors of its files are not in the model: model\.layers\.5\."): load_weights(folder, "fp32")
+
+def test_errors_are_not_cut_off_at_a_colon(folder):
+    assert error_text(ValueError("Error(s) in loading:\n\tsize mismatch\n\n for x")) == "Error(s) in loading: size mismatch for x"
+    assert error_text(ValueError("\n".join("abcdef"))) == "a b c d and 2 more lines" and error_text(KeyError()) == "KeyError"
+    c = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(c | {"intermediate_size": c["intermediate_size"] * 2}))
+    with pytest.raises(ModelError) as e: load_weights(folder, "fp32")
+    assert not str(e.value).rstrip(")").endswith(":")
 
 def test_unreadable_config_and_tokenizer(folder):
     (folder / "tokenizer.json").write_text("{")
@@ -97,7 +120,10 @@ def test_tokenizer_without_pad_token(folder):
     t.pad_token = None
     t.save_pretrained(folder)
     again = load_tokenizer(str(folder))
-    assert again.pad_token_id is not None
+    assert again.pad_token == t.eos_token
+    t.eos_token = None
+    t.save_pretrained(folder)
+    assert load_tokenizer(str(folder)).pad_token_id is not None
 
 
 # Attention
@@ -217,9 +243,10 @@ def test_unpacked_package_is_converted_once(tmp_path, monkeypatch, toy):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     fake_package(tmp_path, monkeypatch)
     read = []
-    def from_toy(path):
+    def from_toy(path, part):
         read.append(path)
-        return AutoModelForCausalLM.from_pretrained(toy, dtype=torch.bfloat16), AutoTokenizer.from_pretrained(toy)
+        AutoTokenizer.from_pretrained(toy).save_pretrained(part)
+        return AutoModelForCausalLM.from_pretrained(toy, dtype=torch.bfloat16)
     monkeypatch.setattr(sources, "_read_gguf", from_toy)
     for _ in range(2): made = prepare_gemma(tmp_path / "gemma")
     assert len(read) == 1 and weights_fingerprint(made) == weights_fingerprint(toy)
@@ -232,6 +259,21 @@ def test_broken_gguf(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="m.gguf"): convert_gguf(tmp_path / "m.gguf")
     (tmp_path / "m.gguf").write_bytes(b"PK\3\4")
     with pytest.raises(ModelError, match="not a GGUF file"): resolve_model(str(tmp_path / "m.gguf"))
+
+def test_a_tokenizer_without_merges_is_refused_before_the_weights_are_read(tmp_path, monkeypatch):
+    import transformers
+    check_merges(load_tokenizer("toy"), "toy")
+    class Pieces:
+        def get_vocab(self): return {"▁many": 1}
+        def tokenize(self, text): return ["▁m", "any"]
+        def save_pretrained(self, folder): pass
+    def weights(*args, **kwargs): raise AssertionError("the weights were read first")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: Pieces())
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", weights)
+    monkeypatch.setenv("GSM8K_SFT_PATHS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + b"\0" * 64)
+    with pytest.raises(ModelError, match=r"'many' becomes ▁m \+ any.*transformers 5\.23 or later"): convert_gguf(tmp_path / "m.gguf")
 
 MAKE = """
     import sys, time
@@ -454,6 +496,34 @@ def test_adapter_of_another_base_is_refused(tmp_path, folder):
     other.model.norm.weight.data += 0.1
     other.save_pretrained(folder)
     with pytest.raises(ModelError, match="trained on other base weights"): load_tuned(tmp_path / "run")
+
+def test_adapter_of_a_deeper_base_is_refused_by_name(toy, tmp_path):
+    from safetensors.torch import load_file, save_file
+    add_adapter(load_weights(toy, "fp32"), config()).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {n.replace("layers.5.", "layers.6."): t.clone() for n, t in tensors.items() if "layers.5." in n}, file)
+    with pytest.raises(ModelError, match=r"14 of its 98 tensors have no place there: model\.layers\.6\."):
+        load_adapter(load_weights(toy, "fp32"), tmp_path)
+    save_file({n: t for n, t in tensors.items() if "layers.5." not in n}, file)
+    with pytest.raises(ModelError, match=r"missing adapter keys.*layers\.5\."): load_adapter(load_weights(toy, "fp32"), tmp_path)
+
+def test_added_tokens_and_template_of_an_adapter_are_used(toy, tmp_path, ids):
+    cfg = config("lora", "model.precision=fp32 evaluation.dtype=fp32")
+    tokenizer, base = load_tokenizer("toy"), load_model(cfg, training=True)
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<end_of_turn>{% endfor %}"
+    base.resize_token_embeddings(len(tokenizer))
+    model = filled(add_adapter(base, cfg))
+    save_config(cfg, tmp_path)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    tuned, own = load_tuned(tmp_path)
+    assert own.chat_template == tokenizer.chat_template and own.convert_tokens_to_ids("<think>") == len(tokenizer) - 1
+    asked = own("12 <think> 30", return_tensors="pt").input_ids
+    torch.testing.assert_close(logits(tuned, asked), logits(model, asked), rtol=0, atol=0)
+    add_adapter(load_model(cfg), cfg).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    with pytest.raises(ModelError, match="has 769 tokens.*768"): load_tuned(tmp_path)
 
 def test_adapter_of_another_shape_is_refused(toy, tmp_path):
     add_adapter(load_weights(toy, "fp32"), config()).save_pretrained(tmp_path / "adapter")

@@ -2,6 +2,7 @@
 import json
 import pytest
 import torch
+from transformers import BloomConfig, BloomForCausalLM
 from gsm8k_sft.core.config import load_config
 from gsm8k_sft.models.adapters import prepare_for_training
 from gsm8k_sft.models.parameters import count_parameters
@@ -9,8 +10,9 @@ from gsm8k_sft.data.datasets import Collator
 from gsm8k_sft.training.loss import linear_cross_entropy, packed_loss
 from gsm8k_sft.training.packing import PACKED, PackedCollator, first_fit
 from gsm8k_sft.training.graphs import RecordedStep, compiled_layers, training_mode
-from gsm8k_sft.train import build_trainer, load_for_training, train
-from gsm8k_sft.training.trainer import TrainingError
+from gsm8k_sft.train import load_for_training, train
+from gsm8k_sft.training.checkpoints import TrainingError
+from gsm8k_sft.training.trainer import GSM8KTrainer, build_trainer, training_arguments
 
 SMALL = ("data.train_samples=20 data.test_samples=8 train.per_device_train_batch_size=8 train.num_train_epochs=1 "
          "train.eval_steps=0 train.save_steps=1000 train.logging_steps=1 model.precision=fp32 train.optim=adamw_torch "
@@ -27,11 +29,12 @@ def run(name, tuning="full", **changes):
     "The log's steps and the trained weights"
     parts = [f"{k.replace('__', '.')}={v}" for k, v in changes.items()]
     cfg = load_config("toy", tuning, overrides=[*SMALL.split(), f"run_name={name}", *parts])
-    tokenizer, rows, tokens, reports, model, _ = load_for_training(cfg)
+    loaded = load_for_training(cfg)
     from gsm8k_sft.core.runs import run_folder
     folder = run_folder(cfg)
     folder.mkdir(parents=True, exist_ok=True)
-    trainer, log, signals = build_trainer(cfg, folder, tokenizer, rows, tokens, model)
+    model = loaded.model
+    trainer, log, signals = build_trainer(cfg, folder, loaded.tokenizer, loaded.rows, loaded.tokens, model)
     trainer.train()
     signals.restore()
     assert model.config._attn_implementation != PACKED, "attention is as it was"
@@ -103,16 +106,18 @@ def test_loss_in_bf16_and_frozen_head():
     assert float((hidden.grad - reference.grad).norm() / reference.grad.norm()) < 1e-2 and w.grad is None
 
 
-def test_a_model_without_the_interface_is_refused():
-    from gsm8k_sft.training.trainer import _check_packing
-    with pytest.raises(TrainingError, match="set train.packing=false"): _check_packing(torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="train.max_tokens: 0 must be above 0"): load_config("toy", overrides="train.max_tokens=0")
+def test_a_model_without_the_interface_is_refused(tmp_path):
+    cfg = load_config("toy", overrides="train.packing=true train.report_to=none train.eval_steps=0")
+    with pytest.raises(TrainingError, match="set train.packing=false"):
+        bloom = BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2))
+        GSM8KTrainer(cfg, model=bloom, args=training_arguments(cfg, tmp_path), train_dataset=[])
+    with pytest.raises(ValueError, match="train.max_tokens: 0 is outside"): load_config("toy", overrides="train.max_tokens=0")
 
 
 @pytest.mark.parametrize("tuning", ["lora"]) # full fine-tuning: in the chapter on speed
 def test_traced_layers_train_alike(tuning, monkeypatch):
     "Compiled layers through the whole Trainer; the backend traces and splits, and leaves code generation to the GPU"
-    import functools, gsm8k_sft.train as module
+    import functools, gsm8k_sft.training.trainer as module
     monkeypatch.setattr(module, "compiled_layers", functools.partial(module.compiled_layers, backend="aot_eager"))
     plain = run("plain", tuning, train__packing=True)
     monkeypatch.setattr(module, "speedup_of", lambda *args: "compile")
@@ -123,7 +128,8 @@ def test_traced_layers_train_alike(tuning, monkeypatch):
 def test_layers_are_compiled_once(tuning):
     "Chunks of other lengths, of fewer examples, with a longer example: no new code"
     cfg = load_config("toy", tuning, overrides=[*SMALL.split(), "train.packing=true"])
-    _, _, tokens, _, model, _ = load_for_training(cfg)
+    loaded = load_for_training(cfg)
+    tokens, model = loaded.tokens, loaded.model
     inner, made, counts = model.get_base_model() if tuning == "lora" else model, [], []
     def backend(graph, inputs):
         made.append(graph)
@@ -149,7 +155,7 @@ def test_filled_chunks_end_at_max_tokens(lengths):
 
 def test_filled_chunks_train_alike(monkeypatch):
     "What is recorded on a GPU, launched one by one here"
-    import gsm8k_sft.train as module
+    import gsm8k_sft.training.trainer as module
     given = dict(train__packing=True, train__max_tokens=600,
                  train__gradient_accumulation_steps=2, train__per_device_train_batch_size=4)
     plain = run("plain", **given)
@@ -169,8 +175,8 @@ def to_gpu(batch): return {k: v.cuda() if torch.is_tensor(v) else v for k, v in 
 def test_gpu_bf16_gradients(tuning, speedup):
     "The packed step in bf16 is at most a quarter further from the plain fp32 step than transformers' own in bf16"
     cfg = load_config("toy", tuning, overrides=[*SMALL.split(), "model.precision=fp32"])
-    tokenizer, rows, tokens, reports, model, _ = load_for_training(cfg)
-    model = model.cuda().train()
+    loaded = load_for_training(cfg)
+    tokens, model = loaded.tokens, loaded.model.cuda().train()
     inner = model.get_base_model() if tuning == "lora" else model
     examples = [tokens["train"][i] for i in range(8)]
     chunk, batch = to_gpu(PackedCollator(10**5)(examples)["chunks"][0]), to_gpu(Collator(0)(examples))

@@ -20,11 +20,11 @@ def posing(self, *args, **kwargs):
 AcceleratorState.__init__ = posing
 from gsm8k_sft import train
 def sharded(model): return any(hasattr(p, "full_tensor") for p in model.parameters())
-save = train._save_weights
+save = train.save_weights
 def checked(trainer, *args):
     assert sharded(trainer.model)
     save(trainer, *args)
-train._save_weights = checked
+train.save_weights = checked
 train.main()
 """
 

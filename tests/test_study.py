@@ -1,4 +1,4 @@
-"A study from the first try to its tables: lanes, interruption, failure, what is kept"
+"A study from its first search to its tables: workers, interruption, failure, what is kept"
 import json
 import os
 import shutil
@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from gsm8k_sft.core.config import ConfigError
 from gsm8k_sft.core.runs import read_json
-from gsm8k_sft.experiments.runner import collect, rest_of, run_study
+from gsm8k_sft.evaluation.archive import glob_files, read_record, unpack
+from gsm8k_sft.experiments.runner import Worker, collect, run_study, skip_kept
 from gsm8k_sft.experiments.study import Setting, chosen_setting, open_jobs, read_study
 from gsm8k_sft.experiments.tables import (
-    choice_table, forgetting_table, headline_table, known_table, missing_jobs, outcome_table, pair_table, split_table)
+    choice_table, forgetting_table, headline_table, contamination_table, missing_jobs, outcome_table, pair_table, split_table)
 
 STUDY = """
 preset: toy
@@ -43,16 +44,17 @@ def study(folder, train=24, epochs=1, more=""):
 
 def test_whole_study_and_what_is_kept(tmp_path):
     said, small, kept = [], study(tmp_path), tmp_path / "results" / "toy"
-    found = run_study(small, lanes=2, say=said.append)
+    found = run_study(small, workers=2, say=said.append)
     assert (found["failed"], found["left"], found["waiting"]) == ({}, [], 0)
-    assert found["done"] == len(said) == 9, "a try, four runs, an arm, the base model with and without template, and on validation"
+    assert found["done"] == len(said) == 9, "a search, four runs, an ablation, the base model with and without template, and on validation"
     assert run_study(small)["done"] == 0, "nothing is done twice"
     record = read_json(tmp_path / "runs" / "toy" / "full_main-lr1e-3-s0" / "record.json")
     assert record["lanes"] == 2 and record["status"] == "complete"
     collect(small, kept)
     assert missing_jobs(small, tmp_path / "results") == []
-    assert {p.name for p in (kept / "arms").iterdir()} == {"full-wd_main-lr1e-3-s0", "eval"}
-    verdicts = sorted(p.name.split("__")[0].removeprefix("toy-full_") for p in kept.glob("eval/*.verdicts.jsonl.xz"))
+    assert sorted(p.name for p in kept.iterdir()) == ["answers.parquet", "logs.parquet", "records.jsonl"]
+    assert [p.parent.name for p in glob_files(kept / "ablations", "*/record.json")] == ["full-wd_main-lr1e-3-s0"]
+    verdicts = sorted(p.name.split("__")[0].removeprefix("toy-full_") for p in glob_files(kept, "eval/*.verdicts.jsonl"))
     assert verdicts == [f"{d}-lr1e-3-s{s}" for d in ("main", "socratic") for s in (0, 1, 1)], "other seeds, and the calculator's"
     assert choice_table(small, tmp_path / "results").chosen.tolist() == ["yes"]
     table = outcome_table(small, tmp_path / "results").set_index("experiment")
@@ -64,36 +66,37 @@ def test_whole_study_and_what_is_kept(tmp_path):
     assert pairs.seeds.tolist() == seeds, "verdicts stand in for predictions; socratic's problems are main's"
     assert "spread between seeds" not in pairs.sentence[0], "an untuned model has no seeds"
     assert "spread between seeds of full-wd_main" in pairs.sentence[4]
-    both = split_table(small, tmp_path / "results").set_index("asked")
-    validation = read_json(next(kept.glob("tries/validation/toy__validation__base-0shot__*.json")))
+    both = split_table(small, tmp_path / "results").set_index("evaluated")
+    validation = read_record(glob_files(kept, "lr_search/validation/toy__validation__base-0shot__*.json")[0])
     assert list(both.index) == ["full_main-lr1e-3-s0", "base-0shot"]
     assert both.validation["base-0shot"] == round(100 * validation["accuracy"]["numeric"]["value"], 1)
     assert headline_table(tmp_path / "results").empty, "no study of ours"
     lost = forgetting_table(small, tmp_path / "results").set_index(["a", "b"])
     from_base, from_full = ("full_main", "full_socratic", "full-wd_main"), ("full_socratic", "full-wd_main")
     assert list(lost.index) == [*(("base", name) for name in from_base), *(("full_main", name) for name in from_full)]
-    losses = lambda name: [read_json(p)["elsewhere"]["code"] for p in kept.glob(f"eval/toy{name}*.json") if "calculator" not in p.name]
+    losses = lambda name: [read_record(p)["elsewhere"]["code"] for p in glob_files(kept, f"eval/toy{name}*.json") if "calculator" not in p.name]
     mean = sum(map(sum, losses("-full_main"))) / 4 - sum(losses("__test*base-0shot_")[0]) / 2
     assert lost.code["base", "full_main"].startswith(f"{mean:+.3f} ["), "two seeds, two texts"
     for name in ("runs", "eval_results"): shutil.rmtree(tmp_path / name)
     assert len(open_jobs(small)[0]) == 4
-    assert open_jobs(small, rest_of(small, tmp_path / "results")) == ([], 0), "a fresh clone with results/ has nothing left to do"
-    (next(kept.glob("eval/*main-lr1e-3-s1__test*__full__*.json"))).unlink()
-    assert [j.name for j in open_jobs(small, rest_of(small, tmp_path / "results"))[0]] == ["full_main-lr1e-3-s1"]
-    assert missing_jobs(small, tmp_path / "results") == ["full_main-lr1e-3-s1 (full)"]
+    assert open_jobs(small, skip_kept(small, tmp_path / "results")) == ([], 0), "a fresh clone with results/ has nothing left to do"
+    unpack(kept, tmp_path / "less" / "toy")
+    for path in (tmp_path / "less").glob("toy/eval/*main-lr1e-3-s1__test*__full__*"): path.unlink()
+    assert [j.name for j in open_jobs(small, skip_kept(small, tmp_path / "less"))[0]] == ["full_main-lr1e-3-s1"]
+    assert missing_jobs(small, tmp_path / "less") == ["full_main-lr1e-3-s1 (full)"], "folders are read as an archive is"
 
 
 def test_what_a_model_knew_before_by_a_command(tmp_path):
     out = tmp_path / "results" / "gemma-3-270m"
     few = "data.train_samples=100 data.test_samples=4"
-    command = [sys.executable, "-m", "gsm8k_sft.forgetting", "toy", "--n", "6", "--overrides", few, "--out", str(out)]
+    command = [sys.executable, "-m", "gsm8k_sft.evaluation.retention", "toy", "--n", "6", "--overrides", few, "--out", str(out)]
     said = subprocess.run(command, capture_output=True, text=True, timeout=150)
-    record = read_json(out / "known.json")
+    record = read_json(out / "contamination.json")
     assert "nats per token" in said.stdout, said.stderr
     assert (len(record["validation"]), len(record["test"])) == (6, 4) and record["environment"]["packages"]
-    row, difference = known_table(tmp_path / "results").iloc[0], sum(record["validation"]) / 6 - sum(record["test"]) / 4
+    row, difference = contamination_table(tmp_path / "results").iloc[0], sum(record["validation"]) / 6 - sum(record["test"]) / 4
     assert (row.model, row.texts) == ("gemma-3-270m", 6) and row["validation - test"].startswith(f"{difference:+.3f} [")
-    assert known_table(tmp_path).empty
+    assert contamination_table(tmp_path).empty
 
 
 def test_a_split_that_there_is_not(tmp_path):
@@ -101,7 +104,7 @@ def test_a_split_that_there_is_not(tmp_path):
     with pytest.raises(ConfigError, match="base.split"): read_study(str(path))
 
 
-def test_a_failure_is_told_and_the_rest_goes_on(tmp_path):
+def test_a_failure_is_reported_and_the_rest_goes_on(tmp_path):
     broken = study(tmp_path, more="lora: {tuning: lora, learning_rates: [1.0e-3], overrides: ['lora_config.target_modules=[nothing]']}")
     found = run_study(broken)
     assert list(found["failed"]) == ["lora_main-lr1e-3-s0 validation"] and "nothing" in found["failed"]["lora_main-lr1e-3-s0 validation"]
@@ -109,58 +112,55 @@ def test_a_failure_is_told_and_the_rest_goes_on(tmp_path):
 
 
 def test_memory_was_short_and_the_job_is_tried_once_more(tmp_path, monkeypatch):
-    import gsm8k_sft.study as module
     bad = "lora: {tuning: lora, learning_rates: [1.0e-3], overrides: ['lora_config.target_modules=[nothing]']}"
     broken, given = study(tmp_path, more=bad), []
-    answer, give = module.Lane.answer, module.Lane.give
-    def short(lane):
-        job, outcome, text, seconds = answer(lane)
+    answer, give = Worker.outcome, Worker.give
+    def short(worker):
+        job, outcome, text, seconds = answer(worker)
         return job, outcome, "OutOfMemoryError: CUDA out of memory." if outcome == "failed" else text, seconds
-    monkeypatch.setattr(module.Lane, "answer", short)
-    monkeypatch.setattr(module.Lane, "give", lambda lane, job: (given.append(job.name), give(lane, job)))
+    monkeypatch.setattr(Worker, "outcome", short)
+    monkeypatch.setattr(Worker, "give", lambda worker, job: (given.append(job.name), give(worker, job)))
     found = run_study(broken)
     assert given.count("lora_main-lr1e-3-s0") == 2 and list(found["failed"]) == ["lora_main-lr1e-3-s0 validation"], "twice is enough"
 
 
 def test_neighbours_had_the_memory_and_one_of_them_goes(tmp_path, monkeypatch):
-    import gsm8k_sft.study as module
-    small, said, lanes = study(tmp_path), [], {}
-    attempt, start = module.Lane.answer, module.Lane.start
-    def crowded(lane):
+    small, said, workers = study(tmp_path), [], {}
+    attempt, start = Worker.outcome, Worker.start
+    def crowded(worker):
         "What more than one process at once would see"
-        lanes[id(lane)] = lane
-        job, outcome, text, seconds = attempt(lane)
-        if sum(l.process.is_alive() for l in lanes.values()) > 1 and job.tuning:
+        workers[id(worker)] = worker
+        job, outcome, text, seconds = attempt(worker)
+        if sum(w.process.is_alive() for w in workers.values()) > 1 and job.tuning:
             outcome, text = "failed", "OutOfMemoryError: CUDA out of memory."
         return job, outcome, text, seconds
-    monkeypatch.setattr(module.Lane, "answer", crowded)
-    monkeypatch.setattr(module.Lane, "start", lambda lane: (start(lane), lanes.update({id(lane): lane}))[0])
-    found = run_study(small, lanes=3, say=said.append)
+    monkeypatch.setattr(Worker, "outcome", crowded)
+    monkeypatch.setattr(Worker, "start", lambda worker: (start(worker), workers.update({id(worker): worker}))[0])
+    found = run_study(small, workers=3, say=said.append)
     short = [s for s in said if "put back" in s]
     assert (found["failed"], found["left"], found["waiting"]) == ({}, [], 0), said
     assert ["2 left" in s for s in short] == [True, False] and "1 left" in short[1], short
 
 
-def test_a_killed_lane_is_replaced(tmp_path):
-    import gsm8k_sft.study as module
+def test_a_killed_worker_is_replaced(tmp_path):
     small, killed = study(tmp_path, train=200), []
-    def kill(lane, job):
+    def kill(worker, job):
         "The first job's process dies in the middle of it"
-        give(lane, job)
+        give(worker, job)
         if not killed:
             time.sleep(4)
-            os.kill(lane.process.pid, signal.SIGKILL)
+            os.kill(worker.process.pid, signal.SIGKILL)
             killed.append(job.name)
-    give, module.Lane.give = module.Lane.give, kill
+    give, Worker.give = Worker.give, kill
     try: found = run_study(small)
-    finally: module.Lane.give = give
+    finally: Worker.give = give
     assert list(found["failed"]) == [f"{killed[0]} validation"] and "exit code -9" in next(iter(found["failed"].values()))
     assert found["done"] == 3, "the base model was asked by the process that followed"
 
 
 def test_time_is_up_and_the_same_command_goes_on(tmp_path):
     study(tmp_path, train=400, epochs=6)
-    command = [sys.executable, "-m", "gsm8k_sft.study", str(tmp_path / "small.yaml")]
+    command = [sys.executable, "-m", "gsm8k_sft.experiments.runner", str(tmp_path / "small.yaml")]
     began = time.monotonic()
     subprocess.run([*command, "--dry-run"], check=True, capture_output=True)
     minutes = max(0.3, 4 * (time.monotonic() - began) / 60) # enough for imports and a checkpoint, on a machine with other work too
@@ -172,5 +172,5 @@ def test_time_is_up_and_the_same_command_goes_on(tmp_path):
     small = read_study(str(tmp_path / "small.yaml"))
     assert open_jobs(small)[1] == 5, "five runs wait for the learning rate"
     subprocess.run([*command, f"{2 * minutes:.2f}"], capture_output=True, text=True, timeout=500)
-    log = (tmp_path / "runs" / "toy" / "lane-0.log").read_text()
+    log = (tmp_path / "runs" / "toy" / "worker-0.log").read_text()
     assert "going on from" in log and steps[-1] > 0 and steps == sorted(set(steps))

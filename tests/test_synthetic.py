@@ -83,7 +83,8 @@ def test_the_model_is_causal():
 
 def test_the_shipped_model_and_its_records():
     toy = AutoModelForCausalLM.from_pretrained(toy_model_path(), dtype=torch.float32)
-    assert toy.num_parameters() == build_model().num_parameters() == json.loads((toy_model_path() / "record.json").read_text())["parameters"]
+    record = json.loads((toy_model_path() / "record.json").read_text())
+    assert toy.num_parameters() == build_model().num_parameters() == record["parameters"]
     assert (toy.generation_config.eos_token_id, toy.generation_config.pad_token_id) == ([1, 5], 0)
     assert sum(p.stat().st_size for p in toy_model_path().iterdir()) < 8e6 # what travels in the package
     least = {"full": 75, "lora": 60}

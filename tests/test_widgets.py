@@ -2,6 +2,7 @@
 import base64, importlib.util, json, os, shutil, subprocess, sys, time, urllib.request
 from pathlib import Path
 import nbformat, pytest
+from gsm8k_sft.evaluation.archive import unpack
 from gsm8k_sft.grading.errors import grade_answer
 from gsm8k_sft.core.config import load_config, project_path
 from gsm8k_sft.models.loading import load_model, load_tokenizer
@@ -53,10 +54,10 @@ def test_an_answer_without_number_says_so():
 
 def test_damaged_or_missing_predictions_are_left_out(tmp_path):
     folder = tmp_path / "toy" / "eval"
-    shutil.copytree(RESULTS / "toy" / "eval", folder)
+    unpack(RESULTS / "toy", tmp_path / "toy")
     assert len(evaluations(tmp_path)) == 8
     (folder / f"{FULL}.predictions.jsonl").write_text("{}\n")
-    (folder / f"{LORA}.predictions.jsonl.xz").unlink()
+    (folder / f"{LORA}.predictions.jsonl").unlink()
     assert not {FULL, LORA} & set(evaluations(tmp_path)) and len(evaluations(tmp_path)) == 6
 
 def test_unknown_evaluation_is_named_with_the_way_out(tmp_path):
@@ -105,9 +106,9 @@ def test_evaluations_that_do_not_pair_are_told_in_the_pane(box):
     assert w["place"].value == "1 of 500"
 
 def test_predictions_that_vanish_are_told_in_the_pane(tmp_path):
-    shutil.copytree(RESULTS / "toy" / "eval", tmp_path / "toy" / "eval")
+    unpack(RESULTS / "toy", tmp_path / "toy")
     w = explorer(tmp_path, FULL, LORA).controls
-    (tmp_path / "toy" / "eval" / f"{BASE}.predictions.jsonl.xz").unlink()
+    (tmp_path / "toy" / "eval" / f"{BASE}.predictions.jsonl").unlink()
     w["second"].value = BASE
     assert "is not one of" in w["pane"].value and "<div" not in w["pane"].value
 

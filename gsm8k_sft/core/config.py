@@ -287,7 +287,7 @@ def _check_training(cfg):
         raise ConfigError(f"train.save_steps: early stopping returns to the best checkpoint, "
                           f"so save_steps ({t.save_steps}) must equal eval_steps ({t.eval_steps})")
 
-# %% ../../nbs/core/config.ipynb #8c2dee59
+# %% ../../nbs/core/config.ipynb #be37e0cb
 def check_config(
     cfg: DictConfig, # complete
 ) -> None:
@@ -295,7 +295,11 @@ def check_config(
     check_ranges(cfg)
     check_lora(OmegaConf.to_container(cfg.lora_config))
     _check_training(cfg)
-    e, name = cfg.evaluation, cfg.run_name
+    e, d, name = cfg.evaluation, cfg.data, cfg.run_name
+    located = d.folder and d.source in ("auto", "folder") or d.source == "hub" and d.hub_name != "openai/gsm8k"
+    if d.dataset not in DATASETS and not located:
+        raise ConfigError(f"data.dataset: {d.dataset!r} is your own, so its file must say where it lies: "
+                          "{source: folder, folder: ...} or {source: hub, hub_name: ...}")
     if e.samples > 1 and not e.temperature:
         raise ConfigError("evaluation.samples: several answers to a problem need evaluation.temperature above 0; "
                           "greedy ones are all the same")

@@ -6,23 +6,26 @@
 __all__ = ['STYLE', 'LEGEND', 'encode_rows', 'encode', 'LabelError', 'check_labels', 'LabelInspector', 'inspect_labels',
            'token_lengths', 'token_statistics', 'plot_token_lengths']
 
-# %% ../../nbs/data/labels.ipynb #d81a7e40
+# %% ../../nbs/data/labels.ipynb #f86fa87b
 import html
 from .prompts import Renderer, special_tokens, tokenize_texts
 
 # %% ../../nbs/data/labels.ipynb #0db6965a
-def encode_rows(rows, tokenizer, renderer):
-    "All rows at once, which the fast tokenizer does in parallel"
+def encode_rows(
+    rows, # each with question and answer
+    tokenizer, # the model's
+    renderer: Renderer, # made for that tokenizer
+) -> list[dict]: # of each row input_ids, labels: lists of int of one length; prompt_length: int
+    "Tokens and labels of many problems; a fast tokenizer works in parallel"
     prompts = tokenize_texts(tokenizer, [renderer.prompt(row["question"]) for row in rows])
     completions = tokenize_texts(tokenizer, [renderer.completion(row["answer"]) for row in rows])
     return [{"input_ids": p + c, "labels": [-100] * len(p) + c, "prompt_length": len(p)} for p, c in zip(prompts, completions)]
 
-# %% ../../nbs/data/labels.ipynb #27a4136b
 def encode(
     row: dict, # with question and answer
     tokenizer, # the model's
     renderer: Renderer, # made for that tokenizer
-) -> dict: # input_ids, labels: lists of int of one length; prompt_length: int
+) -> dict: # as `encode_rows` gives it
     "Tokens and labels of one problem"
     return encode_rows([row], tokenizer, renderer)[0]
 
@@ -39,7 +42,6 @@ def _bos_problem(ids, renderer):
     if n and not needed: return f"{n} BOS tokens; this model uses none"
     if n != needed: return f"{n} of the tokens that open a turn, where its template writes {needed}"
 
-# %% ../../nbs/data/labels.ipynb #92a8bd03
 def _mask_problem(ids, labels, start, end):
     "Labels on the completion, all of it, and nowhere else"
     if all(l == -100 for l in labels): return "nothing is supervised: the loss would be empty"
@@ -72,15 +74,14 @@ def check_labels(
 # %% ../../nbs/data/labels.ipynb #fb9e7de0
 def _pieces(ids, labels, tokenizer):
     "(text, supervised, special) for each token, or group of tokens that only together make a character"
-    special, done, pieces, begun = set(special_tokens(tokenizer).values()), "", [], 0
+    special, done, pieces, first = set(special_tokens(tokenizer).values()), "", [], 0
     for i, token in enumerate(ids):
         text = tokenizer.decode(ids[:i + 1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if text.endswith("\ufffd") and i + 1 < len(ids): continue
-        pieces.append((text[len(done):], labels[begun] != -100, token in special))
-        done, begun = text, i + 1
+        pieces.append((text[len(done):], labels[first] != -100, token in special))
+        done, first = text, i + 1
     return pieces
 
-# %% ../../nbs/data/labels.ipynb #e969c647
 STYLE = """<style>
 .gsm8k-labels {font-family: monospace; line-height: 1.9; margin-bottom: 1em; overflow-wrap: anywhere}
 .gsm8k-labels span.t {border-left: 1px solid rgba(128,128,128,.45); padding: 1px 0}
@@ -91,32 +92,26 @@ STYLE = """<style>
 LEGEND = ("<span class='t s'>supervised</span> <span class='t'>not supervised</span> <span class='t x'>special token</span> "
           "<i>·</i> space <i>⏎</i> new line")
 
-def _show_space(text):
-    "HTML in which white space is seen"
-    marked = html.escape(text).replace(" ", "<i>·</i>").replace("\t", "<i>→</i>")
-    return marked.replace("\n", "<i>⏎</i><br>")
-
 # %% ../../nbs/data/labels.ipynb #b0a7678f
 class LabelInspector:
     "Examples with their supervised tokens coloured; `print` shows them between brackets"
     def __init__(self, examples, tokenizer):
-        self.examples = [(e.get("id", f"example {i}"), e, _pieces(e["input_ids"], e["labels"], tokenizer))
-                         for i, e in enumerate(examples)]
+        self.examples = []
+        for i, e in enumerate(examples):
+            count = f"{len(e['input_ids'])} tokens, {sum(l != -100 for l in e['labels'])} of them supervised"
+            self.examples.append((e.get("id", f"example {i}"), count, _pieces(e["input_ids"], e["labels"], tokenizer)))
 
     def __repr__(self):
         def text(pieces): return "".join(f"[{t}]" if s else t for t, s, _ in pieces).replace("][", "|")
-        return "\n\n".join(f"{name}: {self._count(e)}\n{text(pieces)}" for name, e, pieces in self.examples)
-
-    def _count(self, e):
-        return f"{len(e['input_ids'])} tokens, {sum(l != -100 for l in e['labels'])} of them supervised"
+        return "\n\n".join(f"{name}: {count}\n{text(pieces)}" for name, count, pieces in self.examples)
 
     def _repr_html_(self):
-        blocks = [LEGEND, *(f"<b>{html.escape(name)}</b>: {self._count(e)}<br>" + "".join(self._token(*p) for p in pieces)
-                            for name, e, pieces in self.examples)]
+        def token(text, supervised, special):
+            marked = html.escape(text).replace(" ", "<i>·</i>").replace("\t", "<i>→</i>").replace("\n", "<i>⏎</i><br>")
+            return f"<span class='t{' s' * supervised}{' x' * special}'>{marked}</span>"
+        blocks = [LEGEND, *(f"<b>{html.escape(name)}</b>: {count}<br>" + "".join(token(*p) for p in pieces)
+                            for name, count, pieces in self.examples)]
         return STYLE + "".join(f"<div class='gsm8k-labels'>{block}</div>" for block in blocks)
-
-    def _token(self, text, supervised, special):
-        return f"<span class='t{' s' * supervised}{' x' * special}'>{_show_space(text)}</span>"
 
 # %% ../../nbs/data/labels.ipynb #7d7f5765
 def inspect_labels(

@@ -5,42 +5,33 @@
 # %% auto #0
 __all__ = ['PROBE', 'TEXT_ENDS', 'special_tokens', 'tokenize_texts', 'Renderer']
 
-# %% ../../nbs/data/prompts.ipynb #7c15282e
+# %% ../../nbs/data/prompts.ipynb #1888ed96
 from fastcore.basics import patch
 from ..core.config import check_choice, fingerprint
 from .problems import DataError
 
 # %% ../../nbs/data/prompts.ipynb #05d822fe
-PROBE = "PROBE-7"
-TEXT_ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
-
-def special_tokens(tokenizer):
-    "Text to id of the special tokens"
+def special_tokens(
+    tokenizer, # a transformers tokenizer
+) -> dict: # text to id
+    "The special tokens of a tokenizer"
     added = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     return {**added, **{t: tokenizer.convert_tokens_to_ids(t) for t in tokenizer.all_special_tokens}}
 
-def tokenize_texts(tokenizer, texts):
-    "Token ids of each text, with nothing added and nothing cut"
+def tokenize_texts(
+    tokenizer, # a transformers tokenizer
+    texts, # rendered texts, BOS and all
+) -> list: # token ids of each text
+    "Tokens with nothing added and nothing cut"
     if not texts: return []
     return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 # %% ../../nbs/data/prompts.ipynb #c3a1bdb7
 def _messages(question, shots=()):
-    "A conversation that ends in a question; there is no system turn, which Gemma refuses"
+    "A conversation that ends in a question"
     turns = [(role, shot[key].strip()) for shot in shots for role, key in (("user", "question"), ("assistant", "answer"))]
     return [{"role": role, "content": text} for role, text in [*turns, ("user", question.strip())]]
 
-def _ending(tokenizer, special):
-    "What the chat template writes after an answer, up to and with its first special token"
-    messages = [*_messages("How many?"), {"role": "assistant", "content": PROBE}]
-    tail = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(PROBE)[2]
-    places = [(tail.index(text), -len(text)) for text in special if text in tail]
-    start, length = min(places, default=(0, 0))
-    if not places or tail[:start].strip():
-        raise DataError(f"the chat template ends an answer in {tail!r}, which is no special token; use data.prompt_style=plain")
-    return tail[:start - length]
-
-# %% ../../nbs/data/prompts.ipynb #57b183b9
 class Renderer:
     "Prompts and completions for one tokenizer: its chat template, or `Question: … Answer:`"
     def __init__(
@@ -56,6 +47,13 @@ class Renderer:
         self._find_bos()
         self._find_end()
 
+@patch
+def _apply_template(self: Renderer, messages, open_answer=False):
+    "A conversation as the chat template writes it"
+    try: return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_answer)
+    except Exception as e: # whatever a template may raise
+        raise DataError(f"the chat template can't write question and answer ({e}); use data.prompt_style=plain") from None
+
 # %% ../../nbs/data/prompts.ipynb #ad3d133c
 @patch
 def prompt(
@@ -64,13 +62,10 @@ def prompt(
     shots=(), # worked examples before it, each with question and answer
 ) -> str: # ends where the answer begins
     "The text the model is given"
-    if self.style == "chat":
-        messages = _messages(question, shots)
-        return self.bos_text + self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if self.style == "chat": return self.bos_text + self._apply_template(_messages(question, shots), open_answer=True)
     blocks = [f"Question: {s['question'].strip()}\nAnswer: {s['answer'].strip()}" for s in shots]
     return self.bos_text + "\n\n".join([*blocks, f"Question: {question.strip()}\nAnswer:"])
 
-# %% ../../nbs/data/prompts.ipynb #4879a3a7
 @patch
 def completion(
     self: Renderer,
@@ -93,13 +88,28 @@ def _find_bos(self: Renderer):
     self.bos_count = 1 if self.uses_bos else written[0]
 
 # %% ../../nbs/data/prompts.ipynb #fa3b9f2b
+PROBE = "PROBE-7"
+TEXT_ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
+
 @patch
 def _find_end(self: Renderer):
     "Set ending (text), end_token, end_token_id, stop_ids, stop_texts"
     tokenizer, special = self.tokenizer, special_tokens(self.tokenizer)
-    if self.style == "plain" and tokenizer.eos_token is None:
-        raise DataError("this tokenizer names no eos token, so a plain answer can't end")
-    self.ending = _ending(tokenizer, special) if self.style == "chat" else tokenizer.eos_token
+    if self.style == "plain":
+        if tokenizer.eos_token is None: raise DataError("this tokenizer names no eos token, so a plain answer can't end")
+        self.ending = tokenizer.eos_token
+    else:
+        asked = _messages("How many?")
+        closed, opened = self._apply_template(asked), self._apply_template(asked, open_answer=True)
+        before, _, tail = self._apply_template([*asked, {"role": "assistant", "content": PROBE}]).rpartition(PROBE)
+        if opened == closed and before.startswith(closed) and (header := before[len(closed):].strip()):
+            raise DataError(f"the chat template has no generation prompt: an answer begins after {header!r}, which a prompt "
+                            "would lack; use data.prompt_style=plain")
+        places = [(tail.index(text), -len(text)) for text in special if text in tail]
+        start, length = min(places, default=(0, 0))
+        if not places or tail[:start].strip():
+            raise DataError(f"the chat template ends an answer in {tail!r}, which is no special token; use data.prompt_style=plain")
+        self.ending = tail[:start - length]
     self.end_token = self.ending.strip()
     self.end_token_id = special[self.end_token]
     self.stop_ids = list(dict.fromkeys(special[t] for t in (self.end_token, tokenizer.eos_token, *TEXT_ENDS) if t in special))

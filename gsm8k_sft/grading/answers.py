@@ -142,7 +142,6 @@ def own_text(
     match = _QUESTION.search(text)
     return text[:match.start()] if match else text
 
-# %% ../../nbs/grading/answers.ipynb #cc6cfcbd
 _LABEL = re.compile(r"^[ \t*#_]{0,8}(?:answer|ans|a)[*_ ]{0,4}:", re.M | re.I)
 
 def _line(text, start):

@@ -59,7 +59,6 @@ def calculate(
     except (ValueError, IndexError, ZeroDivisionError): return None
     return None if tokens else value
 
-# %% ../../nbs/grading/arithmetic.ipynb #f2f97c4c
 def format_result(
     value: Fraction, # an exact result
 ) -> str: # decimal notation, without trailing zeros
@@ -81,7 +80,6 @@ def annotations(
     if not isinstance(text, str): return []
     return [(e, s, calculate(e)) for e, s in ANNOTATION.findall(text)]
 
-# %% ../../nbs/grading/arithmetic.ipynb #83580e6f
 def verdict(
     stated: str, # a result as written
     value: Fraction | None, # the exact one

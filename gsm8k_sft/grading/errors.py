@@ -53,7 +53,6 @@ def class_table(
     counts = {model: Counter(a["class"] for a in answers) for model, answers in answers_by_model.items()}
     return pd.DataFrame({model: [c[k] for k in CLASSES] for model, c in counts.items()}, index=pd.Index(CLASSES, name="class"))
 
-# %% ../../nbs/grading/errors.ipynb #9bd80193
 _SIZES = {"steps": ("gold_steps", 1, 8), "length": ("gold_length", 100, 5)} # key, width of a bin, index of the last bin, which is open
 
 def breakdown(

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from itertools import combinations, cycle
 from pathlib import Path
+from ..evaluation.archive import read_bytes
 from ..evaluation.compare import Comparison, compare
 from ..evaluation.results import is_plain, read_evaluations, read_runs
 from ..grading.answers import GRADERS
@@ -114,7 +115,7 @@ def log_rows(
 ) -> list[dict]: # of its log.jsonl; empty if there is none
     "The logged rows of a run"
     path = record["file"].parent / "log.jsonl"
-    return read_log(path) if path.exists() else []
+    return [] if read_bytes(path) is None else read_log(path)
 
 # %% ../../nbs/reporting/curves.ipynb #e87aedeb
 def plot_panels(

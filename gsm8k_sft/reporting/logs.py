@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from itertools import chain
 from pathlib import Path
+from ..evaluation.archive import read_bytes
 
 # %% ../../nbs/reporting/logs.ipynb #40d343bd
 def _parsed(text):
@@ -29,8 +30,9 @@ def read_log(
 ) -> list[dict]: # its rows in the order of the file: step, loss, grad_norm, learning_rate, tokens_per_second, eval_loss ...
     "The rows of a run's log; a cut-off last line is dropped"
     path, rows = Path(path), []
-    path = path / "log.jsonl" if path.is_dir() else path
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    path = path if read_bytes(path / "log.jsonl") is None else path / "log.jsonl"
+    data = read_bytes(path)
+    lines = (path.read_bytes() if data is None else data).decode(errors="replace").split("\n") # a missing file raises
     for number, line in enumerate(lines, 1):
         row = _parsed(line)
         if _has_step(row): rows.append(row)
@@ -149,16 +151,18 @@ def csv_rows(
 # %% ../../nbs/reporting/logs.ipynb #a279bd73
 def _log_file(path):
     "The log in a folder, or the file itself"
+    if read_bytes(path / "log.jsonl") is not None: return path / "log.jsonl"
     if not path.is_dir(): return path
     newest_first = lambda p: -int(p.parent.name.rpartition("-")[2])
     checkpoints = sorted(path.glob("checkpoint-*/trainer_state.json"), key=newest_first)
-    found = [*path.glob("log.jsonl"), *path.glob("trainer_state.json"), *checkpoints]
+    found = [*path.glob("trainer_state.json"), *checkpoints]
     if not found: raise ValueError(f"{path}: no log.jsonl or trainer_state.json in this folder")
     return found[0]
 
 def _read_file(path, logging_steps):
     "The rows of each run in a file"
-    text = path.read_bytes().decode("utf-8-sig", "replace")
+    data = read_bytes(path)
+    text = (path.read_bytes() if data is None else data).decode("utf-8-sig", "replace")
     header = next(csv.reader([text.partition("\n")[0].replace("\0", "")]), [])
     if not text.strip(): warnings.warn(f"{path}: empty, so there is nothing to read", stacklevel=3); return {}
     if re.match(r'\s*\{\s*"', text) and '"log_history"' in text: return trainer_rows(text, path)

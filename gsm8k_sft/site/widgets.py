@@ -18,7 +18,8 @@ from ..data.datasets import load_gsm8k
 from ..data.problems import data_folder
 from ..data.prompts import Renderer
 from ..evaluation.results import complete_result, label, model_order, read_evaluations, read_predictions
-from ..generation.engine import answering, check_prompts
+from ..generation.batches import evaluation_mode
+from ..generation.generate import check_prompts
 from ..grading.answers import STRICT, extract_numeric, own_text
 from ..grading.arithmetic import annotations, equations, format_result, verdict
 from ..grading.errors import CLASSES, solution_steps
@@ -371,7 +372,7 @@ def _grow(models, ids, limit, stop_ids, tokenizer, context):
     "The texts of both models after each step"
     read = lambda new: tokenizer.decode(new, skip_special_tokens=True).rstrip("\ufffd") # half a character, until the next token
     with ExitStack() as stack:
-        for m in models: stack.enter_context(answering(m, m.generation_config))
+        for m in models: stack.enter_context(evaluation_mode(m))
         steps = [_greedy(m, ids, limit, stop_ids, c) for m, c in zip(models, (context, nullcontext))]
         new = [[], []]
         for tokens in zip_longest(*steps):
