@@ -23,7 +23,7 @@ from .logs import read_log, tidy
 from .tables import comparison_table, read_answers
 from ..statistics.intervals import wilson_interval
 
-# %% ../../nbs/reporting/curves.ipynb #2f074c70
+# %% ../../nbs/reporting/curves.ipynb #e12a6a4b
 METRICS = {"loss": ("loss, nats per token", 1), "eval_loss": ("validation loss,\nnats per token", 1),
            "grad_norm": ("gradient norm", 1), "learning_rate": ("learning rate", 1),
            "tokens_per_second": ("thousand tokens\nper second", 1000), "memory": ("peak memory, GiB", 2**30)}
@@ -32,7 +32,6 @@ BY = {"step": ("optimizer step", 1), "epoch": ("epoch", 1),
 SMOOTHED = ("loss", "grad_norm", "tokens_per_second")
 MANY, FEW = 30, 6 # runs: more than MANY are grey with a median; of at most FEW the raw values are drawn too
 
-# %% ../../nbs/reporting/curves.ipynb #dcd551a3
 def _experiment(run): return re.sub(r"-s\d+", "", run, count=1)
 
 def _method(run): return re.sub("_(main|socratic)", "", _experiment(run))
@@ -247,10 +246,9 @@ def plot_steps(
     ax.alt = " ".join(f"{name}: {said(part['share'])}." for name, part in parts.items())
     return ax
 
-# %% ../../nbs/reporting/curves.ipynb #15e21ef8
+# %% ../../nbs/reporting/curves.ipynb #e7eb3496
 def _p_text(p): return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
-# %% ../../nbs/reporting/curves.ipynb #5d276daa
 def plot_discordant(
     comparisons: Comparison | list[Comparison], # from `compare`
     ax=None, # matplotlib Axes to draw on; a new figure by default

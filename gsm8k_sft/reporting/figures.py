@@ -6,13 +6,13 @@
 __all__ = ['COLOURS', 'INK', 'PAPER', 'GRID', 'DARK', 'figure_style', 'dark_svg', 'svg_text', 'save_figure', 'alt_text',
            'picture']
 
-# %% ../../nbs/reporting/figures.ipynb #67a9937a
+# %% ../../nbs/reporting/figures.ipynb #70136605
 import html, io, os, re
 import numpy as np
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../../nbs/reporting/figures.ipynb #a2a9404c
+# %% ../../nbs/reporting/figures.ipynb #07bffd2f
 COLOURS = {"blue": "#0072b2", "orange": "#d55e00", "green": "#009e73", "pink": "#cc79a7", "sky": "#56b4e9", "yellow": "#e69f00",
            "grey": "#8a8a8a"}
 INK, PAPER, GRID = "#24292f", "#ffffff", "#e4e4e4"
@@ -30,10 +30,10 @@ def figure_style(): # yields matplotlib.pyplot
                 "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True, "axes.prop_cycle": cycler(color=list(COLOURS.values()))}
     with plt.rc_context(settings): yield plt
 
-# %% ../../nbs/reporting/figures.ipynb #eb4ba9b9
 DARK = {INK: "#e6edf3", PAPER: "#0d1117", GRID: "#30363d",
         COLOURS["blue"]: "#3d9be6", COLOURS["orange"]: "#f0792b", COLOURS["sky"]: "#8fd0fa"}
 
+# %% ../../nbs/reporting/figures.ipynb #a913a43b
 def dark_svg(
     svg: str, # as matplotlib writes it, in the colours of `figure_style`
 ) -> str: # for a dark page

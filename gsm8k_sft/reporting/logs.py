@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'AXES', 'LEFT_OUT', 'STEPS', 'read_log', 'tidy', 'trainer_rows', 'printed_rows', 'csv_rows', 'read_logs']
 
-# %% ../../nbs/reporting/logs.ipynb #0cfca7f9
+# %% ../../nbs/reporting/logs.ipynb #901710aa
 import csv, json, math, re, warnings
 import numpy as np
 import pandas as pd
@@ -41,13 +41,12 @@ def read_log(
         else: _skip(path, f"line {number}", "JSON with a step")
     return rows
 
-# %% ../../nbs/reporting/logs.ipynb #0cc5388c
+# %% ../../nbs/reporting/logs.ipynb #eceff37a
 COLUMNS = ["run", "step", "epoch", "tokens", "seconds", "metric", "value"]
 AXES = {"step": ("step", "global_step", "_step"), "epoch": ("epoch",), "tokens": ("tokens", "num_input_tokens_seen"),
         "seconds": ("seconds", "train_runtime", "_runtime")} # the first that was logged counts
 LEFT_OUT = {"total_flos", "_timestamp"}
 
-# %% ../../nbs/reporting/logs.ipynb #49e55507
 def _metric_name(key): return "eval_" + key[5:] if key.startswith("eval/") else key.removeprefix("train/")
 
 def _number(value):

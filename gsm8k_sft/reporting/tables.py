@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'SCORE_COLUMNS', 'COST_COLUMNS', 'comparison_table', 'format_table', 'keep_together', 'markdown_table',
-           'average_seeds', 'mean_label', 'accuracies_in_words', 'headline', 'ran_on', 'read_answers', 'error_table',
-           'size_table']
+           'average_seeds', 'mean_label', 'accuracies_in_words', 'headline', 'ran_on', 'read_answers', 'size_table',
+           'error_table']
 
-# %% ../../nbs/reporting/tables.ipynb #1ea9e05f
+# %% ../../nbs/reporting/tables.ipynb #777edd94
 import re
 import pandas as pd
 from collections import Counter
@@ -93,12 +93,11 @@ def markdown_table(
     rows = [table.columns, ["---:" if n else "---" for n in numeric], *table.itertuples(index=False)]
     return "\n".join("| " + " | ".join(keep_together(str(v)).replace("|", "\\|") for v in row) + " |" for row in rows)
 
-# %% ../../nbs/reporting/tables.ipynb #361dc6b6
+# %% ../../nbs/reporting/tables.ipynb #1d807aa7
 def _experiments(table):
     "The runs' names without their seeds; empty for the base model"
     return table.run.astype("string").str.replace(r"-s\d+", "", n=1, regex=True).fillna("")
 
-# %% ../../nbs/reporting/tables.ipynb #f83d49c5
 def average_seeds(
     table: pd.DataFrame, # from `comparison_table`
 ) -> pd.DataFrame: # a row per preset, dataset, number of problems, model and experiment
@@ -199,15 +198,7 @@ def read_answers(
     def name(e): return label(e["model_type"]) + (f" ({e['configuration'].get('run_name')})" if e["model_type"] in many else "")
     return {name(e): read_predictions(e["name"], e["file"].parent) for e in found}
 
-# %% ../../nbs/reporting/tables.ipynb #3c284d87
-def error_table(
-    answers: dict[str, list[dict]], # from `read_answers`
-) -> pd.DataFrame: # a row for each class, a column for each model: percent of its answers
-    "What the answers of each model are"
-    counts = class_table(answers)
-    return (100 * counts / counts.sum()).round(1)
-
-# %% ../../nbs/reporting/tables.ipynb #14b07472
+# %% ../../nbs/reporting/tables.ipynb #38c98453
 def size_table(
     answers: dict[str, list[dict]], # from `read_answers`
     by: str = "steps", # steps or length (characters) of the published answer
@@ -216,3 +207,10 @@ def size_table(
     parts = {name: breakdown(a, by, "numeric") for name, a in answers.items()}
     n = next(iter(parts.values())).n
     return pd.DataFrame({"problems": n, **{name: (100 * p.share).round(1) for name, p in parts.items()}})[n > 0]
+
+def error_table(
+    answers: dict[str, list[dict]], # from `read_answers`
+) -> pd.DataFrame: # a row for each class, a column for each model: percent of its answers
+    "What the answers of each model are"
+    counts = class_table(answers)
+    return (100 * counts / counts.sum()).round(1)

@@ -29,7 +29,7 @@ def _cell_text(cell):
     code = "" if "#| echo: false" in lines else f"```python\n{source}\n```"
     return "\n\n".join(filter(None, [code, *map(_output_text, cell["outputs"])]))
 
-# %% ../../nbs/site/readme.ipynb #00a4c8f8
+# %% ../../nbs/site/readme.ipynb #b031e0f0
 def readme_text(
     path: Path | str, # the index notebook
 ) -> str: # markdown
@@ -42,7 +42,6 @@ def readme_text(
     text = "\n\n".join(filter(None, (_cell_text(c).strip() for c in cells)))
     return re.sub(r"""(\]\(|\bsrc(?:set)?=")([^)"\s]+)""", moved, text) + "\n"
 
-# %% ../../nbs/site/readme.ipynb #021dafe5
 @call_parse
 def main():
     "Write README.md from nbs/index.ipynb"

@@ -13,6 +13,7 @@ from contextlib import ExitStack, nullcontext
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
+from fastcore.basics import patch
 from ..core.config import check_choice, load_config, project_path
 from ..data.datasets import load_gsm8k
 from ..data.problems import data_folder
@@ -49,7 +50,7 @@ def evaluations(
     raise ValueError(f"{root or project_path('eval_results')}: no finished evaluation here; "
                      "`make demo` makes some, and results/ has those of the report")
 
-# %% ../../nbs/site/widgets.ipynb #ba6aea90
+# %% ../../nbs/site/widgets.ipynb #930dd3a9
 def _common(a, b):
     "The ids of both, in the order of `a`; each asks the same question in both"
     both = [i for i in a if i in b]
@@ -58,7 +59,6 @@ def _common(a, b):
     if other: raise ValueError(f"{other}: the two evaluations asked different questions under this id; evaluate both on the same data")
     return both
 
-# %% ../../nbs/site/widgets.ipynb #930dd3a9
 def pair_answers(
     a: list[dict], # predictions, from `read_predictions`
     b: list[dict], # another model's
@@ -69,14 +69,13 @@ def pair_answers(
     about = lambda p: {"question": p["question"], "gold": p["gold"], "steps": p.get("gold_steps", 0)}
     return [{"id": i, **about(a[i]), "a": a[i], "b": b[i]} for i in _common(a, b)]
 
-# %% ../../nbs/site/widgets.ipynb #dbb4df21
+# %% ../../nbs/site/widgets.ipynb #1e22f9d2
 def _read_graded(e):
     "The predictions of an evaluation, with classes"
     found = read_predictions(e, e["file"].parent)
     if all("class" in p for p in found): return found
     raise ValueError(f"{e['name']}: graded by an older version; `gsm8k_sft.evaluate.regrade` adds the classes")
 
-# %% ../../nbs/site/widgets.ipynb #1e22f9d2
 def read_pair(
     first: str, # an evaluation's name
     second: str, # another's, or the same
@@ -87,7 +86,7 @@ def read_pair(
     for name in (first, second): check_choice(f"evaluation in {root or project_path('eval_results')}", name, list(there))
     return pair_answers(*(_read_graded(there[name]) for name in (first, second)))
 
-# %% ../../nbs/site/widgets.ipynb #88cab15e
+# %% ../../nbs/site/widgets.ipynb #39ac66cb
 VERDICTS = {
     "all": lambda a, b: True,
     "they differ": lambda a, b: a != b,
@@ -99,7 +98,6 @@ VERDICTS = {
     "second wrong": lambda a, b: not b,
 }
 
-# %% ../../nbs/site/widgets.ipynb #39ac66cb
 def filter_answers(
     pairs: list[dict], # from `pair_answers`
     right: str = "all", # a key of `VERDICTS`
@@ -114,7 +112,7 @@ def filter_answers(
         return kind in ("any", p["a"]["class"], p["b"]["class"]) and steps in ("any", p["steps"])
     return [p for p in pairs if passes(p)]
 
-# %% ../../nbs/site/widgets.ipynb #6545b626
+# %% ../../nbs/site/widgets.ipynb #ace98c46
 SIGNS = {"exact": "✓", "rounded": "✓", "wrong": "✗", "unread": "?"}
 
 def _calculations(text):
@@ -127,7 +125,6 @@ def _calculations(text):
         title = "can't be worked out" if value is None else f"{expression} = {format_result(value)}"
         yield start, end, verdict(stated, value), title
 
-# %% ../../nbs/site/widgets.ipynb #ace98c46
 def _final(text):
     "(start, end) of the final answer, or None"
     if match := STRICT.search(text): return match.span()
@@ -135,7 +132,7 @@ def _final(text):
     start = own_text(text).rfind(number) if number else -1
     return (start, start + len(number)) if start >= 0 else None
 
-# %% ../../nbs/site/widgets.ipynb #b2a36193
+# %% ../../nbs/site/widgets.ipynb #b984db79
 def _marks(text):
     "(start, end, kind, title) of all that is marked, from the beginning on"
     final, found = _final(text), []
@@ -144,7 +141,6 @@ def _marks(text):
         found.append((start, end, kind, title))
     return sorted(found + ([(*final, "final", "final answer")] if final else []))
 
-# %% ../../nbs/site/widgets.ipynb #b984db79
 def text_html(
     text: str, # an answer or a published solution, whole or only its beginning
 ) -> str: # escaped, with <span>s; line ends are kept
@@ -174,20 +170,19 @@ overflow: auto}
 .gsm8k-pair .final {background: rgba(86,180,233,.35); font-weight: bold; padding: 0 .2em; border-radius: .2em}
 </style>"""
 
-# %% ../../nbs/site/widgets.ipynb #8434c0f1
+# %% ../../nbs/site/widgets.ipynb #08fd11e3
 def _block(head, text, note=""):
     "A heading, a note and a text, of which only `text` is HTML"
     small = f"<small>{html.escape(note)}</small>" if note else ""
     return f"<div><b>{html.escape(head)}</b>{small}<p>{text}</p></div>"
 
-# %% ../../nbs/site/widgets.ipynb #08fd11e3
 def _both(names, texts, notes=("", ""), above=()):
     "Two texts side by side, below other blocks"
     sides = "".join(_block(*side) for side in zip(names, map(text_html, texts), notes))
     return f"{STYLE}<div class=gsm8k-pair>{''.join(above)}<div class=both>{sides}</div></div>"
 
-# %% ../../nbs/site/widgets.ipynb #58c7fe1c
-def _slip(answer):
+# %% ../../nbs/site/widgets.ipynb #dee70815
+def _slip_text(answer):
     "Where its arithmetic went wrong first, in words"
     step = answer.get("slip_step")
     if not step: return ""
@@ -195,13 +190,12 @@ def _slip(answer):
     expression, stated, value = steps[step - 1] if step <= len(steps) else ("", "", None) # None: graded by other rules
     return f" at step {step}" + ("" if value is None else f": {expression} = {stated} instead of {format_result(value)}")
 
-# %% ../../nbs/site/widgets.ipynb #dee70815
-def _told(answer):
+def _verdict_text(answer):
     "Verdict and class of a prediction, in words"
     sign = "✓" if answer["strict"] else "✗"
     number = answer["extracted_strict"] or answer.get("extracted_numeric")
     final = f"final answer {number}" if number else "no final answer"
-    return f"{sign} {answer['class']}{_slip(answer)}; {final}; {answer['n_tokens']} tokens"
+    return f"{sign} {answer['class']}{_slip_text(answer)}; {final}; {answer['n_tokens']} tokens"
 
 # %% ../../nbs/site/widgets.ipynb #23fd78fb
 def answer_html(
@@ -214,7 +208,7 @@ def answer_html(
     if pair["steps"]: about += f", {pair['steps']} step{'s' * (pair['steps'] != 1)}"
     above = [_block(about, html.escape(pair["question"]))]
     if solution: above.append(_block("published solution", text_html(solution)))
-    return _both(names, [a["text"] for a in answers], map(_told, answers), above)
+    return _both(names, [a["text"] for a in answers], map(_verdict_text, answers), above)
 
 # %% ../../nbs/site/widgets.ipynb #79a05582
 @lru_cache
@@ -245,38 +239,37 @@ class Explorer:
         self.choose(first, second or [n for n in self.there if of_preset(n)][-1])
 
 # %% ../../nbs/site/widgets.ipynb #6c9c6e76
-def _choose(self, first, second):
+@patch
+def choose(self: Explorer, first, second):
     "Show these two evaluations from the beginning"
     self.names, self.pairs, self.shown, self.at = (first, second), [], [], 0
     self.pairs = read_pair(first, second, self.root)
     self.keep(**self.filter)
 
-def _keep(self, **kwargs):
+@patch
+def keep(self: Explorer, **kwargs):
     "Show only what passes `filter_answers`, from the beginning"
     self.filter, self.shown, self.at = kwargs, [], 0
     self.shown = filter_answers(self.pairs, **kwargs)
 
-# %% ../../nbs/site/widgets.ipynb #fe3c7c23
-def _move(self, by):
-    "So many problems on, or back; no further than to the ends"
+@patch
+def move(self: Explorer, by):
+    "So many problems on, or back, as far as the ends"
     self.at = max(0, min(self.at + by, len(self.shown) - 1))
 
-Explorer.choose, Explorer.keep, Explorer.move = _choose, _keep, _move
-
-# %% ../../nbs/site/widgets.ipynb #5e789bb5
-def _where(self):
+# %% ../../nbs/site/widgets.ipynb #d293470a
+@patch
+def place(self: Explorer):
     "Which of how many"
     return f"{self.at + 1:,} of {len(self.shown):,}" if self.shown else "none"
 
-# %% ../../nbs/site/widgets.ipynb #d293470a
-def _html(self):
+@patch
+def html(self: Explorer):
     "The problem at this place, or why there is none"
     if not self.shown: return f"<p>None of the {len(self.pairs):,} problems passes this filter: widen it.</p>"
     pair, (first, second) = self.shown[self.at], [self.there[n] for n in self.names]
     known = solutions(first["configuration"]["preset"], first["dataset"], first["split"])
     return answer_html(pair, (first["title"], second["title"]), known.get(pair["question"], ""))
-
-Explorer.place, Explorer.html = _where, _html
 
 # %% ../../nbs/site/widgets.ipynb #9521607e
 def _controls(view):
@@ -287,12 +280,6 @@ def _controls(view):
     filters = {"right": dropdown("show", list(VERDICTS)), "kind": dropdown("class", ["any", *CLASSES]), "steps": dropdown("steps", ["any"])}
     buttons = {k: ipywidgets.Button(description=k, icon=f"arrow-{d}") for k, d in (("previous", "left"), ("next", "right"))}
     return runs | filters | buttons | {"place": ipywidgets.Label(), "pane": ipywidgets.HTML()}
-
-# %% ../../nbs/site/widgets.ipynb #6cf1ce38
-def _layout(w):
-    "The widgets in rows"
-    rows = [("first", "second"), ("right", "kind", "steps"), ("previous", "next", "place")]
-    return ipywidgets.VBox([*(ipywidgets.HBox([w[n] for n in row]) for row in rows), w["pane"]])
 
 # %% ../../nbs/site/widgets.ipynb #a9e956cf
 def _connect(view, w):
@@ -311,7 +298,7 @@ def _connect(view, w):
     for name, by in (("previous", -1), ("next", 1)): w[name].on_click(lambda _, by=by: draw(lambda: view.move(by)))
     choose()
 
-# %% ../../nbs/site/widgets.ipynb #19598841
+# %% ../../nbs/site/widgets.ipynb #e682ef45
 def explorer(
     root: Path | str | None = None, # a folder laid out as results/; your own eval_results/ by default
     first: str | None = None, # an evaluation's name; the first by default
@@ -321,16 +308,16 @@ def explorer(
     view = Explorer(root, first, second)
     w = _controls(view)
     _connect(view, w)
-    box = _layout(w)
+    rows = [("first", "second"), ("right", "kind", "steps"), ("previous", "next", "place")]
+    box = ipywidgets.VBox([*(ipywidgets.HBox([w[n] for n in row]) for row in rows), w["pane"]])
     box.controls = w
     return box
 
-# %% ../../nbs/site/widgets.ipynb #e682ef45
 def live() -> bool: # True in JupyterLab, Colab and VS Code; False under papermill, in tests, on the site
     "Can somebody click here?"
     return "google.colab" in sys.modules or any(k in os.environ for k in ("JPY_SESSION_NAME", "VSCODE_PID"))
 
-# %% ../../nbs/site/widgets.ipynb #31484703
+# %% ../../nbs/site/widgets.ipynb #3b950352
 def _greedy(model, ids, limit, stop_ids, context=nullcontext):
     "Token ids one by one, up to a stop token"
     import torch
@@ -342,7 +329,6 @@ def _greedy(model, ids, limit, stop_ids, context=nullcontext):
         yield int(token)
         ids = token[None, None]
 
-# %% ../../nbs/site/widgets.ipynb #3b950352
 def _adapter_off(base, tuned):
     "Is the base model the tuned one without its adapter?"
     inside = base is None or base is getattr(tuned, "get_base_model", lambda: None)()
@@ -350,7 +336,7 @@ def _adapter_off(base, tuned):
         raise ValueError("base: this tuned model has no adapter to switch off; give its base model")
     return inside
 
-# %% ../../nbs/site/widgets.ipynb #af9cc502
+# %% ../../nbs/site/widgets.ipynb #0e2787f8
 def stream_pair(
     base, # model on its device; None: that of `tuned`, its adapter switched off
     tuned, # model on its device
@@ -367,7 +353,6 @@ def stream_pair(
     for m in models: check_prompts(m, [ids], max_new_tokens, ["the question"])
     return _grow(models, ids, max_new_tokens, renderer.stop_ids, tokenizer, tuned.disable_adapter if bare else nullcontext)
 
-# %% ../../nbs/site/widgets.ipynb #0e2787f8
 def _grow(models, ids, limit, stop_ids, tokenizer, context):
     "The texts of both models after each step"
     read = lambda new: tokenizer.decode(new, skip_special_tokens=True).rstrip("\ufffd") # half a character, until the next token
@@ -379,7 +364,7 @@ def _grow(models, ids, limit, stop_ids, tokenizer, context):
             for had, token in zip(new, tokens): had += [] if token is None else [token]
             yield read(new[0]), read(new[1])
 
-# %% ../../nbs/site/widgets.ipynb #d6d7f715
+# %% ../../nbs/site/widgets.ipynb #243aff94
 def _ask(w, stream, names):
     "Show what `stream` yields for the question"
     w["ask"].disabled, w["state"].value, texts, drawn = True, "answering …", ("", ""), 0.0
@@ -391,7 +376,6 @@ def _ask(w, stream, names):
     except Exception as e: w["state"].value = str(e) or type(e).__name__
     finally: w["ask"].disabled = False
 
-# %% ../../nbs/site/widgets.ipynb #243aff94
 def playground(
     base, # model on its device; None: that of `tuned`, its adapter switched off
     tuned, # model on its device
