@@ -39,7 +39,8 @@ def test_the_live_chart_grows(tmp_path):
     figure = plot_log(first)
     assert len(figure.axes) == 4 and figure.axes[0].get_legend() is None
     assert plot_log(rows(), figure) is figure and len(figure.axes) == 4
-    assert figure.axes[0].get_yscale() == "log" and [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["training", "validation"]
+    names = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    assert figure.axes[0].get_yscale() == "log" and names == ["training", "validation"]
 
 
 def test_the_same_bytes(tmp_path):
