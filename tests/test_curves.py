@@ -167,7 +167,8 @@ def test_discordant_items_are_those_of_the_test():
 def test_only_answers_to_the_same_problems_are_paired():
     few, many = answers([1, 0]), answers([1, 1, 0])
     assert discordant_pairs({"full SFT": many, "LoRA": few}) == [] and discordant_pairs({"LoRA": few}) == []
-    assert [(c.name_a, c.name_b) for c in discordant_pairs({"base, zero-shot": few, "full SFT": few, "LoRA": few})] == [("full SFT", "LoRA")]
+    found = discordant_pairs({"base, zero-shot": few, "full SFT": few, "LoRA": few})
+    assert [(c.name_a, c.name_b) for c in found] == [("full SFT", "LoRA")]
 
 
 def test_loss_and_accuracy_that_disagree():
