@@ -11,7 +11,7 @@ from gsm8k_sft.evaluation.archive import (
     RECORDS, add_files, archived_files, evaluation_files, glob_files, read_bytes, read_record, run_files, unpack)
 from gsm8k_sft.evaluation.results import complete_result, protocol_fingerprint, read_evaluations, read_predictions, read_runs, show_answers
 from gsm8k_sft.reporting.logs import read_log, read_logs
-from tables import FIXTURE, PRESETS, all_tables
+from tables import FIXTURE, PRESETS, all_tables, of_preset
 
 ARCHIVES = (*PRESETS, "earlier/h200x4")
 
@@ -29,6 +29,14 @@ def differences(a, b, where=""):
     return [] if same else [f"{where}: {str(a)[:200]} is {str(b)[:200]}"]
 
 
+def test_two_presets_tables_as_they_were():
+    before = json.loads(FIXTURE.read_text())["presets"]
+    for name in ("toy", "gemma-3-270m"):
+        now = json.loads(json.dumps(of_preset(name, project_path("results"))))
+        assert differences(before[name], now, name) == []
+
+
+@pytest.mark.slow
 def test_every_table_as_it_was():
     assert differences(json.loads(FIXTURE.read_text()), all_tables()) == []
 

@@ -47,6 +47,8 @@ def shot_examples(
     return [example] * shots
 
 # %% ../../nbs/evaluation/results.ipynb #7fa86d6c
+GRADER = grader_versions()
+
 def decoding(
     cfg: DictConfig, # from `load_config`
     tokenizer, # the model's
@@ -55,9 +57,6 @@ def decoding(
     e = cfg.evaluation
     sampling = Sampling(e.temperature, e.top_p, e.seed) if e.temperature else None
     return {"sampling": sampling, "calculator": Calculator(tokenizer) if e.calculator else None, "engine": e.engine}
-
-# %% ../../nbs/evaluation/results.ipynb #cd71db59
-GRADER = grader_versions()
 
 def protocol_fingerprint(
     protocol: dict, # from `evaluation_protocol`, or from a record
@@ -107,7 +106,6 @@ def result_name(
     name = "__".join(re.sub(r"[^\w.-]+|_{2,}", "-", part, flags=re.ASCII) for part in parts)
     return name if len(name) < 200 else f"{name[:180]}-{fingerprint(name)}"
 
-# %% ../../nbs/evaluation/results.ipynb #bbcb62f5
 def find_run(
     run: Path | str, # a run's folder, from the working folder or from the project's root
 ) -> Path: # the same, found
