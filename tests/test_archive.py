@@ -2,15 +2,16 @@
 import json
 import math
 import multiprocessing
+import re
 from hashlib import sha256
 import pytest
 from gsm8k_sft.core.config import project_path
 from gsm8k_sft.core.runs import read_json
 from gsm8k_sft.evaluation.archive import (
     RECORDS, add_files, archived_files, evaluation_files, glob_files, read_bytes, read_record, run_files, unpack)
-from gsm8k_sft.evaluation.results import complete_result, protocol_fingerprint, read_evaluations, read_predictions, read_runs
+from gsm8k_sft.evaluation.results import complete_result, protocol_fingerprint, read_evaluations, read_predictions, read_runs, show_answers
 from gsm8k_sft.reporting.logs import read_log, read_logs
-from tables import FIXTURE, PRESETS, all_tables
+from tables import FIXTURE, PRESETS, all_tables, of_preset
 
 ARCHIVES = (*PRESETS, "earlier/h200x4")
 
@@ -28,6 +29,14 @@ def differences(a, b, where=""):
     return [] if same else [f"{where}: {str(a)[:200]} is {str(b)[:200]}"]
 
 
+def test_two_presets_tables_as_they_were():
+    before = json.loads(FIXTURE.read_text())["presets"]
+    for name in ("toy", "gemma-3-270m"):
+        now = json.loads(json.dumps(of_preset(name, project_path("results"))))
+        assert differences(before[name], now, name) == []
+
+
+@pytest.mark.slow
 def test_every_table_as_it_was():
     assert differences(json.loads(FIXTURE.read_text()), all_tables()) == []
 
@@ -106,3 +115,10 @@ def test_two_writers_lose_nothing(tmp_path):
     for w in writers: w.start()
     for w in writers: w.join()
     assert len(glob_files(tmp_path / "out", "*/record.json")) == 3
+
+
+def test_right_and_wrong_answers_are_picked_over_the_file():
+    base = {"question": "?", "text": "", "gold": "1", "finish_reason": "stop"}
+    some = [base | {"strict": i % 4 == 0, "id": f"id{i}"} for i in range(20)]
+    picked = lambda **k: [int(i) for i in re.findall(r"id(\d+)", show_answers(some, **k).data)]
+    assert (picked(), len(picked(n=12)), picked(right=1, wrong=1)) == ([0, 4, 12, 1, 10], 12, [0, 1])

@@ -86,6 +86,7 @@ def test_whole_study_and_what_is_kept(tmp_path):
     assert missing_jobs(small, tmp_path / "less") == ["full_main-lr1e-3-s1 (full)"], "folders are read as an archive is"
 
 
+@pytest.mark.slow
 def test_what_a_model_knew_before_by_a_command(tmp_path):
     out = tmp_path / "results" / "gemma-3-270m"
     few = "data.train_samples=100 data.test_samples=4"
@@ -104,6 +105,7 @@ def test_a_split_that_there_is_not(tmp_path):
     with pytest.raises(ConfigError, match="base.split"): read_study(str(path))
 
 
+@pytest.mark.slow
 def test_a_failure_is_reported_and_the_rest_goes_on(tmp_path):
     broken = study(tmp_path, more="lora: {tuning: lora, learning_rates: [1.0e-3], overrides: ['lora_config.target_modules=[nothing]']}")
     found = run_study(broken)
@@ -111,29 +113,31 @@ def test_a_failure_is_reported_and_the_rest_goes_on(tmp_path):
     assert found["left"] == [] and chosen_setting(broken, "lora") == (None, {Setting(1e-3): None})
 
 
+@pytest.mark.slow
 def test_memory_was_short_and_the_job_is_tried_once_more(tmp_path, monkeypatch):
     bad = "lora: {tuning: lora, learning_rates: [1.0e-3], overrides: ['lora_config.target_modules=[nothing]']}"
     broken, given = study(tmp_path, more=bad), []
     answer, give = Worker.outcome, Worker.give
     def short(worker):
-        job, outcome, text, seconds = answer(worker)
-        return job, outcome, "OutOfMemoryError: CUDA out of memory." if outcome == "failed" else text, seconds
+        job, outcome, text = answer(worker)
+        return job, outcome, "OutOfMemoryError: CUDA out of memory." if outcome == "failed" else text
     monkeypatch.setattr(Worker, "outcome", short)
     monkeypatch.setattr(Worker, "give", lambda worker, job: (given.append(job.name), give(worker, job)))
     found = run_study(broken)
     assert given.count("lora_main-lr1e-3-s0") == 2 and list(found["failed"]) == ["lora_main-lr1e-3-s0 validation"], "twice is enough"
 
 
+@pytest.mark.slow
 def test_neighbours_had_the_memory_and_one_of_them_goes(tmp_path, monkeypatch):
     small, said, workers = study(tmp_path), [], {}
     attempt, start = Worker.outcome, Worker.start
     def crowded(worker):
         "What more than one process at once would see"
         workers[id(worker)] = worker
-        job, outcome, text, seconds = attempt(worker)
+        job, outcome, text = attempt(worker)
         if sum(w.process.is_alive() for w in workers.values()) > 1 and job.tuning:
             outcome, text = "failed", "OutOfMemoryError: CUDA out of memory."
-        return job, outcome, text, seconds
+        return job, outcome, text
     monkeypatch.setattr(Worker, "outcome", crowded)
     monkeypatch.setattr(Worker, "start", lambda worker: (start(worker), workers.update({id(worker): worker}))[0])
     found = run_study(small, workers=3, say=said.append)
@@ -142,6 +146,7 @@ def test_neighbours_had_the_memory_and_one_of_them_goes(tmp_path, monkeypatch):
     assert ["2 left" in s for s in short] == [True, False] and "1 left" in short[1], short
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(tmp_path):
     small, killed = study(tmp_path, train=200), []
     def kill(worker, job):

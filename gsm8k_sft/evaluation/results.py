@@ -26,11 +26,10 @@ from ..grading.answers import GRADERS, grader_versions
 from ..models.sources import weights_fingerprint
 from ..statistics.intervals import mean_interval, pass_at_k, wilson_interval
 
-# %% ../../nbs/evaluation/results.ipynb #48f3c455
+# %% ../../nbs/evaluation/results.ipynb #b3eede14
 class EvaluationError(ValueError):
     "An evaluation that can't be done, or whose files can't be used"
 
-# %% ../../nbs/evaluation/results.ipynb #b3eede14
 def shot_examples(
     cfg: DictConfig, # from `load_config`
     shots: int, # how many
@@ -48,6 +47,8 @@ def shot_examples(
     return [example] * shots
 
 # %% ../../nbs/evaluation/results.ipynb #7fa86d6c
+GRADER = grader_versions()
+
 def decoding(
     cfg: DictConfig, # from `load_config`
     tokenizer, # the model's
@@ -56,9 +57,6 @@ def decoding(
     e = cfg.evaluation
     sampling = Sampling(e.temperature, e.top_p, e.seed) if e.temperature else None
     return {"sampling": sampling, "calculator": Calculator(tokenizer) if e.calculator else None, "engine": e.engine}
-
-# %% ../../nbs/evaluation/results.ipynb #cd71db59
-GRADER = grader_versions()
 
 def protocol_fingerprint(
     protocol: dict, # from `evaluation_protocol`, or from a record
@@ -108,7 +106,6 @@ def result_name(
     name = "__".join(re.sub(r"[^\w.-]+|_{2,}", "-", part, flags=re.ASCII) for part in parts)
     return name if len(name) < 200 else f"{name[:180]}-{fingerprint(name)}"
 
-# %% ../../nbs/evaluation/results.ipynb #bbcb62f5
 def find_run(
     run: Path | str, # a run's folder, from the working folder or from the project's root
 ) -> Path: # the same, found
@@ -160,20 +157,18 @@ def sampled_accuracies(
                 **{f"pass@{k}": mean([pass_at_k(len(r), sum(a[g] for a in r), k) for r in groups]) for k in ks}} for g in GRADERS}
 
 # %% ../../nbs/evaluation/results.ipynb #dc53f685
-def _parsed_lines(data, path):
-    "The lines of JSONL content that were written whole, and the bytes they take"
+def whole_lines(
+    path: Path | str, # a JSONL file
+    data: bytes | None = None, # its content, if it has been read already
+) -> tuple[list[dict], int]: # the lines that were written whole, and the bytes they take
+    "The complete lines of a JSONL file"
+    data = Path(path).read_bytes() if data is None else data
     lines, end = [], data.rfind(b"\n") + 1
     for number, line in enumerate(data[:end].split(b"\n")[:-1], 1):
         try: lines.append(json.loads(line))
         except ValueError:
             raise EvaluationError(f"{path}, line {number}: not valid JSON; delete the file to ask these problems again") from None
     return lines, end
-
-def whole_lines(
-    path: Path | str, # a JSONL file
-) -> tuple[list[dict], int]: # the lines that were written whole, and the bytes they take
-    "The complete lines of a JSONL file"
-    return _parsed_lines(Path(path).read_bytes(), path)
 
 # %% ../../nbs/evaluation/results.ipynb #8deb1c55
 def set_aside(
@@ -271,7 +266,7 @@ def read_predictions(
     name = name["name"] if isinstance(name, dict) else name
     path = Path(folder or project_path("eval_results")) / f"{name}.predictions.jsonl"
     if (data := read_bytes(path)) is None: raise EvaluationError(f"{path}: no such predictions; is the evaluation finished?")
-    return _parsed_lines(data, path)[0]
+    return whole_lines(path, data)[0]
 
 # %% ../../nbs/evaluation/results.ipynb #d1411bd1
 def _pick(answers, n, right, wrong, grader):
