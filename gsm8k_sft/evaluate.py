@@ -12,14 +12,13 @@ from hashlib import sha256
 from pathlib import Path
 from fastcore.script import call_parse
 from omegaconf import DictConfig, OmegaConf
-from .core.config import (
-    ConfigError, SettingsError, check_config, dotlist, fingerprint, load_config, merge_layer, project_path, project_root)
+from .core.config import ConfigError, check_config, dotlist, load_config, merge_layer, project_path, project_root
 from .core.runs import environment, peak_memory, read_config, read_json, write_json, write_text
 from .data.datasets import load_gsm8k, refuse_test
 from .data.prompts import Renderer
 from .evaluation.results import (
     EvaluationError, accuracies, append_lines, complete_result, decoding, evaluation_protocol, find_run, open_partial,
-    read_predictions, result_name, sampled_accuracies, set_aside, whole_lines, write_result)
+    protocol_fingerprint, read_predictions, result_name, sampled_accuracies, set_aside, whole_lines, write_result)
 from .evaluation.retention import held_out_loss
 from .generation.generate import generate
 from .grading.answers import GRADERS, grade, grader_versions
@@ -62,7 +61,6 @@ def _verdicts(answers, samples):
     classes = dict(Counter(a["class"] for a in answers).most_common())
     return {"accuracy": accuracies(answers), "sampled": sampled_accuracies(answers, samples), "classes": classes}
 
-# %% ../nbs/03_evaluate.ipynb #e16bf5c3
 def _result(name, cfg, model_type, first, run, protocol, answers, n_found):
     "The record of a finished evaluation"
     keys, e = ("preset",) if model_type.startswith("base") else ("preset", "variant", "run_name", "seed"), cfg.evaluation
@@ -177,8 +175,7 @@ def regrade(
     text = "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in answers)
     record |= {"samples": samples, **_verdicts(answers, samples), "predictions_sha256": sha256(text.encode()).hexdigest()}
     protocol = record["protocol"] | {"grader": grader_versions()}
-    counted = {k: v for k, v in protocol.items() if k not in ("fingerprint", "seeds", "prompt")}
-    record["protocol"] = protocol | {"fingerprint": fingerprint(counted)}
+    record["protocol"] = protocol | {"fingerprint": protocol_fingerprint(protocol)}
     write_text(folder / f"{name}.predictions.jsonl", text)
     write_json(folder / f"{name}.json", record)
     return record
@@ -222,5 +219,5 @@ def main(
         if split: overrides = f"{overrides} evaluation.split={split}"
         cfg = load_config(preset, "full", dataset, 0, config, overrides, training=False)
         evaluate_base(cfg, [int(k) for k in re.findall(r"[0-9]+", shots)] or None, limit, again)
-    except (ValueError, SettingsError) as e: sys.exit(f"{type(e).__name__}: {e}")
+    except ValueError as e: sys.exit(f"{type(e).__name__}: {e}")
     except KeyboardInterrupt: sys.exit(130)

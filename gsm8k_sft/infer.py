@@ -49,7 +49,7 @@ def open_model(
     folder = resolve_model(model_path)
     model = load_weights(folder, dtype, cfg.model.attn_implementation if cfg else None)
     if adapter: check_base(adapter.parent, model, folder)
-    return load_adapter(model, adapter) if adapter else model, load_tokenizer(folder), cfg
+    return load_adapter(model, adapter) if adapter else model, load_tokenizer(folder, adapter), cfg
 
 # %% ../nbs/infer.ipynb #977fdd30
 def _plain(value):
@@ -128,7 +128,6 @@ def _fitting(rows, prompts, model, tokenizer, max_new_tokens):
                 for r, n in zip(rows, lengths) if n + max_new_tokens > room]
     return [r for r, n in zip(rows, lengths) if n + max_new_tokens <= room], problems
 
-# %% ../nbs/infer.ipynb #9fcb69dc
 def _checked_paths(input, output, overwrite=False):
     "Both as paths, if the input can be read and the output may be written"
     input, output = Path(input).expanduser(), Path(output).expanduser()

@@ -10,7 +10,7 @@ from gsm8k_sft.generation.batches import Request, answer_batch
 from gsm8k_sft.generation.calculator import Calculator
 from gsm8k_sft.generation.engine import Engine, engine_answers
 from gsm8k_sft.generation.generate import generate
-from gsm8k_sft.generation.kv_cache import IMPLEMENTATION, SlotCache
+from gsm8k_sft.generation.kv_cache import IMPLEMENTATION, SlotCache, cache_argument
 from gsm8k_sft.generation.sampling import GenerationError, Sampling
 
 SMALL = dict(vocab_size=768, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2,
@@ -324,7 +324,7 @@ def test_gpu_cache():
     model, cache = model.cuda().bfloat16(), SlotCache(rows=2, length=40)
     model.config._attn_implementation = IMPLEMENTATION
     def run(ids):
-        given = dict(input_ids=ids.cuda()[None], position_ids=cache.position[None], past_key_values=cache, slot_cache=cache)
+        given = dict(input_ids=ids.cuda()[None], position_ids=cache.position[None], slot_cache=cache, **{cache_argument(model): cache})
         with torch.no_grad(): return model(**given).logits[0]
     cache.prefill(rows=[1, 0], counts=[30, 12], device="cuda")
     run(torch.cat([t[:-1] for t in texts]))

@@ -1,5 +1,5 @@
 "Questions from a file and from the command line: every bad line, every bad path, nothing lost"
-import json, os, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 import pytest, torch
 from gsm8k_sft.core.config import load_config
 from gsm8k_sft.core.runs import save_config, set_seed, write_json
@@ -149,6 +149,14 @@ def test_run_adapter_and_base_are_told_apart(lora_run):
     by_folder, _, _ = open_model("toy", lora_run / "adapter")
     prints = [weights_fingerprint(m) for m in (run, apart, by_folder, base)]
     assert prints[0] == prints[1] == prints[2] != prints[3] and cfg.tuning_method == "lora"
+
+def test_adapter_brings_its_own_tokenizer(lora_run, tmp_path):
+    shutil.copytree(lora_run / "adapter", tmp_path / "adapter")
+    changed = load_tokenizer("toy")
+    changed.add_tokens(["<own>"])
+    changed.save_pretrained(tmp_path / "adapter")
+    vocabularies = [open_model("toy", folder)[1].get_vocab() for folder in (tmp_path / "adapter", lora_run / "adapter")]
+    assert ["<own>" in v for v in vocabularies] == [True, False]
 
 def test_dtype_is_as_asked(lora_run):
     assert open_model("toy", dtype="bf16")[0].dtype == torch.bfloat16

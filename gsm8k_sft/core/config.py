@@ -71,7 +71,6 @@ def setting(
         for found in ini.options(name): check_choice(f"{path}: key in [{name}]", found, list(known))
     return ini.get(section, key).strip()
 
-# %% ../../nbs/core/config.ipynb #e18363b3
 def project_path(
     key: str, # runs, eval_results, results, figures or cache
     *parts: str, # folders and file below it
@@ -308,7 +307,6 @@ def check_config(
     if name is not None and not re.fullmatch(r"\w[\w.+=-]*", name):
         raise ConfigError(f"run_name: {name!r} is no name for a folder below runs/<preset>; use letters, digits and . _ - + =")
 
-# %% ../../nbs/core/config.ipynb #d3fa2a10
 def _check_hardware(cfg):
     "What only a CUDA GPU can do"
     import torch
@@ -456,7 +454,6 @@ def check_parameters(
     "Raise a `ConfigError` at a parameter that the notebook doesn't have"
     for name in sorted(n for n in given if not n.startswith("_")): check_choice("papermill parameter", name, allowed)
 
-# %% ../../nbs/core/config.ipynb #03d7f04a
 def config_table(
     cfg: DictConfig, # from `load_config`
     changed_only: bool = False, # leave out what base.yaml says too

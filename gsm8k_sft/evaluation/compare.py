@@ -64,7 +64,6 @@ def _first_difference(a, b, names):
         if id not in a or id not in b: return f"{id} is only in {names[id not in a]}"
         if any(None not in pair and pair[0] != pair[1] for pair in zip(a[id], b[id])): return f"{id} is another question in {names[1]}"
 
-# %% ../../nbs/evaluation/compare.ipynb #a2d6f42a
 def _paired(runs, metric, names):
     "The answers of all runs as an array (runs, problems) of bool; a `ValueError` if the problems are not the same"
     answers = [_answers(run, metric, name) for run, name in zip(runs, names)]

@@ -106,7 +106,6 @@ def contamination_losses(
         texts[split] = sorted((f"Question: {r['question']}\nAnswer: {r['answer']}" for r in rows), key=len)
     return _measured(model, tokenizer, texts, batch_size=8)
 
-# %% ../../nbs/evaluation/retention.ipynb #6065d1d7
 @call_parse
 def main(
     preset: str, # its untuned model

@@ -23,7 +23,6 @@ def left_pad(
     pad = lambda rows, value: torch.nn.utils.rnn.pad_sequence(rows, True, value, padding_side="left")
     return pad(ids, pad_id), pad([torch.ones_like(row) for row in ids], 0)
 
-# %% ../../nbs/generation/batches.ipynb #a3867d8d
 def first_stop(new, stop_ids):
     "The number of tokens of an answer, its stop token included, and why it ends: stop or length"
     for i, token in enumerate(new):
@@ -85,7 +84,6 @@ class Request:
     row: int = -1 # its row in the engine while it is being answered
     seconds: float = 0.0 # its share of the time so far
 
-# %% ../../nbs/generation/batches.ipynb #c23d7727
 def batch_answers(
     model, tokenizer, requests: list[Request], limit: int, stop_ids: Sequence[int],
     batch_size: int | None = None, # prompts at once; None: 64

@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from .batches import TOO_SMALL, Request, evaluation_mode, run_if_fits
 from .calculator import RESULT_TOKENS, Calculator
-from .kv_cache import IMPLEMENTATION, SlotCache
+from .kv_cache import IMPLEMENTATION, SlotCache, cache_argument
 from .sampling import GenerationError, Sampling
 
 # %% ../../nbs/generation/engine.ipynb #341a0db7
@@ -56,6 +56,7 @@ class Engine:
         self.model, self.rows, self.limit, self.recorded = model, rows, limit, recorded and on_gpu
         self.sampling, self.calculator, self.ended = sampling, calculator, ended
         self.cache, self.requests, self.graphs, self.pool = SlotCache(rows + 1, length), {}, {}, None
+        self.to_model = {cache_argument(model): self.cache, "slot_cache": self.cache, "use_cache": True} # of every call
         self.norms = _fused_norms(model) if fused and on_gpu else []
         self.allocate(stop_ids)
 
@@ -91,9 +92,7 @@ def forward(self:Engine, ids, position, **kwargs):
     "Logits, (tokens, vocabulary)"
     for norm, fused in self.norms: norm.forward = fused
     try:
-        out = self.model(input_ids=ids, position_ids=position[None], past_key_values=self.cache,
-                         use_cache=True, slot_cache=self.cache, **kwargs)
-        return out.logits[0]
+        return self.model(input_ids=ids, position_ids=position[None], **self.to_model, **kwargs).logits[0]
     finally:
         for norm, _ in self.norms: del norm.forward
 
@@ -131,7 +130,6 @@ def _graph_sizes(rows):
     while sizes[-1] > 32: sizes.append(math.ceil(sizes[-1] / 2 / 16) * 16)
     return sizes[::-1]
 
-# %% ../../nbs/generation/engine.ipynb #09ff290c
 @patch
 def decode(self:Engine, steps):
     "So many steps for all requests"

@@ -67,7 +67,6 @@ class Generation:
     seconds: float # its share of the time, so that the sum is the total
     batch_size: int # rows there were to be answered together
 
-# %% ../../nbs/generation/generate.ipynb #7de6369d
 def _finished(answers, tokenizer, stop_ids, stop_texts):
     "`Generation`s out of requests and their tokens"
     for request, new, rows in answers:

@@ -110,7 +110,6 @@ def _meant(first, over, more, value):
     exact = [r for r in (fraction, number, whole) if verdict(r, value) == "exact"]
     return exact[0] if exact else whole if verdict(whole, value) == "rounded" else fraction
 
-# %% ../../nbs/grading/arithmetic.ipynb #036eca88
 def equations(
     text: str, # a solution without annotations
 ) -> list: # of (expression, stated result, exact value or None), in their order

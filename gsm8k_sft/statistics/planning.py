@@ -18,7 +18,6 @@ def _mcnemar_power(difference, n, discordant, alpha):
     found = binom.cdf(cut, m, theta) + binom.sf(m - cut - 1, m, theta)
     return float((binom.pmf(m, n, discordant) * found).sum())
 
-# %% ../../nbs/statistics/planning.ipynb #056b3602
 def minimum_detectable_effect(
     n: int = 1319, # problems
     p: float | None = None, # accuracy of the worse model; needed where `discordant` is not given
