@@ -251,7 +251,7 @@ def _run_all(study, workers, minutes, dry_run, rest):
     if found["failed"]: sys.exit(1)
 
 # %% ../../nbs/experiments/runner.ipynb #8ef995e6
-@call_parse
+@call_parse(pos=["name"])
 def main(
     name: str = "", # of configs/study, or a YAML file; empty: the matrix of settings.ini [sweep]
     overrides: str = "", # key=value pairs for all jobs of a study, separated by spaces, as in model.path=...
