@@ -8,7 +8,7 @@ from gsm8k_sft.core.runs import read_json, save_config, set_seed, write_json
 from gsm8k_sft.models import sources
 from gsm8k_sft.models.adapters import add_adapter, linear_layers, load_tuned, merge_adapter, prepare_for_training
 from gsm8k_sft.models.loading import DTYPES, adapter_folder, load_adapter, load_model, load_tokenizer, load_weights
-from gsm8k_sft.models.parameters import count_parameters, meta_model, model_size, parameter_table, precision_of
+from gsm8k_sft.models.parameters import count_parameters, meta_model, parameter_table, precision_of
 from gsm8k_sft.models.sources import (
     GEMMA_PACKAGE, ModelError, check_folder, check_merges, convert_gguf, download_model, error_text, prepare_gemma,
     resolve_model, weights_fingerprint)
@@ -27,6 +27,8 @@ def ids(): return load_tokenizer("toy")(["Tom has 12 apples and 30 pears. 12 + 3
 def folder(toy, tmp_path): return Path(shutil.copytree(toy, tmp_path / "model"))
 
 def config(tuning="lora", overrides="", **kwargs): return load_config("toy", tuning, overrides=overrides, training=False, **kwargs)
+
+def model_size(model): return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 def logits(model, ids):
     with torch.no_grad(): return model.eval()(input_ids=ids).logits.float()
