@@ -4,8 +4,6 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 from gsm8k_sft.core.config import load_config
-from gsm8k_sft.models.adapters import prepare_for_training
-from gsm8k_sft.models.parameters import count_parameters
 from gsm8k_sft.data.datasets import Collator
 from gsm8k_sft.training.loss import linear_cross_entropy, packed_loss
 from gsm8k_sft.training.packing import PACKED, PackedCollator, first_fit
