@@ -99,7 +99,7 @@ def fit(
         outcome = {"status": "failed", "error": f"{type(e).__name__}: {e}"}
         raise
     finally:
-        log.close(), signals.restore()
+        signals.restore()
         run.update(**last_record(trainer, log, loaded.plan, before), **outcome)
 
 # %% ../nbs/02_train.ipynb #53dc0600

@@ -4,8 +4,6 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 from gsm8k_sft.core.config import load_config
-from gsm8k_sft.models.adapters import prepare_for_training
-from gsm8k_sft.models.parameters import count_parameters
 from gsm8k_sft.data.datasets import Collator
 from gsm8k_sft.training.loss import linear_cross_entropy, packed_loss
 from gsm8k_sft.training.packing import PACKED, PackedCollator, first_fit
@@ -48,8 +46,8 @@ def same(a, b, tolerance):
     for n, w in weights_a.items(): assert float((w - weights_b[n]).norm() / w.norm().clamp(min=1e-9)) < 50 * tolerance, n
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("tuning,checkpointing", [
+    ("full", False), ("lora", True), *(pytest.param(*grid, marks=pytest.mark.slow) for grid in (("full", True), ("lora", False)))])
 def test_packed_training_is_padded_training(tuning, checkpointing):
     given = {"train__gradient_checkpointing": checkpointing}
     padded = run("padded", tuning, train__packing=False, **given)
@@ -124,7 +122,7 @@ def test_traced_layers_train_alike(tuning, monkeypatch):
     same(run("compiled", tuning, train__packing=True), plain, 2e-4)
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("tuning", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_layers_are_compiled_once(tuning):
     "Chunks of other lengths, of fewer examples, with a longer example: no new code"
     cfg = load_config("toy", tuning, overrides=[*SMALL.split(), "train.packing=true"])

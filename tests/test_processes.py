@@ -54,7 +54,8 @@ def trained(folder, tuning, processes, batch, packing, how="ddp"):
     return log, load_file(next(run.glob("*/*model.safetensors")))
 
 
-@pytest.mark.parametrize("tuning,packing,how", [("full", True, "ddp"), ("lora", False, "ddp"), ("full", True, "fsdp2")])
+@pytest.mark.parametrize("tuning,packing,how", [
+    ("full", True, "ddp"), pytest.param("lora", False, "ddp", marks=pytest.mark.slow), ("full", True, "fsdp2")])
 def test_two_processes_are_one(tuning, packing, how, tmp_path):
     (log_one, one), (log_two, two) = trained(tmp_path, tuning, 1, 8, packing), trained(tmp_path, tuning, 2, 4, packing, how)
     assert [r["step"] for r in log_one] == [r["step"] for r in log_two] == list(range(1, 7))

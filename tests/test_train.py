@@ -46,7 +46,8 @@ def wait_for_step(folder, step, process, seconds=300):
     raise AssertionError(f"step {step} was not reached: {process.communicate()[0] if process.poll() is not None else 'too slow'}")
 
 
-@pytest.mark.parametrize("tuning,order", [("lora", "random"), ("full", "group_by_length")])
+@pytest.mark.parametrize("tuning,order", [
+    ("lora", "random"), pytest.param("full", "group_by_length", marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_unbroken(tuning, order, tmp_path, monkeypatch):
     "SIGKILL in the second epoch, with dropout and accumulation; weights and losses are the same bit for bit"
     overrides = f"{SMALL} train.train_sampling_strategy={order} lora_config.lora_dropout=0.1"
@@ -187,6 +188,7 @@ EARLY = ("train.early_stopping_patience=3 train.eval_steps=2 train.save_steps=2 
          "train.warmup_steps=0 train.num_train_epochs=10")
 
 
+@pytest.mark.slow # quick: the same count in the chapter on callbacks, and the test of the best weights below
 def test_early_stopping_records_what_was_saved(tmp_path, monkeypatch):
     "The best evaluation's step and losses, and the same number of steps when the run was cut"
     cut = train(interrupted(EARLY, "full", step=5), evaluate=False)

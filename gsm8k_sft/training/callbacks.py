@@ -25,10 +25,9 @@ class RunLog(TrainerCallback):
         self,
         folder: Path | str, # the run's folder
     ):
-        self.path, self.rows, self.file = Path(folder) / "log.jsonl", [], None
+        self.path, self.rows = Path(folder) / "log.jsonl", []
     def on_save(self, args, state, control, **kwargs): self.mark = time.perf_counter()
     def on_evaluate(self, args, state, control, **kwargs): self.mark = time.perf_counter()
-    def on_train_end(self, args, state, control, **kwargs): self.close()
     def on_step_end(self, args, state, control, **kwargs): control.should_log |= state.global_step >= state.max_steps
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -36,19 +35,13 @@ class RunLog(TrainerCallback):
         earlier = read_log(self.path, strict=True) if self.path.exists() else []
         self.rows = [r for r in earlier if r["step"] <= state.global_step]
         write_text(self.path, "".join(json.dumps(r) + "\n" for r in self.rows))
-        self.file = open(self.path, "a", encoding="utf-8")
         self.seconds = max((r["seconds"] for r in self.rows), default=0.0)
         self.tokens, self.mark = state.num_input_tokens_seen, time.perf_counter()
-
-    def close(self):
-        "Close the file; safe to call twice"
-        if self.file: self.file.close()
-        self.file = None
 
 # %% ../../nbs/training/callbacks.ipynb #7091e362
 @patch
 def on_log(self: RunLog, args, state, control, logs, **kwargs):
-    if self.file is None or not ("loss" in logs or "eval_loss" in logs): return
+    if not state.is_world_process_zero or not ("loss" in logs or "eval_loss" in logs): return
     now, values = time.perf_counter(), {k: v for k, v in logs.items() if k.startswith("eval_")}
     if "loss" in logs:
         spent, new = now - self.mark, state.num_input_tokens_seen - self.tokens
@@ -57,8 +50,7 @@ def on_log(self: RunLog, args, state, control, logs, **kwargs):
                   "tokens_per_second": new / spent, "memory": peak_memory()}
     row = {"step": state.global_step, "epoch": round(state.epoch or 0, 6), **values, "seconds": round(self.seconds, 4)}
     self.rows.append(row)
-    self.file.write(json.dumps(row) + "\n")
-    self.file.flush()
+    with open(self.path, "a", encoding="utf-8") as file: file.write(json.dumps(row) + "\n")
     self.mark = now
     bad = [k for k in ("loss", "grad_norm", "eval_loss") if row.get(k) is not None and not math.isfinite(row[k])]
     if not bad: return
@@ -91,7 +83,6 @@ class StopOnSignal(TrainerCallback):
         for s, handler in self.before.items(): signal.signal(s, handler)
         self.before = {}
 
-# %% ../../nbs/training/callbacks.ipynb #59656079
 class EarlyStopping(EarlyStoppingCallback):
     "Early stopping whose patience survives a resume"
     def on_train_begin(self, args, state, control, **kwargs):
@@ -114,12 +105,11 @@ class Progress(TrainerCallback):
     def __init__(
         self,
         log: RunLog, # whose rows are shown
-        every: float | None = None, # seconds between updates; by default 4, with a chart 10
         chart: bool | None = None, # draw the chart; by default only in a notebook
     ):
         from IPython import get_ipython
         if chart is None: chart = type(get_ipython()).__name__ in ("ZMQInteractiveShell", "Shell") # Shell: Colab's
-        self.log, self.chart, self.every, self.last, self.shown, self.handle = log, chart, every or (10 if chart else 4), 0.0, None, None
+        self.log, self.chart, self.every, self.last, self.shown, self.handle = log, chart, 10 if chart else 4, 0.0, None, None
 
 # %% ../../nbs/training/callbacks.ipynb #324db91d
 @patch

@@ -20,14 +20,11 @@ def first_fit(
     max_tokens: int, # tokens that may go through the model at once
 ) -> list[list[int]]: # which examples go together
     "Each example into the first chunk that has room for it"
-    chunks, sizes = [], []
+    chunks = []
     for i, n in enumerate(lengths):
-        k = next((k for k, size in enumerate(sizes) if size + n <= max_tokens), len(chunks))
-        if k == len(chunks):
-            chunks.append([])
-            sizes.append(0)
-        chunks[k].append(i)
-        sizes[k] += n
+        chunk = next((c for c in chunks if sum(lengths[j] for j in c) + n <= max_tokens), None)
+        if chunk is None: chunks.append(chunk := [])
+        chunk.append(i)
     return chunks
 
 # %% ../../nbs/training/packing.ipynb #69e55876
@@ -90,7 +87,6 @@ class Packed:
     ):
         self.bounds, self.longest, self.length, self.blocks, self.memo = bounds, longest, longest, blocks or {}, {}
 
-# %% ../../nbs/training/packing.ipynb #0ddbfac9
 BLOCK = 128 # tokens; FlexAttention's
 
 def _seen_blocks(bounds, tokens, window=None):

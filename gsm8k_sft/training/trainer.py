@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from fastcore.basics import patch
 from omegaconf import DictConfig
+from torch.utils._triton import has_triton
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -22,7 +23,7 @@ from ..data.datasets import Collator
 from ..evaluate import quick_accuracy
 from .callbacks import EarlyStopping, Progress, RunLog, StopOnSignal, wandb_mode
 from .checkpoints import TrainingError
-from .graphs import RecordedStep, compiled_layers, compiles, packed_collator, speedup_of, training_mode
+from .graphs import RecordedStep, compiled_layers, packed_collator, speedup_of, training_mode
 from .loss import packed_loss
 
 # %% ../../nbs/training/trainer.ipynb #74bb0639
@@ -95,7 +96,8 @@ class GSM8KTrainer(Trainer):
         self.speedup = speedup_of(cfg, self.inner, self.args.world_size)
         if self.is_fsdp_enabled: # autocast as everywhere, not bf16 weights and sums
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
-        self.compiled, self.recorded = compiled_layers(self.inner) if compiles(self.speedup) else [], None
+        compiled = self.speedup == "compile" or self.speedup == "record" and has_triton() # without Triton, steps are still recorded
+        self.compiled, self.recorded = compiled_layers(self.inner) if compiled else [], None
 
 @patch
 def _get_train_sampler(self: GSM8KTrainer, train_dataset=None):
@@ -116,23 +118,6 @@ def _chunk_loss(self: GSM8KTrainer, model, chunk):
     with self.compute_loss_context_manager(): return packed_loss(model, self.inner, chunk, dtype, **self.loss_options)
 
 @patch
-def training_step(self: GSM8KTrainer, model, inputs, num_items_in_batch=None):
-    if "chunks" not in inputs: return Trainer.training_step(self, model, inputs, num_items_in_batch)
-    model.train()
-    inputs, total = self._together(self._prepare_inputs(inputs)), torch.zeros((), device=self.args.device)
-    share = self.accelerator.num_processes / (_supervised(inputs) if num_items_in_batch is None else num_items_in_batch)
-    with training_mode(self.inner, self.compiled): # until the backward pass is done: checkpointing calls the layers again
-        if self.speedup == "record": return self._replayed(model, inputs["chunks"], share)
-        for i, chunk in enumerate(inputs["chunks"], 1):
-            with nullcontext() if i == len(inputs["chunks"]) else self.accelerator.no_sync(model):
-                loss = self._chunk_loss(model, chunk) * share
-                self.accelerator.backward(loss)
-            total += loss.detach()
-            del loss
-    return total
-
-# %% ../../nbs/training/trainer.ipynb #e9e15273
-@patch
 def _together(self: GSM8KTrainer, inputs):
     "With FSDP, as many chunks in each process as in the one with most"
     if not self.is_fsdp_enabled: return inputs
@@ -141,12 +126,27 @@ def _together(self: GSM8KTrainer, inputs):
     idle = chunks[-1] | {"targets": torch.full_like(chunks[-1]["targets"], -100)}
     return inputs | {"chunks": chunks + [idle] * (most - len(chunks))}
 
+# %% ../../nbs/training/trainer.ipynb #e9e15273
 @patch
-def _replayed(self: GSM8KTrainer, model, chunks, share):
-    if self.recorded is None:
-        self.recorded = RecordedStep(lambda c: self._chunk_loss(model, c), [p for p in model.parameters() if p.requires_grad])
-    self.recorded.start()
-    return sum(self.recorded(c, share) for c in chunks)
+def training_step(self: GSM8KTrainer, model, inputs, num_items_in_batch=None):
+    if "chunks" not in inputs: return Trainer.training_step(self, model, inputs, num_items_in_batch)
+    model.train()
+    inputs, total = self._together(self._prepare_inputs(inputs)), torch.zeros((), device=self.args.device)
+    share = self.accelerator.num_processes / (_supervised(inputs) if num_items_in_batch is None else num_items_in_batch)
+    with training_mode(self.inner, self.compiled): # until the backward pass is done: checkpointing calls the layers again
+        if self.speedup == "record":
+            if self.recorded is None:
+                learning = [p for p in model.parameters() if p.requires_grad]
+                self.recorded = RecordedStep(lambda c: self._chunk_loss(model, c), learning)
+            self.recorded.start()
+            return sum(self.recorded(c, share) for c in inputs["chunks"])
+        for i, chunk in enumerate(inputs["chunks"], 1):
+            with nullcontext() if i == len(inputs["chunks"]) else self.accelerator.no_sync(model):
+                loss = self._chunk_loss(model, chunk) * share
+                self.accelerator.backward(loss)
+            total += loss.detach()
+            del loss
+    return total
 
 @patch
 def _track_num_input_tokens(self: GSM8KTrainer, inputs):
@@ -168,7 +168,6 @@ def _save(self: GSM8KTrainer, output_dir=None, state_dict=None):
     if state_dict: state_dict = {k: v for k, v in state_dict.items() if k not in self.inner.all_tied_weights_keys}
     Trainer._save(self, output_dir, state_dict)
 
-# %% ../../nbs/training/trainer.ipynb #c988909f
 @patch
 def evaluation_loop(self: GSM8KTrainer, *args, **kwargs):
     out = Trainer.evaluation_loop(self, *args, **kwargs)
