@@ -117,7 +117,8 @@ AttentionInterface.register(IMPLEMENTATION, slot_attention)
 
 # %% ../../nbs/generation/kv_cache.ipynb #b81c02e8
 def cache_argument(
-    model, # a transformers model
+    model, # a transformers or peft model
 ) -> str: # cache from transformers 5.24 on, past_key_values before
     "The name of the argument that a model takes its cache by"
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"

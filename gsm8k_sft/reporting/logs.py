@@ -192,6 +192,6 @@ def read_logs(
     for name, path in given.items() or enumerate([paths] if isinstance(paths, (str, Path)) else paths):
         path = _log_file(Path(path))
         found = _read_file(path, logging_steps)
-        if given and len(found) == 1: found = {name: rows for rows in found.values()}
+        if given and len(found) == 1: found = {name: next(iter(found.values()))}
         for run, rows in found.items(): runs[_unique_name(run, path, runs)] = rows
     return tidy(runs)

@@ -21,6 +21,7 @@ from ..data.prompts import Renderer
 from ..evaluation.results import complete_result, label, model_order, read_evaluations, read_predictions
 from ..generation.batches import evaluation_mode
 from ..generation.generate import check_prompts
+from ..generation.kv_cache import cache_argument
 from ..grading.answers import STRICT, extract_numeric, own_text
 from ..grading.arithmetic import annotations, equations, format_result, verdict
 from ..grading.errors import CLASSES, solution_steps
@@ -321,10 +322,10 @@ def live() -> bool: # True in JupyterLab, Colab and VS Code; False under papermi
 def _greedy(model, ids, limit, stop_ids, context=nullcontext):
     "Token ids one by one, up to a stop token"
     import torch
-    ids, cache = torch.tensor([ids], device=model.device), None
+    ids, cache, name = torch.tensor([ids], device=model.device), None, cache_argument(model)
     for _ in range(limit):
-        with torch.inference_mode(), context(): out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        token, cache = out.logits[0, -1].argmax(), out.past_key_values
+        with torch.inference_mode(), context(): out = model(input_ids=ids, **{name: cache}, use_cache=True, logits_to_keep=1)
+        token, cache = out.logits[0, -1].argmax(), out[name]
         if int(token) in stop_ids: return
         yield int(token)
         ids = token[None, None]
