@@ -163,19 +163,27 @@ def test_a_killed_worker_is_replaced(tmp_path):
     assert found["done"] == 3, "the base model was asked by the process that followed"
 
 
-def test_time_is_up_and_the_same_command_goes_on(tmp_path):
-    study(tmp_path, train=400, epochs=6)
+def test_time_is_up_before_anything_began(tmp_path):
+    found = run_study(study(tmp_path), minutes=1e-6)
+    assert (found["done"], found["failed"], len(found["left"]), found["waiting"]) == (0, {}, 4, 5)
+
+
+def interrupt_when(command, ready):
+    "Start a command, and Ctrl-C once `ready` says so"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not ready() and process.poll() is None: time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=300)
+
+
+def test_interrupted_and_the_same_command_goes_on(tmp_path):
+    small, run = study(tmp_path, train=400, epochs=6), tmp_path / "runs" / "toy" / "full_main-lr1e-3-s0"
     command = [sys.executable, "-m", "gsm8k_sft.experiments.runner", str(tmp_path / "small.yaml")]
-    began = time.monotonic()
-    subprocess.run([*command, "--dry-run"], check=True, capture_output=True)
-    minutes = max(0.3, 4 * (time.monotonic() - began) / 60) # enough for imports and a checkpoint, on a machine with other work too
-    command.append("--minutes")
-    first = subprocess.run([*command, f"{minutes:.2f}"], capture_output=True, text=True, timeout=300)
-    run = tmp_path / "runs" / "toy" / "full_main-lr1e-3-s0"
-    assert "0 done, 0 failed" in first.stdout and list(run.glob("checkpoint-*")), first.stdout + first.stderr
-    steps = [json.loads(l)["step"] for l in (run / "log.jsonl").read_text().splitlines()]
-    small = read_study(str(tmp_path / "small.yaml"))
+    log, worker = run / "log.jsonl", tmp_path / "runs" / "toy" / "worker-0.log"
+    steps = lambda: [json.loads(l)["step"] for l in log.read_text().split("\n")[:-1]] if log.exists() else []
+    interrupt_when(command, steps)
+    first = steps()
+    assert list(run.glob("checkpoint-*")), worker.read_text()
     assert open_jobs(small)[1] == 5, "five runs wait for the learning rate"
-    subprocess.run([*command, f"{2 * minutes:.2f}"], capture_output=True, text=True, timeout=500)
-    log = (tmp_path / "runs" / "toy" / "worker-0.log").read_text()
-    assert "going on from" in log and steps[-1] > 0 and steps == sorted(set(steps))
+    interrupt_when(command, lambda: "going on from" in worker.read_text() and len(steps()) > len(first))
+    assert "going on from" in worker.read_text() and steps() == sorted(set(steps())) and len(steps()) > len(first), "no step is done twice"
