@@ -33,7 +33,8 @@ def plain(table):
     "Columns and rows of a DataFrame, without NaN and NumPy's types"
     table = table.reset_index() if table.index.name or not isinstance(table.index, pd.RangeIndex) else table
     cell = lambda v: None if v is None or v is pd.NA or v != v else v.item() if hasattr(v, "item") else v
-    return {"columns": [RENAMED.get(str(c), str(c)) for c in table.columns], "rows": [[cell(v) for v in row] for row in table.astype(object).itertuples(index=False)]}
+    rows = [[cell(v) for v in row] for row in table.astype(object).itertuples(index=False)]
+    return {"columns": [RENAMED.get(str(c), str(c)) for c in table.columns], "rows": rows}
 
 
 def of_preset(preset, root):

@@ -10,7 +10,8 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from gsm8k_sft.evaluation.compare import compare, compare_many, compare_seeds
-from gsm8k_sft.statistics import (mcnemar, mean_interval, minimum_detectable_effect, newcombe_interval, paired_bootstrap, pass_at_k, seed_interval,
+from gsm8k_sft.statistics import (
+    mcnemar, mean_interval, minimum_detectable_effect, newcombe_interval, paired_bootstrap, pass_at_k, seed_interval,
     two_level_bootstrap, wilson_interval)
 
 PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -175,7 +176,8 @@ def result(folder, name, answers, kind="lora", split="test", **protocol):
     "A finished evaluation in `folder`, as far as `compare` reads it"
     text = "".join(json.dumps(p) + "\n" for p in predictions(answers))
     record = {"schema_version": 1, "name": name, "model_type": kind, "split": split, "dataset": "main", "base_model": "toy",
-              "configuration": {"run_name": f"run-{name}"}, "protocol": {"grader": "g", "data_fingerprint": "d", "fingerprint": "f", **protocol},
+              "configuration": {"run_name": f"run-{name}"},
+              "protocol": {"grader": "g", "data_fingerprint": "d", "fingerprint": "f", **protocol},
               "predictions_sha256": hashlib.sha256(text.encode()).hexdigest()}
     (folder / f"{name}.predictions.jsonl").write_text(text)
     (folder / f"{name}.json").write_text(json.dumps(record))

@@ -74,7 +74,9 @@ def test_whole_study_and_what_is_kept(tmp_path):
     lost = forgetting_table(small, tmp_path / "results").set_index(["a", "b"])
     from_base, from_full = ("full_main", "full_socratic", "full-wd_main"), ("full_socratic", "full-wd_main")
     assert list(lost.index) == [*(("base", name) for name in from_base), *(("full_main", name) for name in from_full)]
-    losses = lambda name: [read_record(p)["elsewhere"]["code"] for p in glob_files(kept, f"eval/toy{name}*.json") if "calculator" not in p.name]
+    def losses(name):
+        files = [p for p in glob_files(kept, f"eval/toy{name}*.json") if "calculator" not in p.name]
+        return [read_record(p)["elsewhere"]["code"] for p in files]
     mean = sum(map(sum, losses("-full_main"))) / 4 - sum(losses("__test*base-0shot_")[0]) / 2
     assert lost.code["base", "full_main"].startswith(f"{mean:+.3f} ["), "two seeds, two texts"
     for name in ("runs", "eval_results"): shutil.rmtree(tmp_path / name)
