@@ -19,7 +19,7 @@ COMMANDS = {
     "evaluate": ("gsm8k_sft.evaluate", "evaluate a base model or a finished run"),
     "infer": ("gsm8k_sft.infer", "answer questions with a base or tuned model"),
     "compare": ("gsm8k_sft.analysis", "compare the models of a preset, with intervals"),
-    "plan": ("gsm8k_sft.training.memory", "memory of a preset by method, and the cards that it fits"),
+    "plan": ("gsm8k_sft.benchmarks.memory", "memory of a preset by method, and the cards that it fits"),
     "sweep": ("gsm8k_sft.experiments.runner", "every combination of settings.ini [sweep]"),
     "report": ("gsm8k_sft.report", "write the report from the records in results/"),
     "notebook": ("gsm8k_sft.cli", "copy 02_train.ipynb, which papermill runs, into a folder")}

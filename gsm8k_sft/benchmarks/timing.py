@@ -31,7 +31,6 @@ def synchronized_time() -> float: # seconds
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return time.perf_counter()
 
-# %% ../../nbs/benchmarks/timing.ipynb #4d036e09
 def error_text(
     error: Exception, # what a setting raised
 ) -> str: # one line, at most 300 characters of the message
