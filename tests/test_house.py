@@ -195,6 +195,7 @@ def test_half_of_the_code_cells_show_something():
     for path in NOTEBOOKS:
         code = [c for c in cells(path) if c["cell_type"] == "code" and source(c).strip()]
         shown = sum(bool(c["outputs"]) for c in code)
+        if len(code) < 4: continue # prose: the log
         if 2 * shown < len(code): poor.append(f"{path.relative_to(ROOT)}: {shown} of {len(code)} code cells show something")
     assert not poor, "; ".join(poor)
 

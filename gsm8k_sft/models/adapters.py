@@ -6,7 +6,7 @@
 __all__ = ['linear_layers', 'check_targets', 'add_adapter', 'prepare_for_training', 'enable_checkpointing', 'merge_adapter',
            'check_base', 'load_tuned']
 
-# %% ../../nbs/models/adapters.ipynb #2d351cd6
+# %% ../../nbs/models/adapters.ipynb #502a0a07
 import re, sys, warnings
 from pathlib import Path
 from ..core.runs import device, read_config, read_json

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STORY', 'MARKS', 'floors', 'chapter_line', 'house_table', 'with_table', 'main']
 
-# %% ../../nbs/site/house.ipynb #c13f78d5
+# %% ../../nbs/site/house.ipynb #fa0ccc03
 import json, re
 from pathlib import Path
 from fastcore.script import call_parse
@@ -25,7 +25,6 @@ def floors(
     if layers is None: raise ValueError(f"{root}/pyproject.toml: no contract of type 'layers' in [tool.importlinter]")
     return [name.strip() for layer in layers for name in layer.split("|")]
 
-# %% ../../nbs/site/house.ipynb #05a4053b
 STORY = {"train": "02_train", "evaluate": "03_evaluate", "analysis": "04_analysis", "report": "05_report"} # module: its chapter
 
 def chapter_line(
@@ -51,7 +50,6 @@ def house_table(
         rows.append(f"| {name if folder.is_dir() else f'**{name}**'} | {'<br>'.join(rooms)} |")
     return "\n".join(rows)
 
-# %% ../../nbs/site/house.ipynb #a8d25a58
 MARKS = ("<!-- house: made by `make prepare` -->", "<!-- end of house -->")
 
 def with_table(
@@ -63,7 +61,6 @@ def with_table(
     before, after = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
     return f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}"
 
-# %% ../../nbs/site/house.ipynb #9d3468a5
 @call_parse
 def main():
     "Write the table of the floors into CONTRIBUTING.md"
