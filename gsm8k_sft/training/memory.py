@@ -427,7 +427,6 @@ def _quantise(model, cfg):
         setattr(model.get_submodule(parent), child, layer)
     model.is_loaded_in_4bit = True
 
-# %% ../../nbs/training/memory.ipynb #19375952
 def random_training_model(
     cfg, # configuration from `load_config`: tuning_method, precision, adapter, checkpointing
     config, # of transformers, the shape
