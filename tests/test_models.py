@@ -309,7 +309,6 @@ def test_killed_conversion_leaves_nothing_that_looks_whole(tmp_path):
 
 @pytest.mark.skipif(not HAS_GEMMA, reason="the extra gemma-3-270m is not installed")
 def test_real_gemma(tmp_path):
-    from transformers import AutoTokenizer
     made = prepare_gemma(project_path("cache", "models", "gemma-3-270m"))
     model, tokenizer = load_weights(made, "fp32"), load_tokenizer(str(made))
     assert count_parameters(model)["total"] == count_parameters(meta_model(load_config("gemma-3-270m", training=False)))["total"]
