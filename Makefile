@@ -97,7 +97,7 @@ docs: $(STAMP) ## build the docs site in _docs/ and crawl it for faults (1 minut
 	@$(BIN)/python -W ignore -m gsm8k_sft.site.docs --out _docs
 
 plan: $(STAMP) ## what PRESET needs on a GPU by method, and the cards that it fits (OVERRIDES="...")
-	@$(BIN)/python -m gsm8k_sft.training.memory --preset "$$PRESET" --overrides "$$OVERRIDES"
+	@$(BIN)/python -m gsm8k_sft.benchmarks.memory --preset "$$PRESET" --overrides "$$OVERRIDES"
 
 bench: $(STAMP) ## measure training and generation on this machine's GPU: results/benchmark (ADAPTER=a run's folder with a LoRA adapter of gemma-3-270m)
 	@$(BIN)/python -m gsm8k_sft.benchmarks.training

@@ -182,7 +182,8 @@ def test_a_setup_of_the_largest_batch():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_presets_table_prints(preset):
     assert set(PRESETS) <= set(choices("preset"))
-    command = [sys.executable, "-m", "gsm8k_sft.benchmarks.memory", "--preset", preset, "--tokens-per-second", "1000", "--dollars-per-hour", "2"]
+    command = [sys.executable, "-m", "gsm8k_sft.benchmarks.memory", "--preset", preset,
+               "--tokens-per-second", "1000", "--dollars-per-hour", "2"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("qlora") == 2 and "GiB" in done.stdout and "dollars" in done.stdout

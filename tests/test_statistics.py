@@ -139,8 +139,8 @@ def test_smallest_unpaired_difference_by_simulation(p, n=1319):
 
 
 def test_smallest_difference_says_what_it_lacks():
-    for given in ({}, {"p": 1.0}, {"p": -0.1}, {"discordant": 0}, {"p": 0.9, "n": 20}, {"discordant": 0.01, "n": 100}):
-        with pytest.raises(ValueError): minimum_detectable_effect(**given)
+    for lacking in ({}, {"p": 1.0}, {"p": -0.1}, {"discordant": 0}, {"p": 0.9, "n": 20}, {"discordant": 0.01, "n": 100}):
+        with pytest.raises(ValueError): minimum_detectable_effect(**lacking)
     assert minimum_detectable_effect(p=0.08, power=0.9) > minimum_detectable_effect(p=0.08) > minimum_detectable_effect(2000, 0.08)
 
 
