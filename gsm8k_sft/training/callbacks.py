@@ -6,7 +6,7 @@
 __all__ = ['RunLog', 'StopOnSignal', 'EarlyStopping', 'Progress', 'wandb_mode', 'wandb_run']
 
 # %% ../../nbs/training/callbacks.ipynb #02202027
-import io, json, math, os, secrets, signal, time
+import io, json, math, os, secrets, signal, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 from fastcore.basics import patch
@@ -107,8 +107,8 @@ class Progress(TrainerCallback):
         log: RunLog, # whose rows are shown
         chart: bool | None = None, # draw the chart; by default only in a notebook
     ):
-        from IPython import get_ipython
-        if chart is None: chart = type(get_ipython()).__name__ in ("ZMQInteractiveShell", "Shell") # Shell: Colab's
+        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        if chart is None: chart = type(shell).__name__ in ("ZMQInteractiveShell", "Shell") # Shell: Colab's
         self.log, self.chart, self.every, self.last, self.shown, self.handle = log, chart, 10 if chart else 4, 0.0, None, None
 
 # %% ../../nbs/training/callbacks.ipynb #324db91d
