@@ -242,6 +242,7 @@ FILTER = """(() => {
     e.value = 'they differ';
     e.dispatchEvent(new Event('change', {bubbles: true})) })()"""
 
+@pytest.mark.slow # a browser and a Jupyter server
 @pytest.mark.skipif(bool(MISSING), reason=f"needs {' and '.join(MISSING)}, not found here")
 def test_explorer_in_jupyterlab(lab, started, tmp_path):
     "A click on next shows the next problem; a filter shows others"
