@@ -20,7 +20,7 @@ COMMANDS = {
     "infer": ("gsm8k_sft.infer", "answer questions with a base or tuned model"),
     "compare": ("gsm8k_sft.analysis", "compare the models of a preset, with intervals"),
     "plan": ("gsm8k_sft.benchmarks.memory", "memory of a preset by method, and the cards that it fits"),
-    "sweep": ("gsm8k_sft.experiments.runner", "every combination of settings.ini [sweep]"),
+    "sweep": ("gsm8k_sft.experiments.runner", "a study by name, or every combination of settings.ini [sweep]"),
     "report": ("gsm8k_sft.report", "write the report from the records in results/"),
     "notebook": ("gsm8k_sft.cli", "copy 02_train.ipynb, which papermill runs, into a folder")}
 
@@ -57,9 +57,11 @@ def command_parser(
     path = find_spec(COMMANDS[command][0]).origin
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     found = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    keywords = [k for d in found.decorator_list if isinstance(d, ast.Call) for k in d.keywords]
+    pos = next((ast.literal_eval(k.value) for k in keywords if k.arg == "pos"), None) # arguments without --
     found.decorator_list, space = [], {"__name__": COMMANDS[command][0]}
     exec(compile(ast.Module([found], []), path, "exec"), space)
-    return anno_parser(space["main"], prog=f"gsm8k-sft {command}")
+    return anno_parser(space["main"], prog=f"gsm8k-sft {command}", pos=pos)
 
 # %% ../nbs/cli.ipynb #716ad7d0
 def main(

@@ -299,3 +299,9 @@ def test_options_with_underscores_and_dashes(capsys):
     for option in ("--dry_run", "--dry-run"):
         main(["sweep", option])
         assert "toy lora_main-s0" in capsys.readouterr().out
+
+
+def test_the_console_command_takes_a_study_by_name():
+    from gsm8k_sft.cli import command_parser
+    assert command_parser("sweep").parse_args(["gemma-3-270m", "--workers", "2"]).name == "gemma-3-270m"
+    assert command_parser("sweep").parse_args([]).name == ""
