@@ -98,8 +98,9 @@ def _pair(found, a, b, metric):
     names = tuple(_protocol_name(found[x][0]) if x == "base" else x for x in (a, b))
     seedless = tuple(n for n, x in zip(names, (a, b)) if x == "base")
     of_a, of_b = ([_verdicts(e) for e in found[x]] for x in (a, b))
-    both, first = compare_seeds(of_a, of_b, metric, names=names, seedless=seedless, bare=True), compare(of_a[0], of_b[0], metric, names=names, bare=True)
-    if first.p is None or both.low is None: return {"a": names[0], "b": names[1], "grader": metric, "sentence": str(both), "shown": False}
+    both = compare_seeds(of_a, of_b, metric, names=names, seedless=seedless, bare=True)
+    if both.low is None: return {"a": names[0], "b": names[1], "grader": metric, "sentence": str(both), "shown": False}
+    first = compare(of_a[0], of_b[0], metric, names=names)
     points = {k: round(100 * getattr(both, k), 1) for k in ("difference", "low", "high")}
     try: visible = round(100 * minimum_detectable_effect(first.n, discordant=(first.only_a + first.only_b) / first.n), 1)
     except ValueError: visible = None # too few problems
@@ -127,9 +128,8 @@ def headline_table(
         if "base" not in found: continue
         def share(name): return _over_seeds([e["accuracy"]["numeric"]["value"] for e in found.get(name, [])])
         def points(a, b):
-            if not {a, b} <= found.keys(): return "–"
-            pair = _pair(found, a, b, "numeric")
-            return "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**pair) if "low" in pair else "not comparable"
+            pair = _pair(found, a, b, "numeric") if {a, b} <= found.keys() else {}
+            return "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**pair) if "low" in pair else "not comparable" if pair else "–"
         prompt = label(_protocol_name(found["base"][0])).removeprefix("base, ")
         rows.append({"model": study.preset, "untuned, at its best": f"{share('base')}, {prompt}",
                      label("full"): share("full_main"), label("lora"): share("lora_main"),
