@@ -67,7 +67,7 @@ def test_whole_study_and_what_is_kept(tmp_path):
     assert "spread between seeds" not in pairs.sentence[0], "an untuned model has no seeds"
     assert "spread between seeds of full-wd_main" in pairs.sentence[4]
     both = split_table(small, tmp_path / "results").set_index("evaluated")
-    validation = read_record(glob_files(kept, "lr_search/validation/toy__validation__base-0shot-64new__*.json")[0])
+    validation = read_record(glob_files(kept, "lr_search/validation/toy__validation*__base-0shot-64new__*.json")[0])
     assert list(both.index) == ["full_main-lr1e-3-s0", "base-0shot"]
     assert both.validation["base-0shot"] == round(100 * validation["accuracy"]["numeric"]["value"], 1)
     assert headline_table(tmp_path / "results").empty, "no study of ours"
