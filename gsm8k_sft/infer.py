@@ -13,7 +13,7 @@ from fastcore.script import call_parse
 from .core.config import check_choice, choices, fingerprint, load_config
 from .core.runs import device, read_config, write_text
 from .data.prompts import Renderer
-from .evaluation.results import append_lines, open_partial
+from .evaluation.results import append_lines, is_run, open_partial
 from .generation.generate import generate
 from .grading.answers import GRADERS, to_number
 from .grading.arithmetic import format_result
@@ -25,12 +25,6 @@ from .models.sources import resolve_model, weights_fingerprint
 class InferError(ValueError):
     "A request that can't be answered; the message says why and what to do"
 
-def _is_run(folder):
-    "Is this a run's folder? Other tools write a config.yaml too, without these keys"
-    path = Path(folder).expanduser() / "config.yaml"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return all(re.search(rf"^{key}:", text, re.M) for key in ("preset", "tuning_method"))
-
 def open_model(
     model_path: str | Path, # run folder, model folder, .gguf file, hub id or preset
     adapter_path: str | Path | None = None, # LoRA adapter, or the run folder that holds it
@@ -38,11 +32,11 @@ def open_model(
 ) -> tuple: # model, tokenizer, configuration of the run or preset (None if there is none)
     "Load what is to be asked"
     folders = [folder for path in (adapter_path, model_path) if path for folder in (Path(path), Path(path).expanduser().parent)]
-    run = next(filter(_is_run, folders), None)
+    run = next(filter(is_run, folders), None)
     preset = str(model_path) in choices("preset")
     cfg = load_config(str(model_path), training=False) if preset else read_config(Path(run).expanduser()) if run else None
     dtype = dtype or (cfg.evaluation.dtype if cfg else "bf16" if device() == "cuda" else "fp32")
-    if _is_run(model_path):
+    if is_run(model_path):
         if adapter_path: raise InferError(f"{model_path} is a finished run: it brings its own weights; leave --adapter_path out")
         return *load_tuned(model_path, dtype), cfg
     adapter = adapter_folder(adapter_path) if adapter_path else None # its absence is noticed before the base is loaded

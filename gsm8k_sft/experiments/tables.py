@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from ..core.config import choices, project_path
 from ..evaluation.archive import VERDICTS, glob_files, read_bytes, read_record
 from ..evaluation.compare import compare, compare_seeds
-from ..evaluation.results import is_plain, label
+from ..evaluation.results import Predictions, is_plain, label
 from ..evaluation.retention import loss_increase
 from .runner import all_jobs, results_folder
 from .study import chosen_setting, find_result, read_study, result_names
@@ -84,7 +84,9 @@ def _verdicts(e):
     "The graders' verdicts on each answer"
     data = read_bytes(e["file"].with_suffix(".predictions.jsonl")) or read_bytes(e["file"].with_suffix(".verdicts.jsonl"))
     rows = [{k: row[k] for k in VERDICTS if k in row} for row in map(json.loads, data.splitlines())]
-    return [row | {"id": row["id"].split("/", 1)[1]} for row in rows] # without the data set: both have the same questions
+    rows = Predictions([row | {"id": row["id"].split("/", 1)[1]} for row in rows], e) # without the data set: both have the same questions
+    rows.facts[f"data of {rows.facts.pop('dataset')}"] = rows.facts.pop("data_fingerprint")
+    return rows
 
 def _with_base(found, metric):
     "experiment -> its results; `base` is the untuned model's protocol with most right by that grader"
@@ -96,7 +98,8 @@ def _pair(found, a, b, metric):
     names = tuple(_protocol_name(found[x][0]) if x == "base" else x for x in (a, b))
     seedless = tuple(n for n, x in zip(names, (a, b)) if x == "base")
     of_a, of_b = ([_verdicts(e) for e in found[x]] for x in (a, b))
-    both, first = compare_seeds(of_a, of_b, metric, names=names, seedless=seedless), compare(of_a[0], of_b[0], metric, names=names)
+    both, first = compare_seeds(of_a, of_b, metric, names=names, seedless=seedless, bare=True), compare(of_a[0], of_b[0], metric, names=names, bare=True)
+    if first.p is None or both.low is None: return {"a": names[0], "b": names[1], "grader": metric, "sentence": str(both), "shown": False}
     points = {k: round(100 * getattr(both, k), 1) for k in ("difference", "low", "high")}
     try: visible = round(100 * minimum_detectable_effect(first.n, discordant=(first.only_a + first.only_b) / first.n), 1)
     except ValueError: visible = None # too few problems
@@ -125,7 +128,8 @@ def headline_table(
         def share(name): return _over_seeds([e["accuracy"]["numeric"]["value"] for e in found.get(name, [])])
         def points(a, b):
             if not {a, b} <= found.keys(): return "–"
-            return "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**_pair(found, a, b, "numeric"))
+            pair = _pair(found, a, b, "numeric")
+            return "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**pair) if "low" in pair else "not comparable"
         prompt = label(_protocol_name(found["base"][0])).removeprefix("base, ")
         rows.append({"model": study.preset, "untuned, at its best": f"{share('base')}, {prompt}",
                      label("full"): share("full_main"), label("lora"): share("lora_main"),
