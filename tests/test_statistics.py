@@ -193,7 +193,7 @@ def test_results_from_a_folder(tmp_path):
     assert str(compare("a", record, folder=tmp_path)) == (
         "LoRA answers 33.0 % and full SFT 47.0 % of the same 100 problems right (strict): a difference of +14.0 points, "
         "95 % interval [+2.0, +26.0] (paired bootstrap); 40 problems are solved by one alone, 13 by the first and 27 by the second, "
-        "exact McNemar p = 0.038: shown to be real at the 5 % level.")
+        "exact McNemar p = 0.038: shown to be real at the 5 % level; within ±2 points: not shown, not worse by 2 points: shown.")
     assert compare("a", "c", folder=tmp_path).name_b == "LoRA (run-c)"
     assert compare("a", "a", folder=tmp_path).difference == 0
     assert compare("a", predictions(b), folder=tmp_path).name_b == "model 2"
@@ -238,7 +238,7 @@ def test_compare_seeds_is_seed_difference():
 def test_one_seed_is_said():
     a, b = columns(20, 13, 27, 40)
     found = compare_seeds([predictions(a)], [predictions(b)], names=("LoRA", "full SFT"))
-    assert "bootstrap over problems" in str(found) and "The spread between seeds of LoRA and of full SFT is unknown" in str(found)
+    assert "(over problems)" in str(found) and "The spread between seeds of LoRA and of full SFT is unknown" in str(found)
     assert (found.low, found.high) == pytest.approx(paired_bootstrap(a, b), abs=0.02)
 
 
@@ -271,7 +271,7 @@ def simulated(p, sd, correlation, seeds, seeds_b=None, more=0, n=1319, repeats=4
     return ((low <= 0) & (high >= 0)).mean(), (high - low).mean() / (2 * 1.96 * difference.std())
 
 
-@pytest.mark.parametrize("seeds, more, sd, widest", [(2, 8, 0.01, 1.2), (3, 0, 0.0, 1.4), (3, 6, 0.02, 1.15), (5, 4, 0.005, 1.15)])
+@pytest.mark.parametrize("seeds, more, sd, widest", [(2, 8, 0.01, 1.3), (3, 0, 0.0, 1.45), (3, 6, 0.02, 1.25), (5, 4, 0.005, 1.2)])
 def test_seed_differences_hold_the_truth(seeds, more, sd, widest):
     "With another kind of problems than the chapter's: a few hundred studies, so within three standard errors of 0.935 to 0.97"
     held, width = simulated(0.3, sd, 0.3, seeds, more=more, n=500)
@@ -295,7 +295,6 @@ def test_seed_differences_with_unequal_seeds():
     a, b = [rng.random((s, 300)) < 0.3 for s in (1, 3)]
     errors = [seed_estimate(*pair).error for pair in ((a, b), (a, b[:1]))]
     assert all(e > 0 for e in errors) and seed_spread([a, b]).dof == 2 and seed_spread([a, b[:1]]).dof == 0
-    assert seed_estimate(a, b, fixed="a").error <= seed_estimate(a, b).error
 
 
 def test_seed_differences_by_hand():
