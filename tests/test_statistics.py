@@ -262,11 +262,11 @@ def arm(rng, p, sd, correlation, seeds, ranks, agreement=1.0):
 def simulated(p, sd, correlation, seeds, seeds_b=None, more=0, n=1319, repeats=400, agreement=1.0, seed=1):
     "Coverage of zero and the mean width over that of 1.96 true standard errors"
     rng, rows = np.random.default_rng(seed), []
-    bank = [arm(rng, p, sd, correlation, seeds, rng.random(n)) for _ in range(20 * bool(more))]
+    bank = [arm(rng, p, sd, correlation, seeds, rng.random(n)) for _ in range(200 * bool(more))]
     for _ in range(repeats):
         ranks = rng.random(n)
         a, b = [arm(rng, p, sd, correlation, s, ranks, agreement) for s in (seeds, seeds_b or seeds)]
-        rows.append(seed_difference(a, b, pooled=[bank[i] for i in rng.choice(20, more, replace=False)] if more else None))
+        rows.append(seed_difference(a, b, pooled=[bank[i] for i in rng.choice(200, more, replace=False)] if more else None))
     difference, low, high = np.array(rows).T
     return ((low <= 0) & (high >= 0)).mean(), (high - low).mean() / (2 * 1.96 * difference.std())
 
