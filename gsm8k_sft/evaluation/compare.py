@@ -106,7 +106,7 @@ class _Difference:
         if self.shown: real = f"shown to be real at the {100 * (1 - self.confidence):.2g} % level"
         e, margin = self.equivalence, f"{100 * self.margin:g} points"
         sides = zip(("worse", "better"), (e.not_worse, e.not_better))
-        one_side = "" if e.within else "".join(f", not {word} by {margin}: shown" for word, shown in sides if shown)
+        one_side = "" if e.within or self.shown else "".join(f", not {word} by {margin}: shown" for word, shown in sides if shown)
         return f"{real}; within ±{margin}: {'shown' if e.within else 'not shown'}{one_side}"
 
 # %% ../../nbs/evaluation/compare.ipynb #7de5d6df
