@@ -327,10 +327,10 @@ def test_seeds_paired_and_fixed():
     apart, paired = seed_estimate(a, gain), seed_estimate(a, gain, paired=True)
     assert paired.difference == apart.difference and paired.error < apart.error / 3
     assert seed_estimate(a[:1], gain, fixed="a").error < seed_estimate(a[:1], gain).error
-    for given, words in (({"a": a[0]}, "one seed of a list"), ({"a": a * 2}, "right or wrong"), ({"a": a[:, :7]}, "a has 7 problems and b 500"),
+    for change, words in (({"a": a[0]}, "one seed of a list"), ({"a": a * 2}, "right or wrong"), ({"a": a[:, :7]}, "a has 7 problems and b 500"),
                          ({"a": a[:2], "paired": True}, "a has 2 seeds and b 4"), ({"a": a[:, :1], "b": a[:, :1]}, "at least two"),
                          ({"pooled": [a[0]]}, "one seed of a list"), ({"a": a[:0]}, "are needed")):
-        with pytest.raises(ValueError, match=words): seed_estimate(**{"a": a, "b": gain} | given)
+        with pytest.raises(ValueError, match=words): seed_estimate(**{"a": a, "b": gain} | change)
     with pytest.raises(ValueError, match="confidence=95"): seed_difference(a, gain, 95)
 
 
