@@ -17,7 +17,7 @@ from .core.runs import environment, peak_memory, read_config, read_json, write_j
 from .data.datasets import load_gsm8k, refuse_test
 from .data.prompts import Renderer
 from gsm8k_sft.evaluation.results import (
-    EvaluationError, accuracies, append_lines, complete_result, decoding, deviations, evaluation_protocol, find_run, is_run, open_partial,
+    EvaluationError, accuracies, append_lines, complete_result, decoding, deviations, evaluation_protocol, find_run, open_partial,
     protocol_fingerprint, read_predictions, refuse_trained, result_name, same_answers, sampled_accuracies, set_aside, whole_lines,
     write_result)
 from .evaluation.retention import held_out_loss
@@ -31,6 +31,8 @@ from .models.sources import weights_fingerprint
 # %% ../nbs/03_evaluate.ipynb #3c9ea4d8
 def _answers(model, tokenizer, rows, prompts, cfg, file, found, progress):
     "All answers: those found, and those that are left, appended to `file` as they come"
+    import torch
+    if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
     e, done, rows = cfg.evaluation, {(a["id"], a["sample"]) for a in found}, list(rows)
     todo = [(i, k) for i, row in enumerate(rows) for k in range(e.samples) if (row["id"], k) not in done]
     names = [rows[i]["id"] + (f"#{k}" if e.samples > 1 else "") for i, k in todo]
@@ -76,16 +78,24 @@ def _result(name, cfg, model_type, first, run, protocol, answers, n_found, other
         "batch_sizes": {str(k): v for k, v in sorted(Counter(a["batch_size"] for a in answers).items())}, "environment": environment()}
 
 # %% ../nbs/03_evaluate.ipynb #f3afea3b
-def _problems(rows, limit, cfg):
+def _problems(rows, limit, cfg, run):
     "The problems to ask, and their number where they are only part of the split"
     if (limit or 0) < 0: raise EvaluationError(f"limit: {limit} must not be negative; 0 asks all problems")
     if not len(rows):
         raise EvaluationError(f"the split {cfg.evaluation.split!r} has no problems; see data.validation_fraction and data.test_samples")
+    for weights in (run, cfg.model.path): refuse_trained(rows, weights)
     cut = bool(limit) and limit < len(rows)
     sample = cut or (cfg.evaluation.split == "test" and cfg.data.test_samples)
     rows = rows.select(range(limit)) if cut else rows
     return rows, len(rows) if sample else None
 
+def _say(record, progress, note=""):
+    "Print a record's numbers in one line; the record"
+    shares = [f"{g} {100 * v['value']:.1f} % [{100 * v['low']:.1f}, {100 * v['high']:.1f}]" for g, v in record["accuracy"].items()]
+    if progress: print(f"{record['name']}{note}: {', '.join(shares)}, {record['seconds']:.1f} s", flush=True)
+    return record
+
+# %% ../nbs/03_evaluate.ipynb #96568ab8
 def _name(folder, cfg, model_type, first, run, protocol):
     "The result's name, and what tells it apart where other problems or another model have the name already"
     name = result_name(cfg, model_type, first)
@@ -103,12 +113,6 @@ def _results_folder(folder):
     if not os.access(folder, os.W_OK): raise EvaluationError(f"{folder}: results can't be written here (no permission)")
     return folder
 
-def _say(record, progress, note=""):
-    "Print a record's numbers in one line; the record"
-    shares = [f"{g} {100 * v['value']:.1f} % [{100 * v['low']:.1f}, {100 * v['high']:.1f}]" for g, v in record["accuracy"].items()]
-    if progress: print(f"{record['name']}{note}: {', '.join(shares)}, {record['seconds']:.1f} s", flush=True)
-    return record
-
 # %% ../nbs/03_evaluate.ipynb #8181a65a
 def evaluate(
     model, # on its device
@@ -125,18 +129,14 @@ def evaluate(
     model_fingerprint: str | None = None, # if it is known already
 ) -> dict: # the result, as in NAME.json
     "Answer, grade, record; go on where an earlier evaluation stopped"
-    import torch
-    folder, (rows, first), weights = _results_folder(folder), _problems(rows, limit, cfg), Path(cfg.model.path or "")
-    for trained in [Path(run)] if run else filter(is_run, (weights, weights.parent)) if cfg.model.path else (): refuse_trained(rows, trained)
+    folder, (rows, first) = _results_folder(folder), _problems(rows, limit, cfg, run)
     protocol, prompts = evaluation_protocol(model, tokenizer, rows, cfg, shots, model_fingerprint)
     (name, other), mark = _name(folder, cfg, model_type, first, run, protocol), protocol["fingerprint"]
     if (done := complete_result(folder, name)) and not again and same_answers(done["protocol"], protocol):
-        graded = done["protocol"] | {"grader": protocol["grader"]}
-        if done["protocol"]["fingerprint"] == protocol_fingerprint(graded): return _say(done, progress, " is there already")
-        return _say(regrade(name, rows, folder), progress, " is there already, and graded again")
+        stale = done["protocol"]["fingerprint"] != protocol_fingerprint(done["protocol"] | {"grader": protocol["grader"]})
+        return _say(regrade(name, rows, folder) if stale else done, progress, " is there already" + ", and graded again" * stale)
     if (old := folder / f"{name}.json").exists():
         set_aside(folder, name, [".json", ".predictions.jsonl"], read_json(old)["protocol"]["fingerprint"])
-    if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
     with open_partial(folder, name, mark) as (file, found):
         if progress: print(f"{name}: {len(rows)} problems" + (f", {len(found)} of them answered earlier" if found else ""), flush=True)
         answers = _graded(_answers(model, tokenizer, rows, prompts, cfg, file, found, progress), rows, cfg.evaluation.samples)
@@ -176,12 +176,11 @@ def evaluate_run(
     run, folder = find_run(run), _results_folder(folder)
     cfg = read_config(run)
     cfg.run_name = run.resolve().name # an earlier run that was set aside has a name of its own
-    for part in [*([f"evaluation.split={split}"] if split else []), *dotlist(overrides)]:
+    for part in [*dotlist(overrides), *([f"evaluation.split={split}"] if split else [])]:
         if not part.startswith(("evaluation.", "data.")):
             raise ConfigError(f"overrides: {part!r} would change how {run} was trained; only evaluation.* and data.* can be changed here")
         cfg = merge_layer(cfg, OmegaConf.from_dotlist([part]), f"overrides ({part})")
     check_config(cfg)
-    if split and split != cfg.evaluation.split: raise ConfigError(f"split: {split}, but overrides say {cfg.evaluation.split}; leave one out")
     rows = load_gsm8k(cfg, splits=[cfg.evaluation.split])[cfg.evaluation.split]
     model, tokenizer = load_tuned(run, dtype=cfg.evaluation.dtype)
     return evaluate(model, tokenizer, rows, cfg, cfg.tuning_method, 0, limit, run, again, progress, folder)
@@ -241,11 +240,11 @@ def main(
     "Evaluate a base model or a run"
     try:
         if bool(preset) == bool(run): raise EvaluationError("name either --preset (its base model) or --run (a run's folder)")
+        if split and "evaluation.split=" in overrides: raise ConfigError("split: given twice, by --split and in overrides; leave one out")
         if not re.fullmatch(r"[0-9 ,]*", shots): raise EvaluationError(f"shots: {shots!r} must be whole numbers, such as \"0 1\"")
         if run: evaluate_run(run, split, limit, overrides, again); return
-        asked = f"evaluation.split={split} {overrides}" if split else overrides
-        cfg = load_config(preset, "full", dataset, 0, config, asked, training=False)
-        if split not in ("", cfg.evaluation.split): raise ConfigError(f"split: {split}, but overrides say {cfg.evaluation.split}; leave one out")
+        if split: overrides = f"{overrides} evaluation.split={split}"
+        cfg = load_config(preset, "full", dataset, 0, config, overrides, training=False)
         evaluate_base(cfg, [int(k) for k in re.findall(r"[0-9]+", shots)] or None, limit, again)
     except (ValueError, OSError) as e: sys.exit(f"{type(e).__name__}: {e}")
     except KeyboardInterrupt: sys.exit(130)

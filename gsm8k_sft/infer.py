@@ -52,6 +52,12 @@ def _plain(value):
     decimal = format_result(value)
     return decimal if Fraction(decimal) == value else str(value)
 
+def _check_text(text):
+    "Raise a `ValueError` if there is nothing to ask, or half of a character"
+    if not text.strip(): raise ValueError("the question is empty")
+    try: text.encode()
+    except UnicodeEncodeError as e: raise ValueError(f"half of a character (a lone surrogate) at position {e.start}") from None
+
 def _answers(questions, model, tokenizer, prompt_style, max_new_tokens, batch_size, progress):
     "The index of a question and the record of its answer, as answers are finished"
     renderer = Renderer(tokenizer, prompt_style)
@@ -72,7 +78,9 @@ def answer_all(
     progress: bool = True, # show a progress bar
 ) -> list[dict]: # question, answer, final, final_<grader>, n_tokens, finish_reason; in the questions' order
     "Answer many questions"
-    if not all(q.strip() for q in questions): raise InferError("the question is empty")
+    for i, question in enumerate(questions):
+        try: _check_text(question)
+        except ValueError as e: raise InferError(f"question {i + 1}: {e}" if len(questions) > 1 else str(e)) from None
     found = _answers(questions, model, tokenizer, prompt_style, max_new_tokens, batch_size, progress)
     return [record for _, record in sorted(found, key=lambda pair: pair[0])]
 
@@ -96,9 +104,8 @@ def _parse(line):
     if not isinstance(row, dict): raise ValueError(f'an object like {{"question": "…"}} is needed, not {type(row).__name__}')
     question, name = row.get("question"), row.get("id", "")
     if not isinstance(question, str) or not question.strip(): raise ValueError("no text under the key 'question'")
-    if not isinstance(name, (str, int)): raise ValueError(f"the id must be a text or a whole number, not {name!r}")
-    try: f"{question}{name}".encode()
-    except UnicodeEncodeError as e: raise ValueError(f"half of a character (a lone surrogate) at position {e.start}") from None
+    if type(name) not in (str, int): raise ValueError(f"the id must be a text or a whole number, not {name!r}")
+    _check_text(f"{question}{name}")
     return {"id": row.get("id"), "question": question}
 
 def read_questions(
@@ -117,7 +124,7 @@ def read_questions(
 def _fitting(rows, prompts, model, tokenizer, max_new_tokens):
     "The rows that fit the model's positions, and a problem for each other"
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-    lengths = [len(tokenizer(p, add_special_tokens=False).input_ids) for p in prompts]
+    lengths = [len(tokenizer(p, add_special_tokens=False, verbose=False).input_ids) for p in prompts]
     problems = [f"line {r['line']}: {n} prompt tokens and up to {max_new_tokens} new ones exceed the model's {room} positions"
                 for r, n in zip(rows, lengths) if n + max_new_tokens > room]
     return [r for r, n in zip(rows, lengths) if n + max_new_tokens <= room], problems

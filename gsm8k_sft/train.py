@@ -78,8 +78,7 @@ def fit(
     run: Run, # from `open_run`
 ) -> None:
     "Train from the base weights or from the run's checkpoint, and save"
-    before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
-    if before: torch.cuda.reset_peak_memory_stats()
+    if before := torch.cuda.memory_allocated() if torch.cuda.is_available() else 0: torch.cuda.reset_peak_memory_stats()
     loaded = load_for_training(cfg)
     run.begin(first_record(cfg, loaded))
     if run.main: keep_trained(run.folder, loaded.rows["train"])

@@ -10,8 +10,8 @@ from gsm8k_sft.data.datasets import load_gsm8k, question_key
 from gsm8k_sft.evaluate import evaluate, evaluate_base, evaluate_run, quick_accuracy, regrade
 from gsm8k_sft.evaluation import results
 from gsm8k_sft.evaluation.results import (
-    EvaluationError, complete_result, find_run, is_plain, keep_trained, open_partial, protocol_fingerprint, read_predictions, refuse_trained,
-    result_name, shot_examples, show_answers, trained_questions, whole_lines)
+    EvaluationError, complete_result, find_run, is_plain, keep_trained, open_partial, protocol_fingerprint, read_predictions,
+    refuse_trained, result_name, shot_examples, show_answers, trained_questions, whole_lines)
 from gsm8k_sft.generation.engine import Engine
 from gsm8k_sft.grading.answers import grader_versions
 from gsm8k_sft.models.loading import load_model, load_tokenizer
@@ -168,7 +168,8 @@ def test_two_prompt_styles_stand_side_by_side(tmp_path, toy):
     model, tokenizer, rows, cfg = toy
     plain = load_config("toy", overrides=f"{BRIEF} data.prompt_style=plain")
     first, second = (evaluate(model, tokenizer, rows, c, "base-1shot", 1, limit=5, folder=tmp_path, progress=False) for c in (cfg, plain))
-    assert second["name"] == first["name"].replace("base-1shot", "base-1shot-plain") and is_plain(second | {"differs": []}) and not (tmp_path / "previous").exists()
+    assert second["name"] == first["name"].replace("base-1shot", "base-1shot-plain") and not (tmp_path / "previous").exists()
+    assert second["differs"] == first["differs"] == ["16new"] and is_plain(second | {"differs": []})
     assert first["protocol"]["prompt"] != second["protocol"]["prompt"] and complete_result(tmp_path, first["name"]) == first
 
 
@@ -358,7 +359,8 @@ def test_a_tuned_run(tmp_path, toy):
     assert content(tmp_path / "out", record["name"]) == content(tmp_path / "out", base["name"])
     with pytest.raises(ValueError, match="would change how"): evaluate_run(run, overrides="model.name=other", folder=tmp_path)
     assert evaluate_run(run, split="validation", limit=2, folder=tmp_path, progress=False)["split"] == "validation"
-    with pytest.raises(ValueError, match="leave one out"): evaluate_run(run, "test", overrides="evaluation.split=validation", folder=tmp_path)
+    for given in ({"run": str(run)}, {"preset": "toy"}):
+        with pytest.raises(SystemExit, match="leave one out"): module.main(**given, split="test", overrides="evaluation.split=validation")
     aside = run.rename(run.with_name(f"{run.name}.previous"))
     assert cfg.run_name + ".previous__" in evaluate_run(aside, limit=2, folder=tmp_path, progress=False)["name"]
 
@@ -386,15 +388,25 @@ def run(tmp_path, toy):
     model.save_pretrained(tmp_path / "full_main-s0" / "model"), tokenizer.save_pretrained(tmp_path / "full_main-s0" / "model")
     return tmp_path / "full_main-s0"
 
-@pytest.mark.parametrize("change", ["data.validation_seed=1", "data.validation_fraction=0.5", "data.dataset=socratic data.validation_seed=2"])
+@pytest.mark.parametrize("change", ["data.validation_seed=1", "data.validation_fraction=0.5",
+                                    "data.dataset=socratic data.validation_seed=2"])
 def test_problems_of_training_are_no_validation(run, change):
     with pytest.raises(EvaluationError, match="was trained on [0-9]+ of the [0-9]+ problems asked, [a-z-]+/train/[0-9]+ among"):
         evaluate_run(run, "validation", overrides=change, folder=run.parent)
-    assert evaluate_run(run, "validation", 1, "data.dataset=socratic evaluation.max_new_tokens=4", folder=run.parent, progress=False)["n"] == 1
+    other = "data.dataset=socratic evaluation.max_new_tokens=4"
+    assert evaluate_run(run, "validation", 1, other, folder=run.parent, progress=False)["n"] == 1
 
 def test_a_trained_model_asked_as_a_base_model_was_trained_all_the_same(run):
     cfg = load_config("toy", overrides=f"model.path={run / 'model'} evaluation.split=validation data.validation_seed=1")
     with pytest.raises(EvaluationError, match="was trained on"): evaluate_base(cfg, [0], folder=run.parent)
+
+def test_a_run_that_went_on_from_another_run_was_trained_on_both(run, tmp_path, toy):
+    *_, rows, cfg = toy
+    keep_trained(run, rows.select([0]))
+    second = load_config("toy", overrides=f"model.path={run / 'model'}")
+    save_config(second, tmp_path / "second")
+    with pytest.raises(EvaluationError, match="full_main-s0: was trained on 1 of"):
+        evaluate(None, None, rows, second, "full", run=tmp_path / "second", folder=tmp_path / "out")
 
 def test_a_run_knows_its_questions_whatever_became_of_the_data(run, toy):
     *_, rows, cfg = toy
@@ -410,7 +422,8 @@ def test_examples_are_never_asked(toy):
     _, _, rows, cfg = toy
     train = load_gsm8k(cfg, splits=["train"])["train"]
     drawn = shot_examples(cfg, 8, rows)
-    other = train.filter(lambda r: r["question"] in {e["question"] for e in drawn}).map(lambda r: {"question": r["question"].upper() + "\n"})
+    other = train.filter(lambda r: r["question"] in {e["question"] for e in drawn})
+    other = other.map(lambda r: {"question": r["question"].upper() + "\n"})
     again = shot_examples(cfg, 8, other)
     assert not {question_key(e["question"]) for e in again} & set(map(question_key, other["question"]))
 
@@ -422,7 +435,8 @@ def test_a_folder_that_cannot_be_written_is_noticed_first(tmp_path, run, monkeyp
     for name in ("load_tuned", "load_model"): monkeypatch.setattr(module, name, lambda *args, **kwargs: 1 / 0)
     for ask in (lambda folder: evaluate_run(run, folder=folder), lambda folder: evaluate_base(load_config("toy"), folder=folder)):
         with pytest.raises(EvaluationError, match="results can't be written here"): ask(tmp_path / "file" / "eval_results")
-    with pytest.raises(EvaluationError, match="asks nothing"): evaluate_base(load_config("toy", overrides="evaluation.shots=[]"), folder=tmp_path)
+    none = load_config("toy", overrides="evaluation.shots=[]")
+    with pytest.raises(EvaluationError, match="asks nothing"): evaluate_base(none, folder=tmp_path)
 
 @pytest.mark.parametrize("line", [b"[1, 2]", b"7", b'"x"', b"\x00", b"\xff", b"[" * 100_000, b'{"id": ' + b"9" * 5000 + b"}"], ids=range(7))
 def test_a_damaged_line_of_answers_is_named(tmp_path, toy, line):

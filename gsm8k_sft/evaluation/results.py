@@ -6,9 +6,9 @@
 __all__ = ['GRADER', 'LABELS', 'EvaluationError', 'shot_examples', 'decoding', 'protocol_fingerprint', 'same_answers',
            'evaluation_protocol', 'deviations', 'result_name', 'is_run', 'find_run', 'keep_trained',
            'trained_questions', 'refuse_trained', 'accuracies', 'majority', 'sampled_accuracies', 'whole_lines',
-           'set_aside', 'append_lines', 'open_partial', 'write_result', 'prediction_bytes', 'complete_result',
-           'Predictions', 'read_predictions', 'show_answers', 'read_runs', 'read_evaluations', 'label', 'model_order',
-           'of_one_grader', 'is_plain', 'accuracy_table']
+           'set_aside', 'append_lines', 'open_partial', 'Predictions', 'differing_facts', 'write_result',
+           'prediction_bytes', 'complete_result', 'read_predictions', 'show_answers', 'read_runs', 'read_evaluations',
+           'label', 'model_order', 'is_plain', 'of_one_grader', 'accuracy_table']
 
 # %% ../../nbs/evaluation/results.ipynb #5d54e22a
 import fcntl, html, json, os, random, re, warnings
@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
-from ..core.config import (
-    CONFIGS, TUNINGS, ConfigError, check_choice, config_layers, empty_config, fingerprint, merge_layer, project_path, project_root, read_yaml)
+from gsm8k_sft.core.config import (
+    CONFIGS, TUNINGS, ConfigError, check_choice, config_layers, empty_config, fingerprint, merge_layer, project_path, project_root,
+    read_yaml)
 from ..core.runs import read_config, read_json, write_json, write_text
 from ..data.datasets import data_fingerprint, load_gsm8k, question_key
 from ..data.prompts import Renderer
@@ -103,9 +104,9 @@ def evaluation_protocol(
 # %% ../../nbs/evaluation/results.ipynb #59a02db4
 def _own(cfg):
     "The preset's own configuration; base.yaml where its files aren't here"
-    own, base = empty_config(), [("base.yaml", read_yaml(CONFIGS / "base.yaml"))]
+    own = empty_config()
     try: layers = config_layers(cfg.preset, cfg.tuning_method, cfg.data.dataset, 0)
-    except ConfigError: layers = base
+    except ConfigError: layers = [("base.yaml", read_yaml(CONFIGS / "base.yaml"))]
     for source, layer in layers: own = merge_layer(own, layer, source)
     return own
 
@@ -148,6 +149,7 @@ def result_name(
     name = "__".join(re.sub(r"[^\w.-]+|_{2,}", "-", part, flags=re.ASCII) for part in parts)
     return name if len(name) < 200 else f"{name[:180]}-{fingerprint(name)}"
 
+# %% ../../nbs/evaluation/results.ipynb #adbf18ec
 def is_run(
     folder: Path | str, # any folder
 ) -> bool: # other tools write a config.yaml too, without these keys
@@ -180,18 +182,20 @@ def trained_questions(
     rows, record = load_gsm8k(read_config(run), splits=["train"])["train"], run / "record.json"
     known = read_json(record).get("data", {}).get("fingerprint") if record.exists() else None
     if known in (None, data_fingerprint(rows)): return {fingerprint(question_key(q)) for q in rows["question"]}
-    raise EvaluationError(f"{run}: its training data had the fingerprint {known}, and what its config.yaml leads to now has another, so nobody "
-                          "can say what it was trained on; set GSM8K_DIR or data.folder in its config.yaml to the data it was trained on")
+    raise EvaluationError(f"{run}: nobody can say what it was trained on, since the data that its config.yaml leads to has changed "
+                          f"(fingerprint {known} in its record); set GSM8K_DIR or data.folder in config.yaml to the data of then")
 
+# %% ../../nbs/evaluation/results.ipynb #fd02ce42
 def refuse_trained(
     rows, # the problems to ask
-    run: Path, # the folder of the run whose weights will answer
+    weights: Path | str | None, # a run's folder, or that of weights, which may be a run's; None: of the hub
 ) -> None:
-    "Raise an `EvaluationError` if the run was trained on one of the problems"
-    trained = trained_questions(run)
-    if seen := [r["id"] for r in rows if fingerprint(question_key(r["question"])) in trained]:
-        raise EvaluationError(f"{run}: was trained on {len(seen)} of the {len(rows)} problems asked, {seen[0]} among them. Leave validation_seed, "
-                              "validation_fraction and the data as they are in its config.yaml, or ask split=test")
+    "Raise an `EvaluationError` if these weights were trained on one of the problems"
+    for run in filter(is_run, (Path(weights), Path(weights).parent) if weights else ()):
+        trained = trained_questions(run)
+        if seen := [r["id"] for r in rows if fingerprint(question_key(r["question"])) in trained]:
+            raise EvaluationError(f"{run}: was trained on {len(seen)} of the {len(rows)} problems asked, {seen[0]} among them. Leave "
+                                  "validation_seed, validation_fraction and the data as they are in its config.yaml, or ask split=test")
 
 # %% ../../nbs/evaluation/results.ipynb #8b8b7300
 def _by_problem(answers):
@@ -304,6 +308,22 @@ def open_partial(
         yield file, lines[1:]
     finally: file.close()
 
+# %% ../../nbs/evaluation/results.ipynb #3281c688
+class Predictions(list):
+    "Graded answers, and in `facts` what must agree before they are compared with others"
+    def __init__(self, rows, record=None):
+        super().__init__(rows)
+        known = {**record, **record["protocol"]} if record else {}
+        self.facts = {k: known[k] for k in ("split", "dataset", "grader", "data_fingerprint", "max_new_tokens") if k in known}
+
+def differing_facts(
+    a: list[dict], # predictions
+    b: list[dict], # others
+) -> list[str]: # in words; empty if both were asked and graded alike, or nobody knows
+    "Why two evaluations can't be compared"
+    a, b = (getattr(x, "facts", {}) for x in (a, b))
+    return [f"{k}: {v!r} and {b[k]!r}" for k, v in a.items() if k in b and b[k] != v]
+
 # %% ../../nbs/evaluation/results.ipynb #b1a75236
 def write_result(
     folder: Path, # eval_results
@@ -337,14 +357,6 @@ def complete_result(
     record = read_record(path)
     same = protocol in (None, record["protocol"]["fingerprint"])
     return record if same and record["predictions_sha256"] == sha256(predictions).hexdigest() else None
-
-class Predictions(list):
-    "Graded answers, and in `facts` what must agree before they are compared with others"
-    def __init__(self, rows, record=None):
-        super().__init__(rows)
-        r, p = record or {}, (record or {}).get("protocol", {})
-        facts = {"split": r.get("split"), "dataset": r.get("dataset"), **{k: p.get(k) for k in ("grader", "data_fingerprint", "max_new_tokens")}}
-        self.facts = {k: v for k, v in facts.items() if v is not None}
 
 def read_predictions(
     name: str | dict, # a result's name, or the result
@@ -426,16 +438,6 @@ def model_order(
     "Where a model stands in a table: base models by their shots, then the tuned ones"
     return (0, int(model[5:-4])) if model.startswith("base-") else (1, list(LABELS).index(model))
 
-def of_one_grader(
-    evaluations: list[dict], # from `read_evaluations`
-) -> list[dict]: # those that can stand in one table; a warning names the others
-    "Evaluations graded alike: where versions are mixed, today's"
-    def grader(e): return e.get("protocol", {}).get("grader")
-    if len({grader(e) for e in evaluations}) < 2: return evaluations
-    old = [e["name"] for e in evaluations if grader(e) != GRADER]
-    warnings.warn(f"left out, as older graders graded them (the same evaluation once more grades their answers anew): {', '.join(old)}", stacklevel=2)
-    return [e for e in evaluations if grader(e) == GRADER]
-
 def is_plain(
     evaluation: dict, # from `read_evaluations`
 ) -> bool: # False for drawn answers, those with a calculator, and all else that isn't the preset's own protocol
@@ -444,6 +446,16 @@ def is_plain(
     return protocol.get("decoding", "greedy") == "greedy" and not protocol.get("calculator") and not evaluation.get("differs")
 
 # %% ../../nbs/evaluation/results.ipynb #0a4ce97b
+def of_one_grader(
+    evaluations: list[dict], # from `read_evaluations`
+) -> list[dict]: # those that can stand in one table; a warning names the others
+    "Evaluations graded alike: where versions are mixed, today's"
+    old = [e["name"] for e in evaluations if e.get("protocol", {}).get("grader") != GRADER]
+    if len({e.get("protocol", {}).get("grader") for e in evaluations}) < 2: return evaluations
+    warnings.warn(f"left out, as older graders graded them; evaluate them once more, and their answers are graded anew: {', '.join(old)}",
+                  stacklevel=2)
+    return [e for e in evaluations if e["name"] not in old]
+
 def accuracy_table(
     results: list[dict], # from `evaluate` or `read_evaluations`
 ): # pandas DataFrame, a row a result

@@ -111,8 +111,8 @@ def _pair(found, a, b, metric, arms):
     of_a, of_b = ([_verdicts(e) for e in found[x]] for x in (a, b))
     pooled = [x for name, x in arms.items() if name not in (a, b)]
     both = compare_seeds(of_a, of_b, metric, names=names, seedless=seedless, pooled=pooled, bare=True)
-    first = compare(of_a[0], of_b[0], metric, names=names, bare=True)
-    if first.p is None or both.low is None: return {"a": names[0], "b": names[1], "grader": metric, "sentence": str(both), "shown": False}
+    if both.low is None: return {"a": names[0], "b": names[1], "grader": metric, "sentence": str(both), "shown": False}
+    first = compare(of_a[0], of_b[0], metric, names=names)
     points = {k: round(100 * getattr(both, k), 1) for k in ("difference", "low", "high")}
     return {"a": names[0], "b": names[1], "grader": metric, **points, "seeds": f"{len(of_a)} and {len(of_b)}", "p": both.p,
             "p, first seeds": float(f"{first.p:.2g}"), "visible": round(100 * both.detectable, 1),
@@ -131,7 +131,7 @@ def pair_table(
         rows += [(i, _pair(of, a, b, metric, arms)) for i, (a, b) in enumerate(study.pairs)
                  if (metric == "strict" or "base" in (a, b)) and a in of and b in of]
     table = pd.DataFrame([row for _, row in sorted(rows, key=lambda x: x[0])])
-    for _, part in (table.dropna(subset="p") if "p" in table else table).groupby("grader") if len(table) else ():
+    for _, part in table.dropna(subset="p").groupby("grader") if "p" in table else ():
         table.loc[part.index, "p, Holm"] = p = multipletests(part["p"], method="holm")[1]
         table.loc[part.index, "sentence"] += [
             f" Corrected for the {len(p)} named comparisons (Holm): p = {x:.2g}{', no longer shown' * bool(was and x > 0.05)}."
@@ -151,9 +151,8 @@ def headline_table(
         def share(name): return _over_seeds([e["accuracy"]["numeric"]["value"] for e in found.get(name, [])])
         arms = _arms(found, "numeric")
         def points(a, b):
-            if not {a, b} <= found.keys(): return "–"
-            pair = _pair(found, a, b, "numeric", arms)
-            return "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**pair) if "low" in pair else "not comparable"
+            pair = _pair(found, a, b, "numeric", arms) if {a, b} <= found.keys() else {}
+            return "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**pair) if "low" in pair else "not comparable" if pair else "–"
         prompt = label(_protocol_name(found["base"][0])).removeprefix("base, ")
         rows.append({"model": study.preset, "untuned, at its best": f"{share('base')}, {prompt}",
                      label("full"): share("full_main"), label("lora"): share("lora_main"),

@@ -352,7 +352,7 @@ def _scores(evaluation, base, metric):
     if base is None or not (rate and base["accuracy"].get(metric)): return found
     try: c = compare(base, evaluation, metric, folder=evaluation["file"].parent, bare=True)
     except (ValueError, OSError): return found | {"difference": rate["value"] - base["accuracy"][metric]["value"]} # no predictions
-    if c.p is None: warnings.warn(str(c))
+    if c.p is None: warnings.warn(str(c), stacklevel=2)
     return found | {"difference": c.difference, "difference_low": c.low, "difference_high": c.high, "p": c.p}
 
 # %% ../../nbs/reporting/curves.ipynb #b2d8cd60

@@ -29,7 +29,8 @@ def _evaluation_row(e):
     "The columns that an evaluation gives"
     ends = {"": "value", "_low": "low", "_high": "high"}
     rates = {f"{g}{suffix}": e["accuracy"].get(g, {}).get(key) for g in GRADERS for suffix, key in ends.items()}
-    run = e["configuration"].get("run_name") if e["model_type"] in ("full", "lora", "qlora") else None
+    prompt = e["name"].split("__")[2][len(e["model_type"]) + 1:] or None # of a base model, where it isn't the preset's: plain
+    run = e["configuration"].get("run_name") if e["model_type"] in ("full", "lora", "qlora") else prompt
     return {"preset": e["configuration"]["preset"], "dataset": e["dataset"], "model": e["model_type"], "run": run,
             "base_model": e["base_model"], "split": e["split"], "n": e["n"], **rates,
             "eval_seconds": e.get("seconds"), "eval_tokens_per_second": e.get("tokens_per_second")}
@@ -194,7 +195,8 @@ def read_answers(
         graded = e.get("protocol", {}).get("grader", "").startswith("strict, ")
         whole = (e["dataset"], e["split"], e.get("limit")) == (dataset, split, None)
         return is_plain(e) and whole and graded and complete_result(e["file"].parent, e["name"]) is not None
-    found = sorted(of_one_grader([*filter(wanted, read_evaluations(preset, root))]), key=lambda e: (model_order(e["model_type"]), e["name"]))
+    found = of_one_grader(list(filter(wanted, read_evaluations(preset, root))))
+    found.sort(key=lambda e: (model_order(e["model_type"]), e["name"]))
     many = {k for k, n in Counter(e["model_type"] for e in found).items() if n > 1}
     def name(e): return label(e["model_type"]) + (f" ({e['configuration'].get('run_name')})" if e["model_type"] in many else "")
     return {name(e): read_predictions(e, e["file"].parent) for e in found}

@@ -18,8 +18,7 @@ from ..core.config import check_choice, load_config, project_path
 from ..data.datasets import load_gsm8k
 from ..data.problems import data_folder
 from ..data.prompts import Renderer
-from ..evaluation.compare import fact_differences
-from ..evaluation.results import complete_result, label, model_order, read_evaluations, read_predictions
+from ..evaluation.results import complete_result, differing_facts, label, model_order, read_evaluations, read_predictions
 from ..generation.batches import evaluation_mode
 from ..generation.generate import check_prompts
 from ..generation.kv_cache import cache_argument
@@ -66,7 +65,7 @@ def pair_answers(
     b: list[dict], # another model's
 ) -> list[dict]: # id, question, gold (number), steps (of the published solution), a, b: the two predictions; in the order of `a`
     "The problems that both were asked"
-    if why := fact_differences(*(getattr(x, "facts", {}) for x in (a, b))):
+    if why := differing_facts(a, b):
         raise ValueError(f"the two evaluations were not asked and graded alike: {'; '.join(why)}")
     first_of = lambda answers: {p["id"]: p for p in answers if not p.get("sample")}
     a, b = first_of(a), first_of(b)
