@@ -16,6 +16,7 @@ from .core.runs import environment, peak_memory, set_seed
 from .data.datasets import TRAINING_SPLITS, data_fingerprint, load_gsm8k, tokenize_split
 from .data.prompts import Renderer
 from .evaluate import evaluate_run
+from .evaluation.results import keep_trained
 from .models.adapters import enable_checkpointing, prepare_for_training
 from .models.loading import load_model, load_tokenizer
 from .models.parameters import count_parameters, precision_of
@@ -77,10 +78,10 @@ def fit(
     run: Run, # from `open_run`
 ) -> None:
     "Train from the base weights or from the run's checkpoint, and save"
-    before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
-    if before: torch.cuda.reset_peak_memory_stats()
+    if before := torch.cuda.memory_allocated() if torch.cuda.is_available() else 0: torch.cuda.reset_peak_memory_stats()
     loaded = load_for_training(cfg)
     run.begin(first_record(cfg, loaded))
+    if run.main: keep_trained(run.folder, loaded.rows["train"])
     norms = weight_norms(loaded.model)
     trainer, log, signals = build_trainer(cfg, run.folder, loaded.tokenizer, loaded.rows, loaded.tokens, loaded.model)
     try:

@@ -417,10 +417,10 @@ def _run_name(cfg, config, overrides):
     "<variant>-s<seed>, with the file's name and six hexadecimal digits where there is more to tell"
     name, parts = f"{cfg.variant}-s{cfg.seed}", dotlist(overrides)
     if not (config or parts): return name
-    own, keys = OmegaConf.to_container(read_yaml(config)) if config else None, [p.split("=")[0] for p in parts]
-    same = any(f"{b}.".startswith(f"{a}.") for i, a in enumerate(keys) for j, b in enumerate(keys) if i != j)
+    own, last = OmegaConf.to_container(read_yaml(config)) if config else None, {p.split("=")[0]: p for p in parts}
+    nested = any(b.startswith(f"{a}.") for a in last for b in last)
     stem = f"{Path(config).stem}-" if config else ""
-    return f"{name}-{stem}{fingerprint([own, parts if same else sorted(parts)], 6)}"
+    return f"{name}-{stem}{fingerprint([own, parts if nested else sorted(last.values())], 6)}"
 
 # %% ../../nbs/core/config.ipynb #6c9c255a
 def load_config(

@@ -19,7 +19,7 @@ from ..core.config import check_choice, load_config, project_path
 from ..data.datasets import load_gsm8k
 from ..data.problems import data_folder
 from ..data.prompts import Renderer
-from ..evaluation.results import complete_result, label, model_order, read_evaluations, read_predictions
+from ..evaluation.results import complete_result, differing_facts, label, model_order, read_evaluations, read_predictions
 from ..generation.batches import evaluation_mode
 from ..generation.generate import check_prompts
 from ..generation.kv_cache import cache_argument
@@ -58,6 +58,7 @@ def pair_answers(
     b: list[dict], # another model's
 ) -> list[dict]: # id, question, gold (number), steps (of the published solution), a, b: the two predictions; in the order of `a`
     "The problems that both were asked"
+    if why := differing_facts(a, b): raise ValueError(f"the two evaluations were not asked and graded alike: {'; '.join(why)}")
     a, b = ({p["id"]: p for p in answers if not p.get("sample")} for answers in (a, b))
     pairs = [{"id": i, "question": p["question"], "gold": p["gold"], "steps": p.get("gold_steps", 0), "a": p, "b": b[i]}
              for i, p in a.items() if i in b]
