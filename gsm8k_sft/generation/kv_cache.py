@@ -105,7 +105,7 @@ def slot_attention(module, query, key, value, attention_mask=None, scaling=None,
     "Attention over a `SlotCache`; the arguments are those of transformers' AttentionInterface, the result (1, tokens, heads, dimension)"
     query, cache = query[0].transpose(0, 1).to(value.dtype), slot_cache
     prefill = cache.row is None
-    flash = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not softcap and query.shape[-1] <= 256
+    flash = query.is_cuda and query.dtype == torch.bfloat16 and not softcap and query.shape[-1] <= 256
     if not flash: out = (plain_prefill if prefill else _plain_decode)(cache, query, key, value, scaling, sliding_window, softcap)
     elif prefill:
         out = flash_attention(query, key, value, cache.bounds, cache.bounds, cache.longest, cache.longest, True, scaling, sliding_window)
