@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest, torch
 from gsm8k_sft.core.config import ConfigError, choose_precision, gpu_has_bf16, load_config, project_path
 from gsm8k_sft.core.runs import read_json, run_folder as folder_of, save_config, set_seed, write_json
+from gsm8k_sft.generation.kv_cache import plain_prefill
 from gsm8k_sft.models import sources
 from gsm8k_sft.models.adapters import add_adapter, linear_layers, load_tuned, merge_adapter, prepare_for_training
 from gsm8k_sft.models.loading import DTYPES, adapter_folder, load_adapter, load_model, load_tokenizer, load_weights, weight_dtype
@@ -16,6 +17,7 @@ from gsm8k_sft.reporting.logs import read_log
 from gsm8k_sft.train import train
 from gsm8k_sft.training.graphs import choose_speedup
 from gsm8k_sft.training.loss import linear_cross_entropy
+from gsm8k_sft.training.packing import Packed
 from gsm8k_sft.training.trainer import build_trainer, training_arguments
 
 HAS_GEMMA = all(importlib.util.find_spec(m) for m in (GEMMA_PACKAGE, "gguf"))
@@ -406,6 +408,15 @@ def test_sums_over_tokens_do_not_overflow_fp16():
     assert found[torch.float32][2].abs().max() > 65_504
     for a, b in zip(found[torch.float16], found[torch.float32]):
         torch.testing.assert_close(a, b, rtol=0.02, atol=0.02 * b.abs().max().item())
+
+def test_scores_of_attention_do_not_overflow_fp16():
+    "Queries and keys as large as Qwen2's biases make them"
+    torch.manual_seed(0)
+    q, k, v = (m * torch.ones(7, 2, 64) + torch.randn(7, 2, 64) for m in (40, 40, 0))
+    packed = Packed(torch.tensor([0, 3, 7], dtype=torch.int32), 4)
+    full, half = (plain_prefill(packed, q.to(t), k.to(t), v.to(t), 1 / 8, None, None).float() for t in (torch.float32, torch.float16))
+    assert (q[0, 0] @ k[0, 0]) > 65_504 and half.isfinite().all()
+    assert (full - half).abs().mean() < 0.2
 
 @pytest.fixture
 def own_runs(tmp_path, monkeypatch):

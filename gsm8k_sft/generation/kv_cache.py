@@ -50,6 +50,7 @@ def update(self:SlotCache, key, value, layer_idx, *args, **kwargs):
 def _grouped_attention(query, key, value, seen, scale, softcap=None):
     "Softmax attention of (rows, queries, heads, dimension) with shared key heads; `seen`, (rows or 1, queries, keys), is the mask"
     n, q, heads, d = query.shape
+    if query.dtype == torch.float16: query, scale = query * scale, 1.0 # before the products, which may be too large for fp16
     query = query.view(n, q, key.shape[2], -1, d)
     scores = torch.einsum("nqkgd,nskd->nkgqs", query, key).float() * scale
     if softcap: scores = softcap * torch.tanh(scores / softcap)
