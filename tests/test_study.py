@@ -14,7 +14,7 @@ from gsm8k_sft.evaluation.archive import glob_files, read_record, unpack
 from gsm8k_sft.experiments.runner import Worker, collect, run_study, skip_kept
 from gsm8k_sft.experiments.study import Setting, chosen_setting, open_jobs, read_study
 from gsm8k_sft.experiments.tables import (
-    choice_table, forgetting_table, headline_table, contamination_table, missing_jobs, outcome_table, pair_table, split_table)
+    calculator_table, choice_table, forgetting_table, headline_table, contamination_table, missing_jobs, outcome_table, pair_table, split_table)
 
 STUDY = """
 preset: toy
@@ -64,8 +64,10 @@ def test_whole_study_and_what_is_kept(tmp_path):
     assert pairs.grader.tolist() == ["strict", "numeric", "flexible", "strict", "strict"]
     seeds = ["1 and 2"] * 3 + ["2 and 2", "2 and 1"]
     assert pairs.seeds.tolist() == seeds, "verdicts stand in for predictions; socratic's problems are main's"
-    assert "spread between seeds" not in pairs.sentence[0], "an untuned model has no seeds"
-    assert "spread between seeds of full-wd_main" in pairs.sentence[4]
+    assert "spread between seeds of" not in pairs.sentence[0], "an untuned model has no seeds"
+    assert "spread between seeds of full-wd_main" in pairs.sentence[4] and "few runs" in pairs.sentence[4]
+    assert (pairs["p, Holm"] >= pairs.p - 1e-12).all() and pairs.sentence.str.contains("within ±2 points").all()
+    assert calculator_table(small, tmp_path / "results").seeds.tolist() == [1]
     both = split_table(small, tmp_path / "results").set_index("evaluated")
     validation = read_record(glob_files(kept, "lr_search/validation/toy__validation*__base-0shot-64new__*.json")[0])
     assert list(both.index) == ["full_main-lr1e-3-s0", "base-0shot"]

@@ -7,12 +7,15 @@ __all__ = ['NotComparable', 'BareDifference', 'Comparison', 'compare', 'compare_
 
 # %% ../../nbs/evaluation/compare.ipynb #e342ffb0
 import numpy as np
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from ..core.config import project_path
 from .results import Predictions, complete_result, differing_facts, label, prediction_bytes, read_predictions
-from ..statistics import FEW_DISCORDANT, mcnemar, newcombe_interval, paired_bootstrap, two_level_bootstrap
+from ..statistics import (
+    FEW_DISCORDANT, Equivalence, mcnemar, mean_difference, newcombe_interval, paired_bootstrap, seed_estimate, seed_spread)
+from ..statistics.planning import minimum_detectable_effect
 
 # %% ../../nbs/evaluation/compare.ipynb #74e0ed24
 class NotComparable(ValueError):
@@ -83,13 +86,19 @@ def _over_seeds(values, single):
     return f"{_percent(np.mean(values))} % (mean of {len(values)} seeds, {_percent(min(values))} to {_percent(max(values))})"
 
 class _Difference:
-    "The words that all comparisons share; they have `difference`, `low`, `high`, `confidence` and `shown`"
+    "The words that all comparisons share"
     def _repr_markdown_(self): return str(self)
     def _interval(self):
         return (f"a difference of {_points(self.difference)} points, {100 * self.confidence:g} % interval "
                 f"[{_points(self.low)}, {_points(self.high)}]")
     def _verdict(self):
-        return f"shown to be real at the {100 * (1 - self.confidence):.2g} % level" if self.shown else "not shown to be real"
+        visible = f"{_percent(self.detectable)} points" if self.detectable else "none"
+        real = f"not shown to be real (minimum detectable effect at 80 % power: {visible})"
+        if self.shown: real = f"shown to be real at the {100 * (1 - self.confidence):.2g} % level"
+        e, margin = self.equivalence, f"{100 * self.margin:g} points"
+        sides = zip(("worse", "better"), (e.not_worse, e.not_better))
+        one_side = "" if e.within or self.shown else "".join(f", not {word} by {margin}: shown" for word, shown in sides if shown)
+        return f"{real}; within ±{margin}: {'shown' if e.within else 'not shown'}{one_side}"
 
 # %% ../../nbs/evaluation/compare.ipynb #7de5d6df
 @dataclass
@@ -126,35 +135,41 @@ class Comparison(_Difference):
     accuracy_a: float
     accuracy_b: float
     difference: float
-    low: float # of the interval of the difference
+    low: float # of the interval of the difference, made by `method`
     high: float
-    method: str # of the interval
-    both: int # problems solved by both, by one alone, by neither
+    method: str
+    both: int # problems solved by both, by the first alone, by the second alone, by neither
     only_a: int
     only_b: int
     neither: int
     p: float # of McNemar's exact test
+    detectable: float | None # the minimum detectable effect at 80 % power; None: no difference is found so often
+    equivalence: Equivalence # what is shown about the margin
+    margin: float = 0.02
     confidence: float = 0.95
-
     @property
     def shown(self): return bool(self.p <= 1 - self.confidence)
     def __str__(self):
-        p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.2g}"
         return (f"{self.name_a} answers {_percent(self.accuracy_a)} % and {self.name_b} {_percent(self.accuracy_b)} % "
                 f"of the same {self.n:,} problems right ({self.metric}): {self._interval()} ({self.method}); {self.only_a + self.only_b} "
                 f"problems are solved by one alone, {self.only_a} by the first and {self.only_b} by the second, "
-                f"exact McNemar {p}: {self._verdict()}.")
+                f"exact McNemar p {'< 0.001' if self.p < 0.001 else f'= {self.p:.2g}'}: {self._verdict()}.")
 
-# %% ../../nbs/evaluation/compare.ipynb #7e065274
-def _comparison(names, metric, a, b, confidence):
+# %% ../../nbs/evaluation/compare.ipynb #5d1c0a7e
+def _comparison(names, metric, a, b, confidence, margin=0.02):
     "Everything about two arrays of answers"
     counts = mcnemar(a, b)
     few = counts["only_a"] + counts["only_b"] < FEW_DISCORDANT
     method, interval = ("Newcombe", newcombe_interval) if few else ("paired bootstrap", paired_bootstrap)
     low, high = interval(a, b, confidence)
+    try: detectable = minimum_detectable_effect(len(a), discordant=float((a != b).mean()))
+    except ValueError: detectable = None # too few problems, or none that one model alone solves
+    # one more problem that each solves alone: of equal answers, too, the truth may differ a little
+    same = mean_difference([*a, 0, 1], [*b, 1, 0]).equivalence(margin)
     return Comparison(*names, metric, len(a), float(a.mean()), float(b.mean()), float(b.mean() - a.mean()), low, high, method,
-                      **counts, confidence=confidence)
+                      **counts, detectable=detectable, equivalence=same, margin=margin, confidence=confidence)
 
+# %% ../../nbs/evaluation/compare.ipynb #7e065274
 def compare(
     run_a: str | dict | list, # a result's name, a result, or predictions: dicts with id and the metric
     run_b: str | dict | list, # the other one
@@ -162,12 +177,13 @@ def compare(
     folder: Path | None = None, # where the predictions are; eval_results by default
     names: tuple[str, str] | None = None, # for the sentence; from the results by default
     confidence: float = 0.95, # of the interval; 1 - confidence is the level of the test
+    margin: float = 0.02, # the largest difference that doesn't matter, a share
     bare: bool = False, # the mere difference, with the reason, where they can't be compared
 ) -> Comparison | BareDifference: # its str is one sentence
     "Compare two models on the problems that both were asked"
     runs = [_load(run, folder, i) for i, run in enumerate((run_a, run_b), 1)]
     names = _names(runs, names)
-    try: return _comparison(names, metric, *_paired(runs, metric, names), confidence)
+    try: return _comparison(names, metric, *_paired(runs, metric, names), confidence, margin)
     except NotComparable as e:
         if bare: return _bare(runs[:1], runs[1:], metric, names, e)
         raise
@@ -197,6 +213,14 @@ def compare_many(
     shown, p_holm = multipletests(table["p"], 1 - confidence, method="holm")[:2]
     return table.assign(p_holm=p_holm, shown=shown)[list(_COLUMNS)].rename(columns=_COLUMNS).set_index("model")
 
+# %% ../../nbs/evaluation/compare.ipynb #5d1c0a7f
+def _seed_note(single, dof):
+    "What the interval doesn't know: `single` are the methods with one seed, `dof` the spread's degrees of freedom"
+    of = "The spread between seeds" + " of " * bool(single) + " and of ".join(single)
+    if not dof: return f" {of} is unknown and not in the interval." if single else ""
+    if dof < 3: return f" {of} is known from so few runs that the interval holds the truth in about 92 % of studies."
+    return f" {of} is taken from the other runs." if single else ""
+
 # %% ../../nbs/evaluation/compare.ipynb #73ef11af
 @dataclass
 class SeedComparison(_Difference):
@@ -210,21 +234,21 @@ class SeedComparison(_Difference):
     difference: float
     low: float # of the interval of the difference
     high: float
+    p: float # of the test that the difference is zero
+    detectable: float # the minimum detectable effect at 80 % power
+    equivalence: Equivalence # what is shown about the margin
+    dof: int # degrees of freedom of the spread between seeds; 0: it is unknown
+    margin: float = 0.02
     confidence: float = 0.95
-    seedless: tuple[str, ...] = () # names of what no seed changes: an untuned model's greedy answers
+    single: tuple[str, ...] = () # trained methods with one seed
 
     @property
-    def shown(self): return not self.low <= 0 <= self.high
-    @property
-    def single(self):
-        sides = (self.name_a, self.accuracies_a), (self.name_b, self.accuracies_b)
-        return [n for n, v in sides if len(v) == 1 and n not in self.seedless]
+    def shown(self): return self.p <= 1 - self.confidence
     def __str__(self):
-        levels = "seeds and problems" if max(len(self.accuracies_a), len(self.accuracies_b)) > 1 else "problems"
-        note = f" The spread between seeds of {' and of '.join(self.single)} is unknown and not in the interval." if self.single else ""
+        levels = "seeds and problems" if self.dof else "problems"
         a, b = (_over_seeds(v, n in self.single) for n, v in ((self.name_a, self.accuracies_a), (self.name_b, self.accuracies_b)))
         return (f"{self.name_a} answers {a} and {self.name_b} {b} of the same {self.n:,} problems right ({self.metric}): "
-                f"{self._interval()} (bootstrap over {levels}): {self._verdict()}.{note}")
+                f"{self._interval()} (over {levels}): {self._verdict()}.{_seed_note(self.single, self.dof)}")
 
 # %% ../../nbs/evaluation/compare.ipynb #0b32d877
 def compare_seeds(
@@ -234,8 +258,8 @@ def compare_seeds(
     folder: Path | None = None, # where the predictions are; eval_results by default
     names: tuple[str, str] | None = None, # of the two methods; from the first results by default
     confidence: float = 0.95, # of the interval
-    n_resamples: int = 10_000, # draws
-    seed: int = 0, # of the draws
+    pooled: Sequence[np.ndarray] = (), # other methods of the study, (seeds, problems) each: how much seeds scatter
+    margin: float = 0.02, # the largest difference that doesn't matter, a share
     seedless: tuple[str, ...] = (), # of `names`, what no seed changes: an untuned model's greedy answers
     bare: bool = False, # the mere difference, with the reason, where they can't be compared
 ) -> SeedComparison | BareDifference: # its str says it all
@@ -250,7 +274,8 @@ def compare_seeds(
         if bare: return _bare(runs[:split], runs[split:], metric, names, e)
         raise
     a, b = answers[:split], answers[split:]
-    low, high = two_level_bootstrap(a, b, confidence, n_resamples, seed)
-    means = [x.mean(axis=1).tolist() for x in (a, b)]
-    difference = float(np.mean(means[1]) - np.mean(means[0]))
-    return SeedComparison(*names, metric, a.shape[1], *means, difference, low, high, confidence, seedless)
+    single = tuple(name for name, x in zip(names, (a, b)) if len(x) == 1 and name not in seedless)
+    fixed = [side for side, name in zip("ab", names) if name in seedless]
+    e, spread = seed_estimate(a, b, pooled, fixed), seed_spread([*(x for side, x in zip("ab", (a, b)) if side not in fixed), *pooled])
+    return SeedComparison(*names, metric, a.shape[1], *(x.mean(axis=1).tolist() for x in (a, b)), e.difference, *e.interval(confidence),
+                          e.p(), e.detectable(alpha=1 - confidence), e.equivalence(margin), spread.dof, margin, confidence, single)

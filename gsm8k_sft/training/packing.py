@@ -137,7 +137,7 @@ def packed_attention(
     **kwargs, # what else transformers passes
 ) -> tuple[torch.Tensor, None]: # (1, tokens, heads, dimension)
     "Causal attention within each example, for transformers' AttentionInterface"
-    half = value.is_cuda and value.dtype in (torch.bfloat16, torch.float16) and value.shape[-1] <= 256
+    half = value.is_cuda and value.dtype == torch.bfloat16 and value.shape[-1] <= 256
     if half and softcap and packed.blocks:
         blocks = packed.blocks[sliding_window]
         out = _capped_attention(query.to(value.dtype), key.to(value.dtype), value, blocks, scaling, softcap)
