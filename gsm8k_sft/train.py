@@ -70,7 +70,7 @@ def last_record(trainer, log, plan, before):
     final, evals = until[-max(1, len(until) // 20):], [r for r in log.rows if "eval_loss" in r and r["step"] <= saved]
     return {"steps": last["step"], "saved_step": saved, "epochs": last["epoch"], "tokens_seen": last["tokens"],
             "train_seconds": round(log.seconds, 2), "tokens_per_second": round(last["tokens"] / log.seconds, 1), "peak_memory": peak,
-            "memory": memory_record(plan, peak - before if gpu else None),
+            "fast_path": trainer.fast_path, "memory": memory_record(plan, peak - before if gpu else None),
             "final_loss": sum(r["loss"] for r in final) / len(final), "validation": evals[-1] if evals else None}
 
 # %% ../nbs/02_train.ipynb #94462a91

@@ -104,6 +104,7 @@ def slot_attention(module, query, key, value, attention_mask=None, scaling=None,
                    slot_cache: SlotCache | None = None, # as prepared for this pass
                    **kwargs):
     "Attention over a `SlotCache`; the arguments are those of transformers' AttentionInterface, the result (1, tokens, heads, dimension)"
+    if slot_cache is None: raise ValueError("the model doesn't hand arguments down to its attention")
     query, cache = query[0].transpose(0, 1).to(value.dtype), slot_cache
     prefill = cache.row is None
     flash = query.is_cuda and query.dtype == torch.bfloat16 and not softcap and query.shape[-1] <= 256

@@ -23,6 +23,7 @@ from ..data.datasets import Collator
 from ..evaluate import quick_accuracy
 from .callbacks import EarlyStopping, Progress, RunLog, StopOnSignal, wandb_mode
 from .checkpoints import TrainingError
+from .checks import checked_config
 from .graphs import RecordedStep, compiled_layers, packed_collator, speedup_of, training_mode
 from .loss import packed_loss
 
@@ -92,13 +93,10 @@ class GSM8KTrainer(Trainer):
         **kwargs, # of `transformers.Trainer`
     ):
         super().__init__(**kwargs)
-        self.cfg, self.sample, self.peak = cfg, sample, 0
+        self.cfg, self.sample, self.peak, self.fast_path = cfg, sample, 0, {}
         self.half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None # what autocast computes in
         self.loss_options = {"dtype": self.half, "compiled_softmax": not self.args.fp16} | (loss_options or {})
         self.inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        if cfg.train.packing and not getattr(self.inner, "_supports_attention_backend", False):
-            raise TrainingError(f"train.packing: {type(self.inner).__name__} doesn't use transformers' attention interface; "
-                                "set train.packing=false")
         self.speedup = speedup_of(cfg, self.inner, self.args.world_size)
         if self.is_fsdp_enabled: # autocast as everywhere, not bf16 weights and sums
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
@@ -197,14 +195,19 @@ def build_trainer(
     def tensors(split):
         columns = tokens[split][:]
         return [{"input_ids": torch.tensor(i), "labels": torch.tensor(l)} for i, l in zip(columns["input_ids"], columns["labels"])]
-    args, log, signals = training_arguments(cfg, folder), RunLog(folder), StopOnSignal()
+    args, train_rows = training_arguments(cfg, folder), tensors("train")
+    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    cfg, not_packed = checked_config(cfg, model, train_rows, tokenizer.pad_token_id, half)
+    if not_packed: args = training_arguments(cfg, folder)
+    log, signals = RunLog(folder), StopOnSignal()
     callbacks = [log, signals, Progress(log)]
     if cfg.train.early_stopping_patience: callbacks.append(EarlyStopping(cfg.train.early_stopping_patience))
     n = min(cfg.train.validation_samples, len(rows.get("validation", ())))
     trainer = GSM8KTrainer(
-        cfg, rows["validation"].select(range(n)) if n else None, model=model, args=args, train_dataset=tensors("train"),
+        cfg, rows["validation"].select(range(n)) if n else None, model=model, args=args, train_dataset=train_rows,
         eval_dataset=tensors("validation") if args.eval_strategy != "no" else None,
         data_collator=Collator(tokenizer.pad_token_id), processing_class=tokenizer, callbacks=callbacks)
+    trainer.fast_path = {"packing": not_packed or "equal to transformers"} if cfg.train.packing or not_packed else {}
     if cfg.train.packing: trainer.data_collator = packed_collator(cfg, trainer.speedup)
     trainer.remove_callback(PrinterCallback) # `Progress` says it in fewer lines
     return trainer, log, signals
