@@ -70,9 +70,9 @@ def test_comparable_ones_are_compared(folder):
 @pytest.mark.parametrize("key", ["grader", "data_fingerprint", "max_new_tokens"])
 def test_a_study_s_pair_becomes_a_bare_difference(folder, key):
     a, b = full(folder), changed(folder, key)
-    row = _pair({"full_main": [a], "lora_main": [b]}, "full_main", "lora_main", "strict")
+    row = _pair({"full_main": [a], "lora_main": [b]}, "full_main", "lora_main", "strict", {})
     assert "low" not in row and not row["shown"] and key.replace("data_fingerprint", "data of main") in row["sentence"]
-    assert "low" in _pair({"full_main": [a], "lora_main": [a]}, "full_main", "lora_main", "strict")
+    assert "low" in _pair({"full_main": [a], "lora_main": [a]}, "full_main", "lora_main", "strict", {})
 
 
 def test_a_summary_gives_the_difference_alone_and_says_why(folder, monkeypatch):
