@@ -67,7 +67,7 @@ def protocol_fingerprint(
     protocol: dict, # from `evaluation_protocol`, or from a record
 ) -> str: # 16 hexadecimal digits
     "The fingerprint of what answers and grades depend on"
-    return fingerprint({k: v for k, v in protocol.items() if k not in ("fingerprint", "seeds", "prompt")})
+    return fingerprint({k: v for k, v in protocol.items() if k not in ("fingerprint", "seeds", "prompt", "engine_why")})
 
 def same_answers(
     a: dict, # a protocol
@@ -89,17 +89,20 @@ def evaluation_protocol(
     "All that the answers depend on"
     e, renderer, examples = cfg.evaluation, Renderer(tokenizer, cfg.data.prompt_style), shot_examples(cfg, shots, rows)
     prompts = [renderer.prompt(q, examples) for q in rows["question"]]
+    pair = tokenizer([min(prompts, key=len), max(prompts, key=len)], add_special_tokens=False, verbose=False)["input_ids"]
+    choice = which_engine(model, e.engine, tokenizer, pair)
     protocol = {
         "prompts_fingerprint": fingerprint(prompts), "shots": examples, "prompt_style": renderer.style, "renderer": renderer.describe(),
         "decoding": {k: e[k] for k in ("temperature", "top_p", "samples", "seed")} if e.temperature else "greedy",
-        "calculator": e.calculator, "engine": which_engine(model, e.engine), "max_new_tokens": e.max_new_tokens,
+        "calculator": e.calculator, "engine": choice.engine, "max_new_tokens": e.max_new_tokens,
         "stop_tokens": tokenizer.convert_ids_to_tokens(renderer.stop_ids),
         **({"stop_texts": renderer.stop_texts} if renderer.stop_texts else {}), "grader": GRADER, "batch_size": e.batch_size,
         "dtype": "+".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})), # two where an adapter is in fp32
         "attn_implementation": model.config._attn_implementation, "device": model.device.type,
         "model_fingerprint": model_fingerprint or weights_fingerprint(model), "data_fingerprint": data_fingerprint(rows)}
     seeds = {"seed": cfg.seed, "validation_seed": cfg.data.validation_seed}
-    return {**protocol, "fingerprint": protocol_fingerprint(protocol), "seeds": seeds, "prompt": prompts[0]}, prompts
+    why = {"engine_why": choice.why} if choice.why else {}
+    return {**protocol, "fingerprint": protocol_fingerprint(protocol), "seeds": seeds, "prompt": prompts[0], **why}, prompts
 
 # %% ../../nbs/evaluation/results.ipynb #59a02db4
 def _own(cfg):
