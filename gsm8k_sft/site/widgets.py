@@ -373,6 +373,6 @@ def planner():
               "seed_sd": (0, 0.03, 0.001, 0.005), "within": (0.1, 0.8, 0.01, 0.32), "between": (0.1, 0.8, 0.01, 0.29)}
     sliders = {name: ipywidgets.FloatSlider(value, min=low, max=high, step=step, readout_format=".3f", continuous_update=False)
                for name, (low, high, step, value) in ranges.items()}
-    sliders |= {name: ipywidgets.IntSlider(value, min=low, max=high, step=step, continuous_update=False)
-                for name, (low, high, step, value) in {"seeds": (2, 10, 1, 3), "problems": (100, 10_000, 1, 1319), "methods": (2, 12, 1, 2)}.items()}
+    counts = {"seeds": (2, 10, 3), "problems": (100, 10_000, 1319), "methods": (2, 12, 2)}
+    sliders |= {name: ipywidgets.IntSlider(value, min=low, max=high, continuous_update=False) for name, (low, high, value) in counts.items()}
     return ipywidgets.interactive(lambda **values: print(plan_text(**values)), **sliders)
