@@ -238,7 +238,8 @@ def test_compare_seeds_is_seed_difference():
 def test_one_seed_is_said():
     a, b = columns(20, 13, 27, 40)
     found = compare_seeds([predictions(a)], [predictions(b)], names=("LoRA", "full SFT"))
-    assert "minimum detectable effect" in str(compare_seeds([predictions(a)], [predictions(a)])) and "(over problems)" in str(found) and "The spread between seeds of LoRA and of full SFT is unknown" in str(found)
+    assert "minimum detectable effect" in str(compare_seeds([predictions(a)], [predictions(a)]))
+    assert "(over problems)" in str(found) and "The spread between seeds of LoRA and of full SFT is unknown" in str(found)
     assert (found.low, found.high) == pytest.approx(paired_bootstrap(a, b), abs=0.02)
 
 
@@ -327,7 +328,7 @@ def test_seeds_paired_and_fixed():
     apart, paired = seed_estimate(a, gain), seed_estimate(a, gain, paired=True)
     assert paired.difference == apart.difference and paired.error < apart.error / 3
     assert seed_estimate(a[:1], gain, fixed="a").error < seed_estimate(a[:1], gain).error
-    for change, words in (({"a": a[0]}, "one seed of a list"), ({"a": a * 2}, "right or wrong"), ({"a": a[:, :7]}, "a has 7 problems and b 500"),
+    for change, words in (({"a": a[0]}, "one seed of a list"), ({"a": a * 2}, "right or wrong"), ({"a": a[:, :7]}, "a has 7 problems"),
                          ({"a": a[:2], "paired": True}, "a has 2 seeds and b 4"), ({"a": a[:, :1], "b": a[:, :1]}, "at least two"),
                          ({"pooled": [a[0]]}, "one seed of a list"), ({"a": a[:0]}, "are needed")):
         with pytest.raises(ValueError, match=words): seed_estimate(**{"a": a, "b": gain} | change)
@@ -382,7 +383,8 @@ def test_variance_components_find_what_was_put_in():
     arms = [arm(rng, 0.3, 0.03, 0.4, 3, rng.random(1000)) for _ in range(60)]
     found = variance_components(arms, [(0.30, 0.42)], [(0.30, 0.40, 0.35)], 500)
     total = 0.3 * 0.7 / 1000
-    assert found["problems"] == pytest.approx(0.4 * total, rel=0.15) and found["luck on single problems"] == pytest.approx(0.6 * total, rel=0.05)
+    assert found["problems"] == pytest.approx(0.4 * total, rel=0.15)
+    assert found["luck on single problems"] == pytest.approx(0.6 * total, rel=0.05)
     assert found["seeds, beyond that"] == pytest.approx(0.03 ** 2, rel=0.35) and found["sampling"] == pytest.approx(0.12 / 1000)
     assert found["learning rate"] == pytest.approx(0.0025 - 2 * found["luck on single problems"])
     with pytest.raises(ValueError, match="at least two seeds"): variance_components([arms[0][:1]])
@@ -410,8 +412,8 @@ def test_plans():
     hopeless = plan_seeds(0.3, 0.01, seed_sd=0.02, seeds=2)
     assert hopeless["problems"] is None and "no number of problems is enough" in plan_text(0.3, 0.01, seed_sd=0.02, seeds=2)
     assert "GPU minutes of 10 runs: 30." in plan_text(0.10, 0.02, minutes_per_run=3)
-    for wrong in ({"accuracy": 0}, {"difference": 2}, {"difference": -0.02}, {"accuracy": 0.99}, {"power": 80}, {"seeds": 1}, {"problems": 0},
-                  {"accuracy": float("nan")}):
+    for wrong in ({"accuracy": 0}, {"difference": 2}, {"difference": -0.02}, {"accuracy": 0.99}, {"power": 80}, {"seeds": 1},
+                  {"problems": 0}, {"accuracy": float("nan")}):
         with pytest.raises(ValueError): plan_seeds(**{"accuracy": 0.10, "difference": 0.02} | wrong)
 
 

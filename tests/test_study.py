@@ -14,7 +14,8 @@ from gsm8k_sft.evaluation.archive import glob_files, read_record, unpack
 from gsm8k_sft.experiments.runner import Worker, collect, run_study, skip_kept
 from gsm8k_sft.experiments.study import Setting, chosen_setting, open_jobs, read_study
 from gsm8k_sft.experiments.tables import (
-    calculator_table, choice_table, forgetting_table, headline_table, contamination_table, missing_jobs, outcome_table, pair_table, split_table)
+    calculator_table, choice_table, contamination_table, forgetting_table, headline_table, missing_jobs, outcome_table, pair_table,
+    split_table)
 
 STUDY = """
 preset: toy

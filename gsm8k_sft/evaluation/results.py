@@ -111,6 +111,7 @@ def _own(cfg):
     try: layers = config_layers(cfg.preset, cfg.tuning_method, cfg.data.dataset, 0)
     except ConfigError: layers = [("base.yaml", read_yaml(CONFIGS / "base.yaml"))]
     for source, layer in layers: own = merge_layer(own, layer, source)
+    if own.evaluation.dtype == "auto": own.evaluation.dtype = "bf16" # what auto is, except on a GPU without it
     return own
 
 def deviations(
