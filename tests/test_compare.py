@@ -4,7 +4,7 @@ from hashlib import sha256
 import pytest
 from gsm8k_sft.core.config import project_path
 from gsm8k_sft.evaluation.compare import BareDifference, NotComparable, compare, compare_many, compare_seeds
-from gsm8k_sft.evaluation.results import GRADER, Predictions, of_one_grader, read_evaluations, read_predictions
+from gsm8k_sft.evaluation.results import GRADER, Predictions, for_one_table, read_evaluations, read_predictions
 from gsm8k_sft.experiments.tables import _pair
 from gsm8k_sft.reporting.curves import discordant_pairs, summary_table
 from gsm8k_sft.reporting.tables import average_seeds, comparison_table, read_answers
@@ -70,9 +70,9 @@ def test_comparable_ones_are_compared(folder):
 @pytest.mark.parametrize("key", ["grader", "data_fingerprint", "max_new_tokens"])
 def test_a_study_s_pair_becomes_a_bare_difference(folder, key):
     a, b = full(folder), changed(folder, key)
-    row = _pair({"full_main": [a], "lora_main": [b]}, "full_main", "lora_main", "strict")
+    row = _pair({"full_main": [a], "lora_main": [b]}, "full_main", "lora_main", "strict", {})
     assert "low" not in row and not row["shown"] and key.replace("data_fingerprint", "data of main") in row["sentence"]
-    assert "low" in _pair({"full_main": [a], "lora_main": [a]}, "full_main", "lora_main", "strict")
+    assert "low" in _pair({"full_main": [a], "lora_main": [a]}, "full_main", "lora_main", "strict", {})
 
 
 def test_a_summary_gives_the_difference_alone_and_says_why(folder, monkeypatch):
@@ -99,7 +99,7 @@ def test_answers_of_two_graders_are_in_no_table_together(folder):
     with pytest.warns(UserWarning, match="left out, as older graders graded them.*__lora__"): table = comparison_table("toy", folder)
     assert "lora" not in set(table.dropna(subset="strict").model) and len(table.dropna(subset="strict")) == len(names)
     with pytest.warns(UserWarning, match="left out"): assert not any(n.startswith("LoRA") for n in read_answers("toy", root=folder))
-    assert of_one_grader([new]) == [new] and of_one_grader([]) == []
+    assert for_one_table([new]) == [new] and for_one_table([]) == []
 
 
 def test_probes_are_in_no_table(folder):
@@ -108,11 +108,14 @@ def test_probes_are_in_no_table(folder):
     save(folder, probe, read_predictions(e, e["file"].parent))
     assert comparison_table("toy", folder).equals(before) and len(read_evaluations("toy", folder)) == 4
     assert list(read_answers("toy", root=folder)) == ["base, zero-shot", "full SFT", "LoRA"]
+    e["file"].unlink()
+    assert len(comparison_table("toy", folder)) == len(before), "without the result of the preset's own protocol, the nearest stands there"
 
 
 def test_two_prompts_of_a_base_model_are_not_two_seeds(folder):
     e = next(e for e in read_evaluations("toy", folder) if e["model_type"] == "base-0shot")
     plain = {k: v for k, v in e.items() if k != "file"} | {"name": e["name"].replace("base-0shot", "base-0shot-plain")}
+    plain["protocol"] = plain["protocol"] | {"prompt_style": "plain"}
     save(folder, plain, read_predictions(e, e["file"].parent))
     means = average_seeds(comparison_table("toy", folder))
     assert means[means.model == "base-0shot"][["experiment", "seeds"]].values.tolist() == [["", 1], ["plain", 1]]

@@ -10,7 +10,7 @@ from gsm8k_sft.data.datasets import load_gsm8k, question_key
 from gsm8k_sft.evaluate import evaluate, evaluate_base, evaluate_run, quick_accuracy, regrade
 from gsm8k_sft.evaluation import results
 from gsm8k_sft.evaluation.results import (
-    EvaluationError, complete_result, find_run, is_plain, keep_trained, open_partial, protocol_fingerprint, read_predictions,
+    EvaluationError, complete_result, find_run, keep_trained, open_partial, protocol_fingerprint, read_predictions,
     refuse_trained, result_name, shot_examples, show_answers, trained_questions, whole_lines)
 from gsm8k_sft.generation.engine import Engine
 from gsm8k_sft.grading.answers import grader_versions
@@ -152,7 +152,7 @@ def test_a_probe_stands_beside_the_result(change, tmp_path, toy):
     model, tokenizer, rows, cfg = toy
     other = load_config("toy", overrides=f"{BRIEF} {change}")
     first, second = (evaluate(model, tokenizer, rows, c, "base-1shot", 1, limit=5, folder=tmp_path, progress=False) for c in (cfg, other))
-    assert first["name"] != second["name"] and second["differs"] and not is_plain(second) and not (tmp_path / "previous").exists()
+    assert first["name"] != second["name"] and second["differs"] and not (tmp_path / "previous").exists()
     assert [complete_result(tmp_path, r["name"]) for r in (first, second)] == [first, second]
 
 def test_another_batch_size_is_the_same_evaluation(tmp_path, toy, monkeypatch):
@@ -169,7 +169,7 @@ def test_two_prompt_styles_stand_side_by_side(tmp_path, toy):
     plain = load_config("toy", overrides=f"{BRIEF} data.prompt_style=plain")
     first, second = (evaluate(model, tokenizer, rows, c, "base-1shot", 1, limit=5, folder=tmp_path, progress=False) for c in (cfg, plain))
     assert second["name"] == first["name"].replace("base-1shot", "base-1shot-plain") and not (tmp_path / "previous").exists()
-    assert second["differs"] == first["differs"] == ["16new"] and is_plain(second | {"differs": []})
+    assert second["differs"] == first["differs"] == ["16new"]
     assert first["protocol"]["prompt"] != second["protocol"]["prompt"] and complete_result(tmp_path, first["name"]) == first
 
 

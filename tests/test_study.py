@@ -70,7 +70,7 @@ def test_whole_study_and_what_is_kept(tmp_path):
     assert (pairs["p, Holm"] >= pairs.p - 1e-12).all() and pairs.sentence.str.contains("within ±2 points").all()
     assert calculator_table(small, tmp_path / "results").seeds.tolist() == [1]
     both = split_table(small, tmp_path / "results").set_index("evaluated")
-    validation = read_record(glob_files(kept, "lr_search/validation/toy__validation__base-0shot__*.json")[0])
+    validation = read_record(glob_files(kept, "lr_search/validation/toy__validation*__base-0shot-64new__*.json")[0])
     assert list(both.index) == ["full_main-lr1e-3-s0", "base-0shot"]
     assert both.validation["base-0shot"] == round(100 * validation["accuracy"]["numeric"]["value"], 1)
     assert headline_table(tmp_path / "results").empty, "no study of ours"
@@ -80,7 +80,7 @@ def test_whole_study_and_what_is_kept(tmp_path):
     def losses(name):
         files = [p for p in glob_files(kept, f"eval/toy{name}*.json") if "calculator" not in p.name]
         return [read_record(p)["elsewhere"]["code"] for p in files]
-    mean = sum(map(sum, losses("-full_main"))) / 4 - sum(losses("__test*base-0shot_")[0]) / 2
+    mean = sum(map(sum, losses("-full_main"))) / 4 - sum(losses("__test*base-0shot-64new_")[0]) / 2
     assert lost.code["base", "full_main"].startswith(f"{mean:+.3f} ["), "two seeds, two texts"
     for name in ("runs", "eval_results"): shutil.rmtree(tmp_path / name)
     assert len(open_jobs(small)[0]) == 4

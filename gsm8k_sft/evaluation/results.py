@@ -8,7 +8,7 @@ __all__ = ['GRADER', 'LABELS', 'EvaluationError', 'shot_examples', 'decoding', '
            'trained_questions', 'refuse_trained', 'accuracies', 'majority', 'sampled_accuracies', 'whole_lines',
            'set_aside', 'append_lines', 'open_partial', 'Predictions', 'differing_facts', 'write_result',
            'prediction_bytes', 'complete_result', 'read_predictions', 'show_answers', 'read_runs', 'read_evaluations',
-           'label', 'model_order', 'is_plain', 'of_one_grader', 'accuracy_table']
+           'label', 'model_order', 'is_plain', 'for_one_table', 'accuracy_table']
 
 # %% ../../nbs/evaluation/results.ipynb #5d54e22a
 import fcntl, html, json, os, random, re, warnings
@@ -444,21 +444,26 @@ def model_order(
 
 def is_plain(
     evaluation: dict, # from `read_evaluations`
-) -> bool: # False for drawn answers, those with a calculator, and all else that isn't the preset's own protocol
-    "Greedy, without a calculator, as the preset says?"
+) -> bool: # False for drawn answers and those with a calculator
+    "Greedy, without a calculator?"
     protocol = evaluation.get("protocol", {})
-    return protocol.get("decoding", "greedy") == "greedy" and not protocol.get("calculator") and not evaluation.get("differs")
+    return protocol.get("decoding", "greedy") == "greedy" and not protocol.get("calculator")
 
 # %% ../../nbs/evaluation/results.ipynb #0a4ce97b
-def of_one_grader(
+def for_one_table(
     evaluations: list[dict], # from `read_evaluations`
-) -> list[dict]: # those that can stand in one table; a warning names the others
-    "Evaluations graded alike: where versions are mixed, today's"
-    old = [e["name"] for e in evaluations if e.get("protocol", {}).get("grader") != GRADER]
-    if len({e.get("protocol", {}).get("grader") for e in evaluations}) < 2: return evaluations
-    warnings.warn(f"left out, as older graders graded them; evaluate them once more, and their answers are graded anew: {', '.join(old)}",
-                  stacklevel=2)
-    return [e for e in evaluations if e["name"] not in old]
+) -> list[dict]: # one of each model, split and number of problems, all graded alike; a warning names what older graders graded
+    "What can stand in one table: of several protocols of a model the one that is nearest the preset's own"
+    nearest, old = {}, [e["name"] for e in evaluations if e.get("protocol", {}).get("grader") != GRADER]
+    def asked(e):
+        style = e.get("protocol", {}).get("prompt_style")
+        return *e["configuration"].items(), *(e.get(k) for k in ("model_type", "dataset", "split", "limit")), style
+    for e in sorted(evaluations, key=lambda e: len(e.get("differs", []))): nearest.setdefault(asked(e), e["name"])
+    if 0 < len(old) < len(evaluations):
+        warnings.warn(f"left out, as older graders graded them; evaluate once more, and the answers are graded anew: {', '.join(old)}",
+                      stacklevel=2)
+        nearest = {k: name for k, name in nearest.items() if name not in old}
+    return [e for e in evaluations if e["name"] in nearest.values()]
 
 def accuracy_table(
     results: list[dict], # from `evaluate` or `read_evaluations`

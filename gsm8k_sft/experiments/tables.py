@@ -39,15 +39,15 @@ def choice_table(
     return pd.DataFrame(rows, columns=["method", "learning rate", "right", "chosen"])
 
 # %% ../../nbs/experiments/tables.ipynb #e1246c2a
-def _protocol_name(e): return e["name"].split("__")[2] # base-1shot-plain
-
 def _evaluations(study, root):
     "All evaluations of a study, with file, run and experiment"
-    for place in ("eval", "ablations/eval", "lr_search/validation"):
-        for path in glob_files(_archive(study.preset, root) / place, "*.json"):
-            e = read_record(path)
-            run = e["configuration"].get("run_name") or _protocol_name(e)
-            yield {**e, "file": path, "run": run, "experiment": run.rsplit("-lr", 1)[0]}
+    places = [_archive(study.preset, root) / place for place in ("eval", "ablations/eval", "lr_search/validation")]
+    found = [{**read_record(path), "file": path} for place in places for path in glob_files(place, "*.json")]
+    shared = set.intersection(*(set(e.get("differs", [])) for e in found)) if found else () # settings of the whole study name no protocol
+    for e in found:
+        protocol = "-".join(w for w in e["name"].split("__")[2].split("-") if w not in shared) # base-1shot-plain
+        run = e["configuration"].get("run_name") or protocol
+        yield {**e, "run": run, "experiment": run.rsplit("-lr", 1)[0]}
 
 def _experiments(evaluations):
     "experiment -> its plain test results, by seed"
@@ -106,7 +106,7 @@ def _with_base(found, metric):
 # %% ../../nbs/experiments/tables.ipynb #5d1c0a81
 def _pair(found, a, b, metric, arms):
     "One comparison; the other arms of the study say how much seeds scatter"
-    names = tuple(_protocol_name(found[x][0]) if x == "base" else x for x in (a, b))
+    names = tuple(found[x][0]["run"] if x == "base" else x for x in (a, b))
     seedless = tuple(n for n, x in zip(names, (a, b)) if x == "base")
     of_a, of_b = ([_verdicts(e) for e in found[x]] for x in (a, b))
     pooled = [x for name, x in arms.items() if name not in (a, b)]
@@ -153,7 +153,7 @@ def headline_table(
         def points(a, b):
             pair = _pair(found, a, b, "numeric", arms) if {a, b} <= found.keys() else {}
             return "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**pair) if "low" in pair else "not comparable" if pair else "–"
-        prompt = label(_protocol_name(found["base"][0])).removeprefix("base, ")
+        prompt = label(found["base"][0]["run"]).removeprefix("base, ")
         rows.append({"model": study.preset, "untuned, at its best": f"{share('base')}, {prompt}",
                      label("full"): share("full_main"), label("lora"): share("lora_main"),
                      f"{label('full')} - untuned, points": points("base", "full_main"),

@@ -15,7 +15,7 @@ from itertools import combinations, cycle
 from pathlib import Path
 from ..evaluation.archive import read_bytes
 from ..evaluation.compare import Comparison, compare
-from ..evaluation.results import is_plain, read_evaluations, read_runs
+from ..evaluation.results import for_one_table, is_plain, read_evaluations, read_runs
 from ..grading.answers import GRADERS
 from ..grading.errors import breakdown
 from .figures import COLOURS, INK, figure_style
@@ -343,7 +343,7 @@ def summary_table(
     metric: str = "strict", # or numeric, flexible
 ) -> pd.DataFrame: # a row for each run and evaluation: losses, tokens/s, seconds, bytes, parameters, shares
     "Training, cost and accuracy of each run"
-    plain, rows = [e for e in read_evaluations(preset, root) if is_plain(e)], []
+    plain, rows = for_one_table([e for e in read_evaluations(preset, root) if is_plain(e)]), []
     problems = lambda e: (e["configuration"]["preset"], e["dataset"], e["split"], e["n"])
     evaluated = lambda e: (e["configuration"]["preset"], e["configuration"].get("run_name"), e["model_type"])
     bases = {problems(e): e for e in plain[::-1] if e["model_type"] == base}

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from ..core.config import project_path
 from ..evaluation.results import (
-    complete_result, is_plain, label, model_order, of_one_grader, read_evaluations, read_predictions, read_runs)
+    complete_result, is_plain, label, model_order, for_one_table, read_evaluations, read_predictions, read_runs)
 from ..grading.answers import GRADERS
 from ..grading.errors import breakdown, class_table
 from .figures import picture
@@ -47,7 +47,7 @@ def comparison_table(
     root: Path | str | None = None, # a folder laid out as results/; your own runs by default
 ) -> pd.DataFrame: # numbers: accuracies as shares of 1, seconds, bytes
     "Every evaluated model, with the cost of its training"
-    plain = of_one_grader([e for e in read_evaluations(preset, root) if is_plain(e)])
+    plain = for_one_table([e for e in read_evaluations(preset, root) if is_plain(e)])
     scores = pd.DataFrame(map(_evaluation_row, plain), columns=KEYS + SCORE_COLUMNS)
     costs = pd.DataFrame([_run_row(r) for r in read_runs(preset, root)], columns=KEYS + COST_COLUMNS)
     table = scores.merge(costs, on=KEYS, how="outer").assign(order=lambda t: t.model.map(model_order))
@@ -195,7 +195,7 @@ def read_answers(
         graded = e.get("protocol", {}).get("grader", "").startswith("strict, ")
         whole = (e["dataset"], e["split"], e.get("limit")) == (dataset, split, None)
         return is_plain(e) and whole and graded and complete_result(e["file"].parent, e["name"]) is not None
-    found = of_one_grader(list(filter(wanted, read_evaluations(preset, root))))
+    found = for_one_table(list(filter(wanted, read_evaluations(preset, root))))
     found.sort(key=lambda e: (model_order(e["model_type"]), e["name"]))
     many = {k for k, n in Counter(e["model_type"] for e in found).items() if n > 1}
     def name(e): return label(e["model_type"]) + (f" ({e['configuration'].get('run_name')})" if e["model_type"] in many else "")
