@@ -72,7 +72,8 @@ def read_config(
     "The resolved configuration of a run"
     path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
     base = read_yaml(CONFIGS / "base.yaml")
-    earlier = {"evaluation": base.evaluation, "train": {"packing": False, "max_tokens": base.train.max_tokens, "speedup": "none"}}
+    train = {"packing": False, "speedup": "none"} | {k: base.train[k] for k in ("max_tokens", "check_memory")}
+    earlier = {"evaluation": base.evaluation, "train": train}
     return merge_layer(merge_layer(empty_config(), earlier, "base.yaml"), read_yaml(path), str(path))
 
 # %% ../../nbs/core/runs.ipynb #83d9bc45
