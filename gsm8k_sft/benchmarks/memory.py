@@ -8,7 +8,7 @@ __all__ = ['main']
 # %% ../../nbs/benchmarks/memory.ipynb #2c88c418
 from fastcore.script import call_parse
 from ..core.config import load_config, project_path
-from ..core.runs import read_json
+from ..core.runs import plain_errors, read_json
 from ..training.memory import UnknownMemory, example_tokens, model_shape, plan_table, setup, smallest_card, trace_plan
 
 # %% ../../nbs/benchmarks/memory.ipynb #2be0ad9e
@@ -40,6 +40,7 @@ def _plan_text(preset, tokens=0, longest=0, overrides=""):
 
 # %% ../../nbs/benchmarks/memory.ipynb #505dc7b9
 @call_parse
+@plain_errors(prefix="error")
 def main(
     preset: str = "gemma-2b-it", # a preset's name
     tokens: int = 0, # in one forward pass; 0: the largest batch of the configuration
@@ -50,10 +51,8 @@ def main(
     tokens_per_epoch: int = 0, # 0: of GSM8K's training part with the model's tokenizer
 ):
     "Memory of a preset by method, and the time of an epoch"
-    try:
-        if tokens_per_second < 0: raise ValueError(f"tokens_per_second: {tokens_per_second} must be above 0")
-        text, known = _plan_text(preset, tokens, longest, overrides)
-    except ValueError as e: raise SystemExit(f"error: {e}") from None
+    if tokens_per_second < 0: raise ValueError(f"tokens_per_second: {tokens_per_second} must be above 0")
+    text, known = _plan_text(preset, tokens, longest, overrides)
     print(text)
     speeds, epoch = {"as given": tokens_per_second} if tokens_per_second else _measured_speeds(preset), tokens_per_epoch or known
     for name, speed in speeds.items() if epoch else ():

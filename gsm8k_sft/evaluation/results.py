@@ -165,9 +165,9 @@ def whole_lines(
     data = Path(path).read_bytes() if data is None else data
     lines, end = [], data.rfind(b"\n") + 1
     for number, line in enumerate(data[:end].split(b"\n")[:-1], 1):
-        try: lines.append(json.loads(line))
-        except ValueError:
-            raise EvaluationError(f"{path}, line {number}: not valid JSON; delete the file to ask these problems again") from None
+        try: lines.append(dict(json.loads(line)))
+        except (TypeError, ValueError):
+            raise EvaluationError(f"{path}, line {number}: not a JSON object; delete the file to ask these problems again") from None
     return lines, end
 
 # %% ../../nbs/evaluation/results.ipynb #8deb1c55
@@ -193,7 +193,6 @@ def append_lines(
     file.flush()
     os.fsync(file.fileno())
 
-# %% ../../nbs/evaluation/results.ipynb #91af7a5d
 def _open_locked(path):
     "The file, open for reading and appending by this process alone"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,6 +202,7 @@ def _open_locked(path):
     if file.closed: raise EvaluationError(f"{path}: another process is writing this evaluation; wait for it, or stop it")
     return file
 
+# %% ../../nbs/evaluation/results.ipynb #91af7a5d
 @contextmanager
 def open_partial(
     folder: Path, # eval_results
@@ -222,7 +222,9 @@ def open_partial(
         file.truncate(end)
         if not lines: append_lines(file, [{"protocol": protocol, "name": name}])
         yield file, lines[1:]
-    finally: file.close()
+    finally:
+        file.close()
+        if path.exists() and whole_lines(path)[0][1:] == []: path.unlink() # no answer was reached
 
 # %% ../../nbs/evaluation/results.ipynb #b1a75236
 def write_result(
@@ -255,8 +257,8 @@ def complete_result(
     path, predictions = Path(folder) / f"{name}.json", prediction_bytes(name, folder)
     if predictions is None or read_bytes(path) is None: return None
     record = read_record(path)
-    same = protocol in (None, record["protocol"]["fingerprint"])
-    return record if same and record["predictions_sha256"] == sha256(predictions).hexdigest() else None
+    same = protocol in (None, record.get("protocol", {}).get("fingerprint"))
+    return record if same and record.get("predictions_sha256") == sha256(predictions).hexdigest() else None
 
 def read_predictions(
     name: str | dict, # a result's name, or the result

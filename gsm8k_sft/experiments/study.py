@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from omegaconf import DictConfig, MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from ..core.config import ConfigError, TUNINGS, check_choice, choices, config_file, load_config, project_path, setting
+from ..core.config import ConfigError, TUNINGS, check_choice, choices, config_file, load_config, project_path, read_yaml, setting
 from ..evaluation.archive import glob_files, read_record
 from ..evaluation.results import complete_result, result_name
 
@@ -61,8 +61,8 @@ def read_study(
 ) -> DictConfig: # a `Study`, checked
     "A study's file"
     path = config_file("study", name)
-    try: study = OmegaConf.merge(OmegaConf.structured(Study), OmegaConf.load(path))
-    except (OmegaConfBaseException, OSError) as e:
+    try: study = OmegaConf.merge(OmegaConf.structured(Study), read_yaml(path))
+    except OmegaConfBaseException as e:
         raise ConfigError(f"{path}: key '{getattr(e, 'full_key', '')}': {str(e).splitlines()[0]}") from None
     check_choice(f"{path}: preset", study.preset, choices("preset"))
     for name, m in study.methods.items():
