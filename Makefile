@@ -95,6 +95,7 @@ report: $(STAMP) ## write report/report.md from the records in results/
 
 docs: $(STAMP) ## build the docs site in _docs/ and crawl it for faults (1 minute; Python 3.11 or later)
 	@$(BIN)/python -W ignore -m gsm8k_sft.site.docs --out _docs
+	@$(BIN)/python tests/crawl.py _docs
 
 plan: $(STAMP) ## what PRESET needs on a GPU by method, and the cards that it fits (OVERRIDES="...")
 	@$(BIN)/python -m gsm8k_sft.benchmarks.memory --preset "$$PRESET" --overrides "$$OVERRIDES"

@@ -14,10 +14,18 @@ from fastcore.script import call_parse
 from .core.config import project_path
 from .core.runs import plain_errors
 from .evaluation.results import label, read_runs
+from .grading.answers import GRADERS
 from .reporting.curves import curve_figures
 from .reporting.figures import COLOURS, alt_text, figure_style, save_figure
 from .reporting.tables import accuracies_in_words, average_seeds, comparison_table, error_table, format_table, read_answers
 from .statistics.intervals import wilson_interval
+
+# %% ../nbs/04_analysis.ipynb #2697608a
+def _mark_rows(ax, y, value, low, high, colour, **look):
+    "Points on rows with their intervals and numbers, in percent"
+    ax.errorbar(value, y, xerr=[(value - low).clip(0), (high - value).clip(0)], color=colour, capsize=3, **look)
+    for x, end, at in zip(value, high, y):
+        ax.annotate(f"{x:.1f}", (end, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
 
 # %% ../nbs/04_analysis.ipynb #9ec8fdba
 def plot_results(
@@ -35,12 +43,9 @@ def plot_results(
             rows = means[means.model.str.startswith(model)].sort_values("numeric_mean").groupby("preset").last().reindex(presets).dropna()
             if rows.empty: continue
             value = 100 * rows.numeric_mean.to_numpy()
-            ends = 100 * np.array([wilson_interval(round(m * n), n) for m, n in zip(rows.numeric_mean, rows.n.astype(int))]).T
-            at = [presets.index(p) + shift for p in rows.index]
-            ax.errorbar(value, at, xerr=abs(ends - value), fmt=marker, color=COLOURS[colour], capsize=3, label=name)
-            for p, x, end, y in zip(rows.index, value, ends[1], at):
-                ax.annotate(f"{x:.1f}", (end, y), (5, 0), textcoords="offset points", va="center", fontsize=8, color=COLOURS[colour])
-                words[p].append(f"{name} {x:.1f} %")
+            low, high = 100 * np.array([wilson_interval(round(m * n), n) for m, n in zip(rows.numeric_mean, rows.n.astype(int))]).T
+            _mark_rows(ax, [presets.index(p) + shift for p in rows.index], value, low, high, COLOURS[colour], fmt=marker, label=name)
+            for p, x in zip(rows.index, value): words[p].append(f"{name} {x:.1f} %")
         ax.set(yticks=range(len(presets)), yticklabels=presets, ylim=(len(presets) - 0.5, -0.5), xlim=(0, None),
                xlabel="GSM8K test problems answered right, % (bars: 95 % interval)")
         ax.grid(axis="y", visible=False)
@@ -63,9 +68,11 @@ def plot_comparison(
     names = [f"{label(r.model)}\n{r.run}" if many and isinstance(r.run, str) else label(r.model) for r in table.itertuples()]
     with figure_style() as plt:
         ax = ax or plt.subplots(figsize=(7, 0.9 + 0.55 * len(table)))[1]
-        for grader, name, colour, marker, shift in [("strict", "exact (#### n)", "blue", "o", -0.12),
-                                                    ("numeric", "stated number", "orange", "D", 0.12)]:
-            if table[grader].notna().all(): _intervals(ax, table, grader, name, COLOURS[colour], marker, shift)
+        for grader, colour, marker, shift in (("strict", "blue", "o", -0.12), ("numeric", "orange", "D", 0.12)):
+            if table[grader].isna().any(): continue
+            value, low, high = (100 * table[c].to_numpy() for c in (grader, f"{grader}_low", f"{grader}_high"))
+            _mark_rows(ax, [i + shift for i in range(len(table))], value, low, high, COLOURS[colour], fmt=marker,
+                       label=GRADERS[grader].label, markerfacecolor=COLOURS[colour] if marker == "o" else "white")
         ax.set(yticks=range(len(table)), yticklabels=names, ylim=(len(table) - 0.5, -0.5),
                xlim=(-2, 104) if right > 50 else (-0.02 * right, 1.25 * right),
                xlabel="problems answered right, % (bars: 95 % Wilson interval)",
@@ -74,16 +81,6 @@ def plot_comparison(
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=2)
     ax.alt = accuracies_in_words(table)
     return ax
-
-# %% ../nbs/04_analysis.ipynb #2697608a
-def _intervals(ax, table, grader, name, colour, marker, shift):
-    "Points with their intervals, in percent, on their rows"
-    value, low, high = (100 * table[c].to_numpy() for c in (grader, f"{grader}_low", f"{grader}_high"))
-    y = [i + shift for i in range(len(table))]
-    ax.errorbar(value, y, xerr=[(value - low).clip(0), (high - value).clip(0)], fmt=marker, color=colour, capsize=3, label=name,
-                markerfacecolor=colour if marker == "o" else "white")
-    for x, end, at in zip(value, high, y):
-        ax.annotate(f"{x:.1f}", (end, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
 
 # %% ../nbs/04_analysis.ipynb #35e1c9ad
 def plot_errors(
@@ -113,17 +110,11 @@ def _comparisons(table):
         for n, group in rows.groupby("n"):
             yield f"{preset}-{dataset}-comparison" + (f"-{int(n)}" if several else ""), plot_comparison(group)
 
-def _all_figures(preset, root):
-    "A name and the Axes of every figure that the records allow"
-    table = comparison_table(preset, root)
-    yield from _comparisons(table)
-    for name, dataset in table[["preset", "dataset"]].drop_duplicates().itertuples(index=False):
-        if answers := read_answers(name, dataset, root): yield f"{name}-{dataset}-errors", plot_errors(answers)
-    for name in sorted({r["preset"] for r in read_runs(preset, root)}): yield from curve_figures(name, root)
-
 def _save_all(figures, out, kinds):
     "The files written, each with the alternative text of its figure"
+    import matplotlib
     import matplotlib.pyplot as plt
+    matplotlib.use("agg")
     words = {}
     for name, axes in figures:
         words |= dict.fromkeys(save_figure(axes, Path(out) / name, kinds), alt_text(axes))
@@ -138,9 +129,13 @@ def draw_figures(
     kinds: tuple = ("png", "svg"), # of png, svg and dark, as in `save_figure`
 ) -> dict[Path, str]: # the files written, each with the alternative text of its figure
     "Draw every figure that the records allow"
-    import matplotlib
-    matplotlib.use("agg")
-    return _save_all(_all_figures(preset, root), out, kinds)
+    def figures():
+        table = comparison_table(preset, root)
+        yield from _comparisons(table)
+        for name, dataset in table[["preset", "dataset"]].drop_duplicates().itertuples(index=False):
+            if answers := read_answers(name, dataset, root): yield f"{name}-{dataset}-errors", plot_errors(answers)
+        for name in sorted({r["preset"] for r in read_runs(preset, root)}): yield from curve_figures(name, root)
+    return _save_all(figures(), out, kinds)
 
 # %% ../nbs/04_analysis.ipynb #d2800537
 def draw_page_figures(
@@ -148,8 +143,6 @@ def draw_page_figures(
     root: Path | str | None = None, # a folder laid out as results/, which is the default
 ) -> dict[Path, str]: # the files written, each with the alternative text of its figure
     "Draw the figures that README and site show"
-    import matplotlib
-    matplotlib.use("agg")
     table = comparison_table(root=root or project_path("results"))
     chosen = [(name, axes) for name, axes in _comparisons(table[table.dataset == "main"])]
     if (table.dropna(subset=["strict"]).preset != "toy").any(): chosen.insert(0, ("results", plot_results(table)))
@@ -170,7 +163,7 @@ def report_preset(
     print(shown[keys + ["n", "exact [95 %]", "last number [95 %]"]].to_string(index=False), "\n")
     print(shown[keys + ["trainable", "training", "tokens/s", "peak memory", "evaluation"]].to_string(index=False), "\n")
     if preset == "toy": print("Synthetic: a toy model on generated word problems. It shows the path at work, not what Gemma does on GSM8K.")
-    print("exact: ends in '#### n' with n right; last number: the last number is right. 95 % Wilson intervals.")
+    print("exact: the number after the first '####' is right; last number: the last number is right. 95 % Wilson intervals.")
     folder, short = project_path("runs", preset), os.path.relpath
     files, notebooks = draw_figures(out or folder, preset), sorted(folder.glob("*.ipynb"))
     if files: print(f"figures: {', '.join(short(f) for f in files if f.suffix == '.png')}; each as .svg, too")

@@ -7,7 +7,8 @@ import pytest, yaml
 from gsm8k_sft.core.config import project_root
 
 pytest.importorskip("smalldocs", reason="smalldocs needs Python 3.11")
-from gsm8k_sft.site.docs import build_site, crawl
+from crawl import crawl
+from gsm8k_sft.site.docs import build_site
 
 NBS = project_root(Path(__file__).parent) / "nbs"
 NOTEBOOKS = [p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]

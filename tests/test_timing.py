@@ -1,7 +1,7 @@
 "Timing: what takes too long is stopped, and the handler before it is back"
 import signal, threading
 import pytest
-from gsm8k_sft.benchmarks.timing import at_most, error_text
+from gsm8k_sft.benchmarks.training import at_most
 
 def test_a_loop_without_end_is_stopped():
     before = signal.getsignal(signal.SIGALRM)
@@ -17,6 +17,3 @@ def test_other_threads_have_no_limit():
     thread = threading.Thread(target=work)
     thread.start(), thread.join()
     assert done == [True]
-
-def test_an_errors_first_line():
-    assert error_text(ValueError("one\ntwo")) == "ValueError: one" and error_text(ValueError()) == "ValueError: "

@@ -47,6 +47,10 @@ def test_marks_change_no_letter_of_real_answers(name):
     for p in read_predictions(name, RESULTS / "toy" / "eval"):
         assert unescape(re.sub(r"<sup>.</sup>|</?span[^>]*>", "", text_html(p["text"]))) == p["text"].strip()
 
+def test_who_differs_depends_on_the_grader():
+    (pair,) = pairs = pair_answers([prediction(0, "It is 4.")], [prediction(0, "#### 4")])
+    assert filter_answers(pairs, "they differ") == [pair] and filter_answers(pairs, "they differ", metric="numeric") == []
+
 def test_an_answer_without_number_says_so():
     (pair,) = pair_answers([prediction(0, "No idea.")], [prediction(0, "#### 4")])
     shown = answer_html(pair)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CALCULATION', 'LOWEST', 'HIGHEST', 'OPERATORS', 'TEMPLATES', 'FAMILIES', 'NAMES', 'THINGS', 'CONTAINERS', 'DAYS',
            'STEPS', 'SIZES', 'Template', 'parse_templates', 'solve', 'render', 'draw_words', 'reserved', 'draw_problem',
-           'make_rows', 'one_shot', 'toy_model_path']
+           'make_rows', 'toy_model_path']
 
 # %% ../../nbs/data/synthetic.ipynb #d46750de
 import random, re
@@ -137,15 +137,6 @@ def make_rows(
         row = render(*draw_problem(rng, held_out=split == "test"), dataset)
         rows.setdefault(row["question"], row)
     return list(rows.values())
-
-# %% ../../nbs/data/synthetic.ipynb #4a22de70
-def one_shot(
-    dataset: str = "main", # "main" or "socratic"
-) -> dict: # question and answer
-    "The example that a one-shot prompt of the toy preset shows"
-    template = TEMPLATES["boxes-2"]
-    words = dict(A="Maya", B="Leo", things="pens", box="tin", boxes="tins")
-    return render(template, solve(template, {"a": 3, "b": 8, "c": 5}), words, dataset)
 
 # %% ../../nbs/data/synthetic.ipynb #9153cc23
 def toy_model_path(

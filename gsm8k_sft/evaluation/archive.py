@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from ..core.runs import read_json, write_text
+from ..grading.answers import GRADERS
 
 # %% ../../nbs/evaluation/archive.ipynb #a0618854
 RECORDS, LOGS, ANSWERS = "records.jsonl", "logs.parquet", "answers.parquet"
@@ -94,7 +95,7 @@ def read_record(
     return json.loads(archived) if archived else read_json(path)
 
 # %% ../../nbs/evaluation/archive.ipynb #05b39cda
-VERDICTS = ("id", "sample", "strict", "numeric", "flexible", "class", "finish_reason", "n_tokens") # what is kept without texts
+VERDICTS = ("id", "sample", *GRADERS, "class", "finish_reason", "n_tokens") # what is kept without texts
 
 def run_files(
     run: Path | str, # the run's folder

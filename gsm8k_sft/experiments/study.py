@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from omegaconf import DictConfig, MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from ..core.config import ConfigError, TUNINGS, check_choice, choices, config_file, load_config, project_path, read_yaml, setting
+from ..core.config import (
+    ConfigError, TUNINGS, check_choice, choices, config_file, load_config, merge_layer, project_path, read_yaml, setting)
 from ..evaluation.archive import glob_files, read_record
 from ..evaluation.results import complete_result, result_name
 
@@ -61,9 +61,7 @@ def read_study(
 ) -> DictConfig: # a `Study`, checked
     "A study's file"
     path = config_file("study", name)
-    try: study = OmegaConf.merge(OmegaConf.structured(Study), read_yaml(path))
-    except OmegaConfBaseException as e:
-        raise ConfigError(f"{path}: key '{getattr(e, 'full_key', '')}': {str(e).splitlines()[0]}") from None
+    study = merge_layer(OmegaConf.structured(Study), read_yaml(path), str(path))
     check_choice(f"{path}: preset", study.preset, choices("preset"))
     for name, m in study.methods.items():
         check_choice(f"{path}: methods.{name}.tuning", m.tuning, TUNINGS)
@@ -238,12 +236,9 @@ def open_jobs(
     folder: Path | None = None, # eval_results by default
 ) -> tuple[list[Job], int]: # what can be done now; how many runs wait for a learning rate
     "What is left of a study"
-    jobs, waiting = [], 0
     settings = {m: chosen_setting(study, m, folder) for m in study.methods}
-    for m, (_, right) in settings.items(): jobs += [search_job(study, m, s) for s, n in right.items() if n is None]
-    for name, r in study.runs.items():
-        setting = settings[r.method][0]
-        if setting is None: waiting += len(r.seeds) * len(r.datasets)
-        else: jobs += [j for j in run_jobs(study, name, setting) if not done(j)]
-    jobs += [j for j in base_jobs(study) if not done(j)]
-    return sorted(jobs, key=lambda j: j.seed), waiting
+    searches = [search_job(study, m, s) for m, (_, right) in settings.items() for s, n in right.items() if n is None]
+    chosen = {name: settings[r.method][0] for name, r in study.runs.items()}
+    later = [j for name, s in chosen.items() if s for j in run_jobs(study, name, s)] + base_jobs(study)
+    waiting = sum(len(r.seeds) * len(r.datasets) for name, r in study.runs.items() if not chosen[name])
+    return sorted(searches + [j for j in later if not done(j)], key=lambda j: j.seed), waiting

@@ -110,7 +110,7 @@ def pair_table(
 ) -> pd.DataFrame: # a row a pair and grader: difference and interval in points; p of the first seeds, what they could show; sentence
     "The comparisons that the study was made for"
     found = _experiments(_evaluations(study, root))
-    of = {metric: _with_base(found, metric) for metric in ("strict", "numeric", "flexible")}
+    of = {metric: _with_base(found, metric) for metric in GRADERS}
     wanted = [(a, b, metric) for a, b in study.pairs for metric in of if metric == "strict" or "base" in (a, b)]
     return pd.DataFrame([_pair(of[metric], a, b, metric) for a, b, metric in wanted if a in of[metric] and b in of[metric]])
 

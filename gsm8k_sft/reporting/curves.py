@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'BY', 'SMOOTHED', 'MANY', 'FEW', 'COSTS', 'SUMMARY', 'CELLS', 'plot_curves', 'log_rows', 'plot_panels',
            'plot_log', 'loss_accuracy', 'disagreements', 'plot_loss_accuracy', 'plot_steps', 'plot_discordant',
-           'discordant_pairs', 'discordant_items', 'plot_cost', 'summary_table', 'format_summary', 'curve_figures']
+           'discordant_pairs', 'plot_cost', 'summary_table', 'format_summary', 'curve_figures']
 
 # %% ../../nbs/reporting/curves.ipynb #c2e68cdb
 import re
@@ -181,9 +181,7 @@ def disagreements(
     return sum(s > 0 for s in signs), sum(s != 0 for s in signs)
 
 # %% ../../nbs/reporting/curves.ipynb #2f9f68d9
-def _accuracy_label(metric):
-    graded = {"strict": "exact answers", "numeric": "stated numbers right", "flexible": "last numbers right"}
-    return f"{graded[metric]}, %\n(bars: 95 % Wilson interval)"
+def _accuracy_label(metric): return f"{GRADERS[metric].label}: right answers, %\n(bars: 95 % Wilson interval)"
 
 def _points_with_intervals(ax, table, x, legend=True):
     "A point with its interval for each run; data sets differ in their markers"
@@ -284,24 +282,6 @@ def discordant_pairs(
     ids = {name: {x["id"] for x in a} for name, a in answers.items()}
     pairs = [(a, b) for a, b in combinations(tuned, 2) if a.split(" (")[0] != b.split(" (")[0]]
     return [compare(answers[a], answers[b], metric, names=(a, b)) for a, b in pairs or combinations(answers, 2) if ids[a] == ids[b]]
-
-# %% ../../nbs/reporting/curves.ipynb #d4fb0fd6
-def discordant_items(
-    a: list[dict], # predictions of one model
-    b: list[dict], # of the other, for the same problems
-    names: tuple[str, str] = ("a", "b"), # of the models
-    metric: str = "strict", # or numeric, flexible
-) -> pd.DataFrame: # a row for each problem that one alone solves: id, solved_by, gold, both answers and their classes, question
-    "The problems that only one of two models solves"
-    compare(a, b, metric, names=names) # the same problems, each once, with grades
-    other, rows = {x["id"]: x for x in b}, []
-    for x in a:
-        y = other[x["id"]]
-        if x[metric] == y[metric]: continue
-        row = {"id": x["id"], "solved_by": names[0] if x[metric] else names[1], "gold": x.get("gold"), "question": x.get("question")}
-        for name, p in zip(names, (x, y)): row |= {f"answer {name}": p.get(f"extracted_{metric}"), f"class {name}": p.get("class")}
-        rows.append(row)
-    return pd.DataFrame(rows, columns=["id", "solved_by", "gold", *(f"{k} {n}" for k in ("answer", "class") for n in names), "question"])
 
 # %% ../../nbs/reporting/curves.ipynb #9e0023d8
 COSTS = {"trainable": ("trainable parameters,\nmillions", 1e6), "train_seconds": ("training time,\nminutes", 60),

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from ..evaluation.archive import read_bytes
 
-# %% ../../nbs/reporting/logs.ipynb #40d343bd
+# %% ../../nbs/reporting/logs.ipynb #49b2f4ae
 def _parsed(text):
     "What a piece of JSON holds; None if it is damaged"
     try: return json.loads(text)
@@ -23,7 +23,6 @@ def _has_step(row): return isinstance(row, dict) and isinstance(row.get("step"),
 
 def _skip(path, where, what): warnings.warn(f"{path}, {where}: not valid {what}; skipped", stacklevel=4)
 
-# %% ../../nbs/reporting/logs.ipynb #49b2f4ae
 def read_log(
     path: Path | str, # a log.jsonl, or the run's folder
     strict: bool = False, # raise at a damaged line; otherwise warn and skip it

@@ -128,7 +128,7 @@ def accuracies_in_words(
         if len(group) > 1:
             rates = [f"{v.mean():.1f} % (seeds {v.min():.1f} to {v.max():.1f})" for v in means.values()]
         else: rates = [f"{100 * row[g]:.1f} % ({100 * row[g + '_low']:.1f} to {100 * row[g + '_high']:.1f})" for g in means]
-        return f"{mean_label(row)}: " + ", ".join(f"{name} {rate}" for name, rate in zip(("exact", "stated number"), rates)) + "."
+        return f"{mean_label(row)}: " + ", ".join(f"{GRADERS[g].label} {rate}" for g, rate in zip(means, rates)) + "."
     return " ".join(said(group) for _, group in done.groupby(["model", "experiment"], sort=False))
 
 # %% ../../nbs/reporting/tables.ipynb #b7fc3899

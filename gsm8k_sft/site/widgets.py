@@ -11,6 +11,7 @@ import html, os, sys, time
 import ipywidgets
 from contextlib import ExitStack, nullcontext
 from functools import lru_cache
+from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
 from fastcore.basics import patch
@@ -52,30 +53,19 @@ def evaluations(
                      "`make demo` makes some, and results/ has those of the report")
 
 # %% ../../nbs/site/widgets.ipynb #930dd3a9
-def _common(a, b):
-    "The ids of both, in the order of `a`; each asks the same question in both"
-    both = [i for i in a if i in b]
-    if not both: raise ValueError("the two evaluations have no problem in common; choose two of the same data set and split")
-    other = next((i for i in both if a[i]["question"] != b[i]["question"]), None)
-    if other: raise ValueError(f"{other}: the two evaluations asked different questions under this id; evaluate both on the same data")
-    return both
-
 def pair_answers(
     a: list[dict], # predictions, from `read_predictions`
     b: list[dict], # another model's
 ) -> list[dict]: # id, question, gold (number), steps (of the published solution), a, b: the two predictions; in the order of `a`
     "The problems that both were asked"
-    first_of = lambda answers: {p["id"]: p for p in answers if not p.get("sample")}
-    a, b = first_of(a), first_of(b)
-    about = lambda p: {"question": p["question"], "gold": p["gold"], "steps": p.get("gold_steps", 0)}
-    return [{"id": i, **about(a[i]), "a": a[i], "b": b[i]} for i in _common(a, b)]
-
-# %% ../../nbs/site/widgets.ipynb #1e22f9d2
-def _read_graded(e):
-    "The predictions of an evaluation, with classes"
-    found = read_predictions(e, e["file"].parent)
-    if all("class" in p for p in found): return found
-    raise ValueError(f"{e['name']}: graded by an older version; `gsm8k_sft.evaluate.regrade` adds the classes")
+    a, b = ({p["id"]: p for p in answers if not p.get("sample")} for answers in (a, b))
+    pairs = [{"id": i, "question": p["question"], "gold": p["gold"], "steps": p.get("gold_steps", 0), "a": p, "b": b[i]}
+             for i, p in a.items() if i in b]
+    if not pairs: raise ValueError("the two evaluations have no problem in common; choose two of the same data set and split")
+    for p in pairs:
+        if p["question"] != p["b"]["question"]:
+            raise ValueError(f"{p['id']}: the two evaluations asked different questions under this id; evaluate both on the same data")
+    return pairs
 
 def read_pair(
     first: str, # an evaluation's name
@@ -85,7 +75,11 @@ def read_pair(
     "The pairs of two evaluations"
     there = evaluations(root)
     for name in (first, second): check_choice(f"evaluation in {root or project_path('eval_results')}", name, list(there))
-    return pair_answers(*(_read_graded(there[name]) for name in (first, second)))
+    answers = {name: read_predictions(there[name], there[name]["file"].parent) for name in (first, second)}
+    for name, found in answers.items():
+        if not all("class" in p for p in found):
+            raise ValueError(f"{name}: graded by an older version; `gsm8k_sft.evaluate.regrade` adds the classes")
+    return pair_answers(answers[first], answers[second])
 
 # %% ../../nbs/site/widgets.ipynb #39ac66cb
 VERDICTS = {
@@ -104,12 +98,13 @@ def filter_answers(
     right: str = "all", # a key of `VERDICTS`
     kind: str = "any", # a class of `CLASSES` that the first or the second answer is in
     steps: int | str = "any", # annotations of the published solution
+    metric: str = "strict", # what counts as right; or numeric, flexible
 ) -> list[dict]: # those that pass, in their order
     "Some of the pairs"
     right_enough = VERDICTS[check_choice("right", right, list(VERDICTS))]
     check_choice("kind", kind, ("any", *CLASSES))
     def passes(p):
-        if not right_enough(p["a"]["strict"], p["b"]["strict"]): return False
+        if not right_enough(p["a"][metric], p["b"][metric]): return False
         return kind in ("any", p["a"]["class"], p["b"]["class"]) and steps in ("any", p["steps"])
     return [p for p in pairs if passes(p)]
 
@@ -155,23 +150,9 @@ def text_html(
         at = end
     return "".join(parts) + html.escape(text[at:])
 
-# %% ../../nbs/site/widgets.ipynb #87afa70e
-STYLE = """<style>
-.gsm8k-pair {line-height: 1.45}
-.gsm8k-pair > div {border-left: 3px solid rgba(128,128,128,.5); padding: .1em .7em; margin: .6em 0}
-.gsm8k-pair > .both {display: grid; grid-template-columns: repeat(auto-fit, minmax(17em, 1fr)); gap: .6em; border: 0; padding: 0}
-.gsm8k-pair > .both > div {border: 1px solid rgba(128,128,128,.5); border-radius: .4em; padding: .4em .7em; max-height: 24em; \
-overflow: auto}
-.gsm8k-pair sup {line-height: 0}
-.gsm8k-pair p {margin: .3em 0 0; white-space: pre-wrap; overflow-wrap: anywhere}
-.gsm8k-pair small {opacity: .75; display: block}
-.gsm8k-pair .exact, .gsm8k-pair .rounded {background: rgba(0,158,115,.2)}
-.gsm8k-pair .wrong {background: rgba(213,94,0,.28); text-decoration: underline wavy}
-.gsm8k-pair .unread {background: rgba(128,128,128,.25)}
-.gsm8k-pair .final {background: rgba(86,180,233,.35); font-weight: bold; padding: 0 .2em; border-radius: .2em}
-</style>"""
-
 # %% ../../nbs/site/widgets.ipynb #08fd11e3
+STYLE = f"<style>\n{(files('gsm8k_sft') / 'assets' / 'answers.css').read_text(encoding='utf-8')}</style>"
+
 def _block(head, text, note=""):
     "A heading, a note and a text, of which only `text` is HTML"
     small = f"<small>{html.escape(note)}</small>" if note else ""
@@ -183,20 +164,14 @@ def _both(names, texts, notes=("", ""), above=()):
     return f"{STYLE}<div class=gsm8k-pair>{''.join(above)}<div class=both>{sides}</div></div>"
 
 # %% ../../nbs/site/widgets.ipynb #dee70815
-def _slip_text(answer):
-    "Where its arithmetic went wrong first, in words"
-    step = answer.get("slip_step")
-    if not step: return ""
-    steps = solution_steps(answer["text"])
-    expression, stated, value = steps[step - 1] if step <= len(steps) else ("", "", None) # None: graded by other rules
-    return f" at step {step}" + ("" if value is None else f": {expression} = {stated} instead of {format_result(value)}")
-
 def _verdict_text(answer):
-    "Verdict and class of a prediction, in words"
-    sign = "✓" if answer["strict"] else "✗"
-    number = answer["extracted_strict"] or answer.get("extracted_numeric")
-    final = f"final answer {number}" if number else "no final answer"
-    return f"{sign} {answer['class']}{_slip_text(answer)}; {final}; {answer['n_tokens']} tokens"
+    "Verdict and class of a prediction, where its arithmetic went wrong first, its final answer: in words"
+    number, slip, steps = answer["extracted_strict"] or answer.get("extracted_numeric"), answer.get("slip_step"), []
+    said = f"{'✓' if answer['strict'] else '✗'} {answer['class']}" + (f" at step {slip}" if slip else "")
+    if slip and slip <= len(steps := solution_steps(answer["text"])) and steps[slip - 1][2] is not None: # else graded by other rules
+        expression, stated, value = steps[slip - 1]
+        said += f": {expression} = {stated} instead of {format_result(value)}"
+    return f"{said}; {f'final answer {number}' if number else 'no final answer'}; {answer['n_tokens']} tokens"
 
 # %% ../../nbs/site/widgets.ipynb #23fd78fb
 def answer_html(
@@ -330,13 +305,6 @@ def _greedy(model, ids, limit, stop_ids, context=nullcontext):
         yield int(token)
         ids = token[None, None]
 
-def _adapter_off(base, tuned):
-    "Is the base model the tuned one without its adapter?"
-    inside = base is None or base is getattr(tuned, "get_base_model", lambda: None)()
-    if inside and not hasattr(tuned, "disable_adapter"):
-        raise ValueError("base: this tuned model has no adapter to switch off; give its base model")
-    return inside
-
 # %% ../../nbs/site/widgets.ipynb #0e2787f8
 def stream_pair(
     base, # model on its device; None: that of `tuned`, its adapter switched off
@@ -348,7 +316,9 @@ def stream_pair(
 ): # yields (text of the base model, text of the tuned model), a token more each time
     "Two greedy answers as they grow"
     if not question.strip(): raise ValueError("the question is empty; type a word problem")
-    bare, renderer = _adapter_off(base, tuned), Renderer(tokenizer, prompt_style)
+    bare, renderer = base is None or base is getattr(tuned, "get_base_model", lambda: None)(), Renderer(tokenizer, prompt_style)
+    if bare and not hasattr(tuned, "disable_adapter"):
+        raise ValueError("base: this tuned model has no adapter to switch off; give its base model")
     ids = tokenizer(renderer.prompt(question), add_special_tokens=False, verbose=False)["input_ids"]
     models = [tuned if bare else base, tuned]
     for m in models: check_prompts(m, [ids], max_new_tokens, ["the question"])

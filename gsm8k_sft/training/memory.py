@@ -16,6 +16,7 @@ from itertools import product
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from ..core.config import check_choice, load_config
+from ..models.parameters import model_config
 from .graphs import choose_speedup
 
 # %% ../../nbs/training/memory.ipynb #3e4d4373
@@ -47,7 +48,7 @@ def _linear_sizes(shape):
     return {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h),
             "gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
 
-# %% ../../nbs/training/memory.ipynb #cbe26e7f
+# %% ../../nbs/training/memory.ipynb #d4a80d4e
 KINDS = ("gemma", "gemma2", "gemma3_text", "qwen2")
 
 class MemoryPlanError(ValueError):
@@ -56,20 +57,11 @@ class MemoryPlanError(ValueError):
 class UnknownMemory(MemoryPlanError):
     "An architecture or optimizer that this chapter doesn't know"
 
-# %% ../../nbs/training/memory.ipynb #d4a80d4e
-def _transformers_config(cfg):
-    "A model's configuration; the presets' are part of the project, others are read from the model's folder"
-    from transformers import AutoConfig
-    from gsm8k_sft.models.parameters import SHAPES
-    from gsm8k_sft.models.sources import resolve_model
-    if cfg.model.name in SHAPES and not cfg.model.path: return AutoConfig.for_model(**SHAPES[cfg.model.name])
-    return AutoConfig.from_pretrained(resolve_model(cfg.model), local_files_only=True, trust_remote_code=False)
-
 def model_shape(
     config, # configuration from `load_config`, or a transformers model's
 ) -> Shape:
     "The shape of a model; nothing is loaded but its config.json"
-    c = _transformers_config(config) if hasattr(config, "tuning_method") else config
+    c = model_config(config) if hasattr(config, "tuning_method") else config
     if c.model_type not in KINDS:
         raise UnknownMemory(f"{c.model_type}: the memory of this architecture isn't known here, only that of {', '.join(KINDS)}")
     if not c.tie_word_embeddings:
@@ -473,7 +465,7 @@ def trace_plan(
     config=None, # of transformers; None: the model's
 ) -> Plan: # gradients, loss and copies are counted as activations
     "A plan of any architecture: one training step on fake tensors"
-    t, config = cfg.train, config or _transformers_config(cfg)
+    t, config = cfg.train, config or model_config(cfg)
     if t.get("packing", False) or cfg.tuning_method == "qlora":
         raise UnknownMemory(f"{config.model_type}: packed rows and 4-bit weights can't be traced, padded full and lora can")
     if t.optim not in OPTIMIZERS: raise UnknownMemory(f"train.optim: the memory of {t.optim} isn't known here")
