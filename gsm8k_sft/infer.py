@@ -124,7 +124,7 @@ def read_questions(
 def _fitting(rows, prompts, model, tokenizer, max_new_tokens):
     "The rows that fit the model's positions, and a problem for each other"
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-    lengths = [len(tokenizer(p, add_special_tokens=False).input_ids) for p in prompts]
+    lengths = [len(tokenizer(p, add_special_tokens=False, verbose=False).input_ids) for p in prompts]
     problems = [f"line {r['line']}: {n} prompt tokens and up to {max_new_tokens} new ones exceed the model's {room} positions"
                 for r, n in zip(rows, lengths) if n + max_new_tokens > room]
     return [r for r, n in zip(rows, lengths) if n + max_new_tokens <= room], problems
@@ -133,8 +133,7 @@ def _checked_paths(input, output, overwrite=False):
     "Both as paths, if the input can be read and the output may be written"
     input, output = Path(input).expanduser(), Path(output).expanduser()
     if not input.is_file(): raise InferError(f"{input}: no such file; --input takes JSONL with a question a line")
-    if output.is_dir(): raise InferError(f"{output}: a folder; --output takes a file name")
-    if output.exists() and not output.is_file(): raise InferError(f"{output}: a device; --output takes the name of a file")
+    if output.exists() and not output.is_file(): raise InferError(f"{output}: a folder or a device; --output takes a file name")
     if output.exists() and output.samefile(input): raise InferError(f"{output}: input and output are the same file")
     if output.exists() and not overwrite: raise InferError(f"{output} exists: choose another name, or --overwrite")
     folder = next(p for p in output.absolute().parents if p.exists())

@@ -104,7 +104,7 @@ def test_damage_is_named(tmp_path, toy):
     ask = lambda: evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=6, folder=tmp_path)
     name = result_name(cfg, "base-0shot", 6)
     (tmp_path / f"{name}.partial.jsonl").write_text('{"protocol": "x"}\n{"id": \n{}\n')
-    with pytest.raises(EvaluationError, match=r"partial.jsonl, line 2: not valid JSON; delete"): ask()
+    with pytest.raises(EvaluationError, match=r"partial.jsonl, line 2: no JSON object; delete"): ask()
     (tmp_path / f"{name}.partial.jsonl").unlink()
     ask()
     (tmp_path / f"{name}.json").write_text("{")

@@ -318,9 +318,8 @@ def check_config(
                           "greedy ones are all the same")
     if e.engine == "transformers" and (e.temperature or e.calculator):
         raise ConfigError("evaluation.engine: transformers answers greedily and without a calculator; use auto or slots")
-    if name is not None and not (re.fullmatch(r"\w[\w.+=-]*", name) and len(name.encode()) <= 150):
-        raise ConfigError(f"run_name: {name[:150]!r} is no name for a folder below runs/<preset>; use letters, digits and . _ - + =, "
-                          "at most 150 bytes")
+    if name is not None and not (re.fullmatch(r"\w[\w.+=-]*(?<!\.previous)", name) and len(name.encode()) <= 150):
+        raise ConfigError(f"run_name: {name[:99]!r} can't be a folder below runs/<preset>; use at most 150 letters, digits and . _ - + =")
 
 # %% ../../nbs/core/config.ipynb #11b0cd15
 CONFIGS = Path(str(files("gsm8k_sft"))) / "configs"

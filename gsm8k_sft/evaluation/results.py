@@ -166,9 +166,17 @@ def whole_lines(
     lines, end = [], data.rfind(b"\n") + 1
     for number, line in enumerate(data[:end].split(b"\n")[:-1], 1):
         try: lines.append(dict(json.loads(line)))
-        except (TypeError, ValueError):
-            raise EvaluationError(f"{path}, line {number}: not a JSON object; delete the file to ask these problems again") from None
+        except (TypeError, ValueError): raise EvaluationError(f"{path}, line {number}: no JSON object; delete it to ask again") from None
     return lines, end
+
+def _open_locked(path):
+    "The file, open for reading and appending by this process alone"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+b")
+    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError: file.close()
+    if file.closed: raise EvaluationError(f"{path}: another process is writing this evaluation; wait for it, or stop it")
+    return file
 
 # %% ../../nbs/evaluation/results.ipynb #8deb1c55
 def set_aside(
@@ -192,15 +200,6 @@ def append_lines(
     file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
     file.flush()
     os.fsync(file.fileno())
-
-def _open_locked(path):
-    "The file, open for reading and appending by this process alone"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+b")
-    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError: file.close()
-    if file.closed: raise EvaluationError(f"{path}: another process is writing this evaluation; wait for it, or stop it")
-    return file
 
 # %% ../../nbs/evaluation/results.ipynb #91af7a5d
 @contextmanager

@@ -61,11 +61,8 @@ def _attention(folder, wanted):
 def _load_advice(folder, error, attn_implementation):
     "A failed load in one line, with the key to change"
     text = error_text(error)
-    if "Unrecognized configuration class" in text:
-        kind = read_object(Path(folder) / "config.json", "model_type")["model_type"]
-        return f"{folder}: transformers has no causal language model of the type {kind!r}, so it can't write answers"
-    if "ignore_mismatched_sizes" in text:
-        return f"{folder}: its tensors have other shapes than its config.json says; fetch both again, from one place"
+    if "Unrecognized configuration class" in text: return f"{folder}: no causal language model of transformers, so it can't write answers"
+    if "ignore_mismatched_sizes" in text: return f"{folder}: its tensors have other shapes than its config.json says; fetch both again"
     if "custom code" in text:
         return (f"{folder}: this model comes with code of its own, which gsm8k_sft never runs; "
                 "choose an architecture that transformers has")
@@ -134,9 +131,9 @@ def adapter_folder(
     folder = path / "adapter" if (path / "adapter").is_dir() else path
     if not (folder / "adapter_config.json").exists():
         raise ModelError(f"{path}: no adapter here (adapter_config.json); has the run finished?")
-    read_object(folder / "adapter_config.json", "peft_type")
     if not (folder / "adapter_model.safetensors").exists():
         raise ModelError(f"{folder}: no adapter_model.safetensors; pickled adapters are not loaded")
+    read_object(folder / "adapter_config.json", "peft_type")
     return folder
 
 # %% ../../nbs/models/loading.ipynb #01213124

@@ -28,7 +28,8 @@ def error_text(
     rest = [f"and {len(lines) - most} more lines"] if len(lines) > most else []
     text = " ".join([*lines[:most], *rest]).split(" Model type should be one of")[0]
     if len(text) > 600: text = f"{text[:600]} … ({len(text) - 600} more characters)"
-    return f"{type(error).__name__}: {text}" if isinstance(error, (AttributeError, KeyError, TypeError)) or not text else text
+    named = [type(error).__name__] if isinstance(error, (AttributeError, KeyError, TypeError)) or not text else []
+    return ": ".join([*named, *filter(None, [text])])
 
 def read_object(
     path: Path, # a JSON file
@@ -239,7 +240,6 @@ def resolve_model(
     name, path, revision = model["name"], model["path"], model["revision"]
     if not path and name in BUILT_IN: return BUILT_IN[name]()
     local = Path(path or name).expanduser()
-    if len(local.name.encode()) > 255: raise ModelError(f"{str(local)[:60]}…: neither a folder nor a hub id is so long")
     if not (local.is_absolute() or local.exists()):
         try: local = project_root() / local if (project_root() / local).exists() else local
         except SettingsError: pass # outside a clone there is only the working folder

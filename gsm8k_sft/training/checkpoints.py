@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from fastcore.basics import patch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
-from ..core.config import project_path
+from ..core.config import check_config
 from ..core.runs import read_config, read_json, run_folder, save_config, write_json
 
 # %% ../../nbs/training/checkpoints.ipynb #ee32a835
@@ -29,12 +29,10 @@ class TrainingInterrupted(TrainingError):
 
 def _is_whole(checkpoint):
     "Whether every file is there and none was cut off"
-    if not all(any(checkpoint.glob(name)) for name in ("*.safetensors", "optimizer.*", "scheduler.pt", "rng_state*.pth")): return False
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text())
-        for file in checkpoint.glob("*.safetensors"): safe_open(file, "pt")
+    try: state = json.loads((checkpoint / "trainer_state.json").read_text()), [safe_open(p, "pt") for p in checkpoint.glob("*.safetensors")]
     except (OSError, ValueError, SafetensorError): return False
-    return "global_step" in state and all(zipfile.is_zipfile(p) for p in checkpoint.iterdir() if p.suffix in (".pt", ".pth"))
+    there = all(any(checkpoint.glob(name)) for name in ("*.safetensors", "optimizer.*", "scheduler.pt", "rng_state*.pth"))
+    return there and "global_step" in state[0] and all(zipfile.is_zipfile(p) for p in checkpoint.iterdir() if p.suffix in (".pt", ".pth"))
 
 def last_checkpoint(
     folder: Path | str, # the run's folder
@@ -134,11 +132,8 @@ def open_run(
     cfg: DictConfig, # from `load_config`
 ): # yields a `Run`
     "The run of a configuration, owned by this process"
-    folder, name = run_folder(cfg), Path(cfg.run_name)
-    if name.is_absolute() or not name.parts or ".." in name.parts or name.suffix == ".previous":
-        raise TrainingError(f"run_name={cfg.run_name!r}: a run lies below {project_path('runs', cfg.preset)}, so its name can't be "
-                            "absolute, contain '..' or end in .previous")
-    state = PartialState(cpu=not torch.cuda.is_available())
+    check_config(cfg)
+    folder, state = run_folder(cfg), PartialState(cpu=not torch.cuda.is_available())
     with lock_run(folder) if state.is_main_process else nullcontext():
         found = [_find_earlier(cfg, folder) if state.is_main_process else None]
         if state.num_processes > 1: broadcast_object_list(found)
