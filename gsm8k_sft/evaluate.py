@@ -16,9 +16,10 @@ from .core.config import ConfigError, check_config, dotlist, load_config, merge_
 from .core.runs import environment, peak_memory, plain_errors, read_config, read_json, write_json, write_text
 from .data.datasets import load_gsm8k, refuse_test
 from .data.prompts import Renderer
-from .evaluation.results import (
-    EvaluationError, accuracies, append_lines, complete_result, decoding, evaluation_protocol, find_run, open_partial,
-    protocol_fingerprint, read_predictions, result_name, sampled_accuracies, set_aside, whole_lines, write_result)
+from gsm8k_sft.evaluation.results import (
+    EvaluationError, accuracies, append_lines, complete_result, decoding, deviations, evaluation_protocol, find_run, open_partial,
+    protocol_fingerprint, read_predictions, refuse_trained, result_name, same_answers, sampled_accuracies, set_aside, whole_lines,
+    write_result)
 from .evaluation.retention import held_out_loss
 from .generation.generate import generate
 from .grading.answers import GRADERS, grade, grader_versions
@@ -30,6 +31,8 @@ from .models.sources import weights_fingerprint
 # %% ../nbs/03_evaluate.ipynb #3c9ea4d8
 def _answers(model, tokenizer, rows, prompts, cfg, file, found, progress):
     "All answers: those found, and those that are left, appended to `file` as they come"
+    import torch
+    if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
     e, done, rows = cfg.evaluation, {(a["id"], a["sample"]) for a in found}, list(rows)
     todo = [(i, k) for i, row in enumerate(rows) for k in range(e.samples) if (row["id"], k) not in done]
     names = [rows[i]["id"] + (f"#{k}" if e.samples > 1 else "") for i, k in todo]
@@ -61,12 +64,13 @@ def _verdicts(answers, samples):
     classes = dict(Counter(a["class"] for a in answers).most_common())
     return {"accuracy": accuracies(answers), "sampled": sampled_accuracies(answers, samples), "classes": classes}
 
-def _result(name, cfg, model_type, first, run, protocol, answers, n_found):
+def _result(name, cfg, model_type, first, run, protocol, answers, n_found, other):
     "The record of a finished evaluation"
     keys, e = ("preset",) if model_type.startswith("base") else ("preset", "variant", "run_name", "seed"), cfg.evaluation
     seconds, tokens = sum(a["seconds"] for a in answers), sum(a["n_tokens"] for a in answers)
     return {"name": name, "status": "complete", "configuration": {k: cfg[k] for k in keys},
         "run": os.path.relpath(run, project_root()) if run else None, "split": e.split, "limit": first, "model_type": model_type,
+        "differs": [w for k, words in deviations(cfg, model_type).items() if k != "style" for w in words] + other,
         "base_model": cfg.model.path or cfg.model.name, "dataset": cfg.data.dataset, "n": len({a["id"] for a in answers}),
         "samples": e.samples, **_verdicts(answers, e.samples), "protocol": protocol, "new_tokens": tokens, "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / max(seconds, 1e-9), 1), "peak_memory": peak_memory(), "resumed_answers": n_found,
@@ -74,11 +78,12 @@ def _result(name, cfg, model_type, first, run, protocol, answers, n_found):
         "batch_sizes": {str(k): v for k, v in sorted(Counter(a["batch_size"] for a in answers).items())}, "environment": environment()}
 
 # %% ../nbs/03_evaluate.ipynb #f3afea3b
-def _problems(rows, limit, cfg):
+def _problems(rows, limit, cfg, run):
     "The problems to ask, and their number where they are only part of the split"
     if (limit or 0) < 0: raise EvaluationError(f"limit: {limit} must not be negative; 0 asks all problems")
     if not len(rows):
         raise EvaluationError(f"the split {cfg.evaluation.split!r} has no problems; see data.validation_fraction and data.test_samples")
+    for weights in (run, cfg.model.path): refuse_trained(rows, weights)
     cut = bool(limit) and limit < len(rows)
     sample = cut or (cfg.evaluation.split == "test" and cfg.data.test_samples)
     rows = rows.select(range(limit)) if cut else rows
@@ -89,6 +94,24 @@ def _say(record, progress, note=""):
     shares = [f"{g} {100 * v['value']:.1f} % [{100 * v['low']:.1f}, {100 * v['high']:.1f}]" for g, v in record["accuracy"].items()]
     if progress: print(f"{record['name']}{note}: {', '.join(shares)}, {record['seconds']:.1f} s", flush=True)
     return record
+
+# %% ../nbs/03_evaluate.ipynb #96568ab8
+def _name(folder, cfg, model_type, first, run, protocol):
+    "The result's name, and what tells it apart where other problems or another model have the name already"
+    name = result_name(cfg, model_type, first)
+    if not (folder / f"{name}.json").exists(): return name, []
+    old, at = read_json(folder / f"{name}.json"), run and os.path.relpath(run, project_root())
+    keys = ["data_fingerprint", *(["model_fingerprint"] if at is None or at != old.get("run") else [])] # a run trained anew keeps its name
+    other = [f"{k.split('_')[0]}-{protocol[k][:6]}" for k in keys if old["protocol"].get(k) != protocol[k]]
+    return "-".join([name, *other]), other
+
+def _results_folder(folder):
+    "Where results go; that they can be written is known before a model is loaded"
+    folder = Path(folder or project_path("eval_results"))
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise EvaluationError(f"{folder}: results can't be written here ({e.strerror})") from None
+    if not os.access(folder, os.W_OK): raise EvaluationError(f"{folder}: results can't be written here (no permission)")
+    return folder
 
 # %% ../nbs/03_evaluate.ipynb #8181a65a
 def evaluate(
@@ -106,18 +129,18 @@ def evaluate(
     model_fingerprint: str | None = None, # if it is known already
 ) -> dict: # the result, as in NAME.json
     "Answer, grade, record; go on where an earlier evaluation stopped"
-    import torch
-    folder, (rows, first) = Path(folder or project_path("eval_results")), _problems(rows, limit, cfg)
+    folder, (rows, first) = _results_folder(folder), _problems(rows, limit, cfg, run)
     protocol, prompts = evaluation_protocol(model, tokenizer, rows, cfg, shots, model_fingerprint)
-    name, mark = result_name(cfg, model_type, first), protocol["fingerprint"]
-    if (done := complete_result(folder, name, mark)) and not again: return _say(done, progress, " is there already")
+    (name, other), mark = _name(folder, cfg, model_type, first, run, protocol), protocol["fingerprint"]
+    if (done := complete_result(folder, name)) and not again and same_answers(done["protocol"], protocol):
+        stale = done["protocol"]["fingerprint"] != protocol_fingerprint(done["protocol"] | {"grader": protocol["grader"]})
+        return _say(regrade(name, rows, folder) if stale else done, progress, " is there already" + ", and graded again" * stale)
     if (old := folder / f"{name}.json").exists():
         set_aside(folder, name, [".json", ".predictions.jsonl"], read_json(old).get("protocol", {}).get("fingerprint"))
-    if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
     with open_partial(folder, name, mark) as (file, found):
         if progress: print(f"{name}: {len(rows)} problems" + (f", {len(found)} of them answered earlier" if found else ""), flush=True)
         answers = _graded(_answers(model, tokenizer, rows, prompts, cfg, file, found, progress), rows, cfg.evaluation.samples)
-        record = _result(name, cfg, model_type, first, run, protocol, answers, len(found))
+        record = _result(name, cfg, model_type, first, run, protocol, answers, len(found), other)
         if cfg.evaluation.other_texts: record["elsewhere"] = held_out_loss(model, tokenizer, cfg.evaluation.other_texts)
         return _say(write_result(folder, name, record, answers), progress)
 
@@ -131,11 +154,13 @@ def evaluate_base(
     folder: Path | None = None, # where the files go; eval_results by default
 ) -> list[dict]: # a result for each number of examples
     "Evaluate the base model of a configuration"
+    shots, folder = list(cfg.evaluation.shots) if shots is None else shots, _results_folder(folder)
+    if not shots: raise EvaluationError("evaluation.shots: an empty list asks nothing; give numbers of examples, such as [0, 1]")
     rows, tokenizer = load_gsm8k(cfg, splits=[cfg.evaluation.split])[cfg.evaluation.split], load_tokenizer(cfg)
     model = load_model(cfg, dtype=cfg.evaluation.dtype)
     known = weights_fingerprint(model)
     return [evaluate(model, tokenizer, rows, cfg, f"base-{k}shot", k, limit, None, again, progress, folder, known)
-            for k in (cfg.evaluation.shots if shots is None else shots)]
+            for k in shots]
 
 # %% ../nbs/03_evaluate.ipynb #e80ac8e4
 def evaluate_run(
@@ -148,8 +173,9 @@ def evaluate_run(
     folder: Path | None = None, # where the files go; eval_results by default
 ) -> dict: # the result
     "Evaluate the tuned model of a run, zero-shot"
-    run = find_run(run)
+    run, folder = find_run(run), _results_folder(folder)
     cfg = read_config(run)
+    cfg.run_name = run.resolve().name # an earlier run that was set aside has a name of its own
     for part in [*dotlist(overrides), *([f"evaluation.split={split}"] if split else [])]:
         if not part.startswith(("evaluation.", "data.")):
             raise ConfigError(f"overrides: {part!r} would change how {run} was trained; only evaluation.* and data.* can be changed here")
@@ -169,7 +195,7 @@ def regrade(
     folder = Path(folder or project_path("eval_results"))
     if (record := complete_result(folder, name)) is None:
         raise EvaluationError(f"{name}: not in {folder}, or its predictions are not the ones it was made from")
-    old, samples = [{"sample": 0, **a} for a in read_predictions(name, folder)], record.get("samples", 1)
+    old, samples = [a | {"sample": a.get("sample", 0)} for a in read_predictions(name, folder)], record.get("samples", 1)
     ids = {a["id"] for a in old}
     answers = _graded(old, rows.select([i for i, r in enumerate(rows["id"]) if r in ids]), samples)
     text = "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in answers)
@@ -216,6 +242,7 @@ def main(
     if bool(preset) == bool(run): raise EvaluationError("name either --preset (its base model) or --run (a run's folder)")
     if run and (shots or config): raise EvaluationError("--shots and --config go with --preset: a run is asked as it was trained")
     if not re.fullmatch(r"[0-9 ,]*", shots): raise EvaluationError(f"shots: {shots!r} must be whole numbers, such as \"0 1\"")
+    if split and "evaluation.split=" in overrides: raise ConfigError("split: given twice, by --split and in overrides; leave one out")
     try:
         if run: evaluate_run(run, split, limit, overrides, again); return
         if split: overrides = f"{overrides} evaluation.split={split}"

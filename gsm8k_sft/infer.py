@@ -14,7 +14,7 @@ from .core.config import check_choice, choices, fingerprint, load_config
 from .core.runs import device, plain_errors, read_config, write_text
 from .data.problems import NOT_TEXT
 from .data.prompts import Renderer
-from .evaluation.results import append_lines, open_partial
+from .evaluation.results import append_lines, is_run, open_partial
 from .generation.generate import generate
 from .grading.answers import GRADERS, to_number
 from .grading.arithmetic import format_result
@@ -26,12 +26,6 @@ from .models.sources import resolve_model, weights_fingerprint
 class InferError(ValueError):
     "A request that can't be answered; the message says why and what to do"
 
-def _is_run(folder):
-    "Is this a run's folder? Other tools write a config.yaml too, without these keys"
-    path = Path(folder).expanduser() / "config.yaml"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return all(re.search(rf"^{key}:", text, re.M) for key in ("preset", "tuning_method"))
-
 def open_model(
     model_path: str | Path, # run folder, model folder, .gguf file, hub id or preset
     adapter_path: str | Path | None = None, # LoRA adapter, or the run folder that holds it
@@ -39,11 +33,11 @@ def open_model(
 ) -> tuple: # model, tokenizer, configuration of the run or preset (None if there is none)
     "Load what is to be asked"
     folders = [folder for path in (adapter_path, model_path) if path for folder in (Path(path), Path(path).expanduser().parent)]
-    run = next(filter(_is_run, folders), None)
+    run = next(filter(is_run, folders), None)
     preset = str(model_path) in choices("preset")
     cfg = load_config(str(model_path), training=False) if preset else read_config(Path(run).expanduser()) if run else None
     dtype = dtype or (cfg.evaluation.dtype if cfg else "bf16" if device() == "cuda" else "fp32")
-    if _is_run(model_path):
+    if is_run(model_path):
         if adapter_path: raise InferError(f"{model_path} is a finished run: it brings its own weights; leave --adapter_path out")
         return *load_tuned(model_path, dtype), cfg
     adapter = adapter_folder(adapter_path) if adapter_path else None # its absence is noticed before the base is loaded
@@ -58,6 +52,12 @@ def _plain(value):
     if value is None: return None
     decimal = format_result(value)
     return decimal if Fraction(decimal) == value else str(value)
+
+def _check_text(text):
+    "Raise a `ValueError` if there is nothing to ask, or half of a character"
+    if not text.strip(): raise ValueError("the question is empty")
+    try: text.encode()
+    except UnicodeEncodeError as e: raise ValueError(f"half of a character (a lone surrogate) at position {e.start}") from None
 
 def _answers(questions, model, tokenizer, prompt_style, max_new_tokens, batch_size, progress):
     "The index of a question and the record of its answer, as answers are finished"
@@ -79,7 +79,9 @@ def answer_all(
     progress: bool = True, # show a progress bar
 ) -> list[dict]: # question, answer, final, final_<grader>, n_tokens, finish_reason; in the questions' order
     "Answer many questions"
-    if not all(q.strip() for q in questions): raise InferError("the question is empty")
+    for i, question in enumerate(questions):
+        try: _check_text(question)
+        except ValueError as e: raise InferError(f"question {i + 1}: {e}" if len(questions) > 1 else str(e)) from None
     found = _answers(questions, model, tokenizer, prompt_style, max_new_tokens, batch_size, progress)
     return [record for _, record in sorted(found, key=lambda pair: pair[0])]
 
@@ -103,9 +105,8 @@ def _parse(line):
     if not isinstance(row, dict): raise ValueError(f'an object like {{"question": "…"}} is needed, not {type(row).__name__}')
     question, name = row.get("question"), row.get("id", "")
     if not isinstance(question, str) or not question.strip(): raise ValueError("no text under the key 'question'")
-    if not isinstance(name, (str, int)): raise ValueError(f"the id must be a text or a whole number, not {name!r}")
-    try: f"{question}{name}".encode()
-    except UnicodeEncodeError as e: raise ValueError(f"half of a character (a lone surrogate) at position {e.start}") from None
+    if type(name) not in (str, int): raise ValueError(f"the id must be a text or a whole number, not {name!r}")
+    _check_text(f"{question}{name}")
     return {"id": row.get("id"), "question": question}
 
 def read_questions(

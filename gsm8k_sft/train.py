@@ -16,6 +16,7 @@ from .core.runs import environment, peak_memory, plain_errors, set_seed
 from .data.datasets import TRAINING_SPLITS, data_fingerprint, load_gsm8k, tokenize_split
 from .data.prompts import Renderer
 from .evaluate import evaluate_run
+from .evaluation.results import keep_trained
 from .models.adapters import enable_checkpointing, prepare_for_training
 from .models.loading import load_model, load_tokenizer
 from .models.parameters import count_parameters, precision_of
@@ -38,7 +39,8 @@ def load_for_training(
         if n := reports[split]["n_too_long"]: print(f"{split}: {n} examples are longer than data.max_length={longest} and left out")
     if not len(tokens["train"]): raise TrainingError("no training example is left; check data.max_length and data.train_samples")
     free = int(1.1 * torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
-    plan = check_fits(cfg, free, min(reports["train"]["longest"], longest))
+    sharded, processes = os.environ.get("ACCELERATE_USE_FSDP") == "true", int(os.environ.get("WORLD_SIZE", 1))
+    plan = check_fits(cfg, free, min(reports["train"]["longest"], longest), processes=processes, sharded=sharded)
     set_seed(cfg.seed)
     model, base_fingerprint = load_model(cfg, training=True), weights_fingerprint(resolve_model(cfg.model))
     known, top = model.get_input_embeddings().num_embeddings, max(max(ids) for split in tokens.values() for ids in split["input_ids"])
@@ -71,7 +73,7 @@ def last_record(trainer, log, plan, before):
     final, evals = until[-max(1, len(until) // 20):], [r for r in log.rows if "eval_loss" in r and r["step"] <= saved]
     return {"steps": last["step"], "saved_step": saved, "epochs": last["epoch"], "tokens_seen": last["tokens"],
             "train_seconds": round(log.seconds, 2), "tokens_per_second": round(last["tokens"] / log.seconds, 1), "peak_memory": peak,
-            "memory": memory_record(plan, peak - before if gpu else None),
+            "fast_path": trainer.fast_path, "memory": memory_record(plan, peak - before if gpu else None),
             "final_loss": sum(r["loss"] for r in final) / len(final), "validation": evals[-1] if evals else None}
 
 # %% ../nbs/02_train.ipynb #94462a91
@@ -80,17 +82,17 @@ def fit(
     run: Run, # from `open_run`
 ) -> None:
     "Train from the base weights or from the run's checkpoint, and save"
-    before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
-    if before: torch.cuda.reset_peak_memory_stats()
+    if before := torch.cuda.memory_allocated() if torch.cuda.is_available() else 0: torch.cuda.reset_peak_memory_stats()
     loaded = load_for_training(cfg)
     run.begin(first_record(cfg, loaded))
+    if run.main: keep_trained(run.folder, loaded.rows["train"])
     norms = weight_norms(loaded.model)
     trainer, log, signals = build_trainer(cfg, run.folder, loaded.tokenizer, loaded.rows, loaded.tokens, loaded.model)
     try:
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
         state, outcome = trainer.state, {"speedup": trainer.speedup, "processes": trainer.args.world_size}
-        if signals.received and state.global_step < state.max_steps:
-            raise TrainingInterrupted(f"{signals.received} at step {state.global_step} of {state.max_steps}: "
+        if signals.stopped and state.global_step < state.max_steps:
+            raise TrainingInterrupted(f"{signals.stopped} at step {state.global_step} of {state.max_steps}: "
                                       f"checkpoint-{state.global_step} is in {run.folder}. The same command goes on from there.")
         check_trained(trainer, norms)
         save_weights(trainer, run.folder, cfg.tuning_method)

@@ -41,7 +41,8 @@ def crawl(folder):
     pages = {path: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in sorted(folder.rglob("*.html"))}
     if not pages: return [f"{folder.name}: no page"]
     ids = {path: {"", "top", *(t.get(k) for k in ("id", "name") for t in page(attrs={k: True}))} for path, page in pages.items()}
-    return [f"{path.relative_to(folder).as_posix()}: {f}" for path, page in pages.items() for f in dict.fromkeys(faults(page, path, folder, ids))]
+    found = {path: dict.fromkeys(faults(page, path, folder, ids)) for path, page in pages.items()}
+    return [f"{path.relative_to(folder).as_posix()}: {fault}" for path, of_page in found.items() for fault in of_page]
 
 
 if __name__ == "__main__":

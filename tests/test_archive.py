@@ -122,3 +122,30 @@ def test_right_and_wrong_answers_are_picked_over_the_file():
     some = [base | {"strict": i % 4 == 0, "id": f"id{i}"} for i in range(20)]
     picked = lambda **k: [int(i) for i in re.findall(r"id(\d+)", show_answers(some, **k).data)]
     assert (picked(), len(picked(n=12)), picked(right=1, wrong=1)) == ([0, 4, 12, 1, 10], 12, [0, 1])
+
+
+def test_reasons_to_stop_agree_with_the_numbers_of_tokens():
+    "Cut at the limit means all tokens used; where answers that end at a text had gone on to the limit, their record says how many"
+    for name in ARCHIVES:
+        files = archived_files(project_path("results", name))
+        for path in (p for p in files if p.endswith((".predictions.jsonl", ".verdicts.jsonl"))):
+            record, answers = json.loads(files[path.rsplit(".", 2)[0] + ".json"]), [json.loads(line) for line in files[path].splitlines()]
+            limit = record["protocol"]["max_new_tokens"]
+            full = {why: sum(a["n_tokens"] == limit for a in answers if a["finish_reason"] == why) for why in ("stop", "length")}
+            assert record["finish_reasons"].get("length", 0) == full["length"] and max(a["n_tokens"] for a in answers) <= limit, path
+            assert sum(record["finish_reasons"].values()) == len(answers), path
+            assert sum(a["n_tokens"] for a in answers) == record["new_tokens"], path
+            if "stop_texts" not in record["protocol"]: assert full["stop"] <= 2, path # an end token that came last
+            elif full["stop"]: assert f"{full['stop']} answers that end at a stop text had gone on to {limit}" in record["note"], path
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_stale_fingerprint_is_found_in_a_folder_too(tmp_path, stale):
+    name = "toy-lora_main-s0__test__lora__toy__main"
+    add_files(tmp_path, evaluation_files(name, project_path("results", "toy", "eval")))
+    unpack(tmp_path, tmp_path / "folder")
+    path = tmp_path / "folder" / "eval" / f"{name}.json"
+    record = read_json(path)
+    if stale: path.write_text(json.dumps(record | {"protocol": record["protocol"] | {"max_new_tokens": 7}}))
+    [protocol] = [read_record(p)["protocol"] for p in glob_files(path.parent, "*.json")]
+    assert (protocol["fingerprint"] != protocol_fingerprint(protocol)) == stale

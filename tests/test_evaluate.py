@@ -1,25 +1,28 @@
 "Evaluation: killed and resumed, damaged files, the command line, real shapes of data"
-import hashlib, json, os, subprocess, sys
+import hashlib, json, os, re, subprocess, sys
 import pytest
 import torch
+from omegaconf import OmegaConf
 from gsm8k_sft import evaluate as module
 from gsm8k_sft.core.config import load_config, project_root
 from gsm8k_sft.core.runs import save_config, write_json
-from gsm8k_sft.data.datasets import load_gsm8k
-from gsm8k_sft.evaluate import evaluate, evaluate_run, quick_accuracy, regrade
+from gsm8k_sft.data.datasets import load_gsm8k, question_key
+from gsm8k_sft.evaluate import evaluate, evaluate_base, evaluate_run, quick_accuracy, regrade
 from gsm8k_sft.evaluation import results
 from gsm8k_sft.evaluation.results import (
-    EvaluationError, complete_result, open_partial, read_predictions, result_name, shot_examples, show_answers, whole_lines)
+    EvaluationError, complete_result, find_run, keep_trained, open_partial, protocol_fingerprint, read_predictions,
+    refuse_trained, result_name, shot_examples, show_answers, trained_questions, whole_lines)
 from gsm8k_sft.generation.engine import Engine
 from gsm8k_sft.grading.answers import grader_versions
 from gsm8k_sft.models.loading import load_model, load_tokenizer
 from gsm8k_sft.statistics.intervals import wilson_interval
 
 BRIEF = "evaluation.max_new_tokens=16 evaluation.batch_size=4 evaluation.save_every=1"
-NAME = "toy__test-first60__base-0shot__toy__main"
+NAME = "toy__test-first60__base-0shot-16new__toy__main"
 CODE = """
 import os, signal, sys
 from pathlib import Path
+from omegaconf import OmegaConf
 from gsm8k_sft import evaluate as module
 from gsm8k_sft.core.config import load_config
 def killed(*args, **kwargs):
@@ -104,21 +107,60 @@ def test_damage_is_named(tmp_path, toy):
     ask = lambda: evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=6, folder=tmp_path)
     name = result_name(cfg, "base-0shot", 6)
     (tmp_path / f"{name}.partial.jsonl").write_text('{"protocol": "x"}\n{"id": \n{}\n')
-    with pytest.raises(EvaluationError, match=r"partial.jsonl, line 2: no JSON object; delete"): ask()
+    with pytest.raises(EvaluationError, match=r"partial.jsonl, line 2: not valid JSON; delete"): ask()
     (tmp_path / f"{name}.partial.jsonl").unlink()
     ask()
     (tmp_path / f"{name}.json").write_text("{")
     with pytest.raises(ValueError, match=r"\.json: not valid JSON .* delete it"): ask()
 
 
-@pytest.mark.parametrize("change", ["evaluation.batch_size=3", "evaluation.max_new_tokens=15", "one_shot_example.answer=18"])
-def test_another_protocol_is_another_evaluation(change, tmp_path, toy):
+# Names
+
+CHANGES = ["evaluation.max_new_tokens=15", "evaluation.dtype=bf16", "evaluation.engine=transformers", "data.prompt_style=plain",
+           "evaluation.calculator=true", "evaluation.temperature=0.7", "evaluation.temperature=0.7000001", "evaluation.split=validation",
+           "evaluation.temperature=0.7 evaluation.top_p=0.9", "evaluation.temperature=0.7 evaluation.seed=1",
+           "evaluation.temperature=0.7 evaluation.samples=2", "evaluation.split=validation data.validation_seed=1",
+           "evaluation.split=validation data.validation_fraction=0.1", "data.source=folder data.folder=/a/mine",
+           "data.source=folder data.folder=/b/mine", "data.source=hub", "data.source=hub data.hub_name=a/b",
+           "data.source=hub data.hub_name=a-b", "data.source=hub data.hub_revision=v1"]
+ONLY_BASE = ["one_shot_example.answer=18", "model.revision=abc", "model.attn_implementation=eager"]
+ONLY_SHOTS = ["evaluation.seed=1", "data.train_samples=99", "data.validation_seed=1", "data.validation_fraction=0.1"]
+
+@pytest.mark.parametrize("kind, changes", [("full", CHANGES), ("base-1shot", CHANGES + ONLY_BASE), ("base-8shot", CHANGES + ONLY_SHOTS)])
+def test_what_changes_answers_is_in_the_name(kind, changes):
+    cfg = load_config("toy", overrides="run_name=mine")
+    names = [result_name(OmegaConf.merge(cfg, OmegaConf.from_dotlist(c.split())), kind) for c in ["", *changes]]
+    assert names[0] == f"toy{'-mine' * (kind == 'full')}__test__{kind}__toy__main" and len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[\w.-]+", name) for name in names)
+
+@pytest.mark.parametrize("change", ["evaluation.batch_size=3", "evaluation.save_every=7", "evaluation.seed=4", "evaluation.top_p=0.5",
+                                    "data.train_samples=9", "data.validation_seed=3", "train.max_steps=5"])
+def test_what_changes_no_answer_is_not(change):
+    assert result_name(load_config("toy", overrides=change), "base-1shot") == "toy__test__base-1shot__toy__main"
+
+def test_a_preset_of_ones_own_has_its_own_short_name(tmp_path, monkeypatch):
+    (tmp_path / "configs" / "preset").mkdir(parents=True)
+    (tmp_path / "configs" / "preset" / "mine.yaml").write_text("model: {name: toy}\nevaluation: {max_new_tokens: 64}\n")
+    monkeypatch.chdir(tmp_path)
+    assert result_name(load_config("mine", training=False), "base-0shot") == "mine__test__base-0shot__toy__main"
+    cfg = load_config("mine", overrides="evaluation.max_new_tokens=512", training=False)
+    (tmp_path / "configs" / "preset" / "mine.yaml").unlink()
+    assert result_name(cfg, "base-0shot") == "mine__test__base-0shot__toy__main", "without its file, base.yaml counts"
+
+@pytest.mark.parametrize("change", ["evaluation.max_new_tokens=15", "one_shot_example.answer=18"])
+def test_a_probe_stands_beside_the_result(change, tmp_path, toy):
     model, tokenizer, rows, cfg = toy
     other = load_config("toy", overrides=f"{BRIEF} {change}")
     first, second = (evaluate(model, tokenizer, rows, c, "base-1shot", 1, limit=5, folder=tmp_path, progress=False) for c in (cfg, other))
-    assert first["name"] == second["name"] and first["protocol"]["fingerprint"] != second["protocol"]["fingerprint"]
-    old = tmp_path / "previous" / f"{first['name']}.{first['protocol']['fingerprint']}.json"
-    assert json.loads(old.read_text()) == first and complete_result(tmp_path, first["name"]) == second
+    assert first["name"] != second["name"] and second["differs"] and not (tmp_path / "previous").exists()
+    assert [complete_result(tmp_path, r["name"]) for r in (first, second)] == [first, second]
+
+def test_another_batch_size_is_the_same_evaluation(tmp_path, toy, monkeypatch):
+    model, tokenizer, rows, cfg = toy
+    first = evaluate(model, tokenizer, rows, cfg, "base-1shot", 1, limit=5, folder=tmp_path, progress=False)
+    monkeypatch.setattr(module, "generate", lambda *args, **kwargs: 1 / 0)
+    other = load_config("toy", overrides=f"{BRIEF} evaluation.batch_size=3")
+    assert evaluate(model, tokenizer, rows, other, "base-1shot", 1, limit=5, folder=tmp_path, progress=False) == first
 
 
 def test_two_prompt_styles_stand_side_by_side(tmp_path, toy):
@@ -127,19 +169,20 @@ def test_two_prompt_styles_stand_side_by_side(tmp_path, toy):
     plain = load_config("toy", overrides=f"{BRIEF} data.prompt_style=plain")
     first, second = (evaluate(model, tokenizer, rows, c, "base-1shot", 1, limit=5, folder=tmp_path, progress=False) for c in (cfg, plain))
     assert second["name"] == first["name"].replace("base-1shot", "base-1shot-plain") and not (tmp_path / "previous").exists()
+    assert second["differs"] == first["differs"] == ["16new"]
     assert first["protocol"]["prompt"] != second["protocol"]["prompt"] and complete_result(tmp_path, first["name"]) == first
 
 
 def test_other_weights_or_problems_are_another_evaluation(tmp_path, toy):
     model, tokenizer, rows, cfg = toy
-    def fingerprint(model, rows):
-        record = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path, progress=False)
-        return record["protocol"]["fingerprint"]
-    seen = [fingerprint(model, rows), fingerprint(model, rows.select(range(1, 20)))]
+    ask = lambda model, rows: evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path, progress=False)
+    seen = [ask(model, rows), ask(model, rows.select(range(1, 20)))]
     changed = load_model(cfg, dtype="fp32")
     with torch.no_grad(): changed.model.norm.weight[0] += 1
-    seen.append(fingerprint(changed, rows))
-    assert len(set(seen)) == 3
+    seen.append(ask(changed, rows))
+    assert len({r["protocol"]["fingerprint"] for r in seen}) == len({r["name"] for r in seen}) == 3
+    assert [complete_result(tmp_path, r["name"]) for r in seen] == seen and not (tmp_path / "previous").exists()
+    assert [bool(r["differs"][1:]) for r in seen] == [False, True, True] and ask(changed, rows) == seen[2]
 
 
 def test_seed_is_no_part_of_the_protocol(tmp_path, toy):
@@ -250,6 +293,18 @@ def test_old_predictions_are_graded_again(tmp_path, toy, monkeypatch):
     with pytest.raises(EvaluationError, match="are not the ones"): regrade(record["name"], rows, tmp_path)
 
 
+@pytest.mark.parametrize("stale", [{"grader": "an older version"}, {"fingerprint": "stale"}])
+def test_an_old_grader_or_a_stale_fingerprint_asks_nothing_again(stale, tmp_path, toy, monkeypatch):
+    model, tokenizer, rows, cfg = toy
+    ask = lambda: evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path, progress=False)
+    record = ask()
+    old = record["protocol"] | stale
+    if "grader" in stale: old["fingerprint"] = protocol_fingerprint(old)
+    write_json(tmp_path / f"{record['name']}.json", record | {"protocol": old})
+    monkeypatch.setattr(module, "generate", lambda *args, **kwargs: 1 / 0)
+    assert ask() == ask() == record and not (tmp_path / "previous").exists()
+
+
 RECORD_KEYS = """schema_version name status configuration split model_type base_model dataset n accuracy protocol
     tokens_per_second seconds new_tokens peak_memory finish_reasons environment""".split()
 PROTOCOL_KEYS = """prompt shots prompt_style renderer max_new_tokens stop_tokens grader dtype batch_size seeds
@@ -304,6 +359,96 @@ def test_a_tuned_run(tmp_path, toy):
     assert content(tmp_path / "out", record["name"]) == content(tmp_path / "out", base["name"])
     with pytest.raises(ValueError, match="would change how"): evaluate_run(run, overrides="model.name=other", folder=tmp_path)
     assert evaluate_run(run, split="validation", limit=2, folder=tmp_path, progress=False)["split"] == "validation"
+    for given in ({"run": str(run)}, {"preset": "toy"}):
+        with pytest.raises(SystemExit, match="leave one out"): module.main(**given, split="test", overrides="evaluation.split=validation")
+    aside = run.rename(run.with_name(f"{run.name}.previous"))
+    assert cfg.run_name + ".previous__" in evaluate_run(aside, limit=2, folder=tmp_path, progress=False)["name"]
+
+
+def test_a_run_trained_anew_has_the_name_and_the_old_result_is_kept(tmp_path, toy):
+    model, tokenizer, rows, cfg = toy
+    model, run = load_model(cfg, dtype="fp32"), tmp_path / "full_main-s0"
+    save_config(cfg, run)
+    ask = lambda **k: evaluate(model, tokenizer, rows, cfg, "full", limit=2, run=run, folder=tmp_path / "out", progress=False, **k)
+    first = ask()
+    with torch.no_grad(): model.model.norm.weight[0] += 1
+    second, third = ask(), ask(again=True)
+    kept = [json.loads(p.read_text()) for p in sorted((tmp_path / "out" / "previous").glob("*.json"))]
+    assert first["name"] == second["name"] == third["name"] and sorted(map(str, kept)) == sorted(map(str, [first, second]))
+    ask(again=True)
+    assert len([*(tmp_path / "out" / "previous").glob("*.json")]) == 3, "nothing that was set aside is overwritten"
+
+
+# Problems that a run was trained on
+
+@pytest.fixture
+def run(tmp_path, toy):
+    model, tokenizer, _, cfg = toy
+    save_config(cfg, tmp_path / "full_main-s0")
+    model.save_pretrained(tmp_path / "full_main-s0" / "model"), tokenizer.save_pretrained(tmp_path / "full_main-s0" / "model")
+    return tmp_path / "full_main-s0"
+
+@pytest.mark.parametrize("change", ["data.validation_seed=1", "data.validation_fraction=0.5",
+                                    "data.dataset=socratic data.validation_seed=2"])
+def test_problems_of_training_are_no_validation(run, change):
+    with pytest.raises(EvaluationError, match="was trained on [0-9]+ of the [0-9]+ problems asked, [a-z-]+/train/[0-9]+ among"):
+        evaluate_run(run, "validation", overrides=change, folder=run.parent)
+    other = "data.dataset=socratic evaluation.max_new_tokens=4"
+    assert evaluate_run(run, "validation", 1, other, folder=run.parent, progress=False)["n"] == 1
+
+def test_a_trained_model_asked_as_a_base_model_was_trained_all_the_same(run):
+    cfg = load_config("toy", overrides=f"model.path={run / 'model'} evaluation.split=validation data.validation_seed=1")
+    with pytest.raises(EvaluationError, match="was trained on"): evaluate_base(cfg, [0], folder=run.parent)
+
+def test_a_run_that_went_on_from_another_run_was_trained_on_both(run, tmp_path, toy):
+    *_, rows, cfg = toy
+    keep_trained(run, rows.select([0]))
+    second = load_config("toy", overrides=f"model.path={run / 'model'}")
+    save_config(second, tmp_path / "second")
+    with pytest.raises(EvaluationError, match="full_main-s0: was trained on 1 of"):
+        evaluate(None, None, rows, second, "full", run=tmp_path / "second", folder=tmp_path / "out")
+
+def test_a_run_knows_its_questions_whatever_became_of_the_data(run, toy):
+    *_, rows, cfg = toy
+    write_json(run / "record.json", {"data": {"fingerprint": "of another folder"}})
+    with pytest.raises(EvaluationError, match="nobody can say what it was trained on"): trained_questions(run)
+    asked = rows.select([3, 4])
+    keep_trained(run, asked.map(lambda r: {"question": f" {r['question'].upper()} "}))
+    refuse_trained(rows.select([1, 2]), run)
+    with pytest.raises(EvaluationError, match="was trained on 2 of the 3"): refuse_trained(rows.select([2, 3, 4]), run)
+    assert refuse_trained(load_gsm8k(cfg, splits=["validation"])["validation"], run) is None
+
+def test_examples_are_never_asked(toy):
+    _, _, rows, cfg = toy
+    train = load_gsm8k(cfg, splits=["train"])["train"]
+    drawn = shot_examples(cfg, 8, rows)
+    other = train.filter(lambda r: r["question"] in {e["question"] for e in drawn})
+    other = other.map(lambda r: {"question": r["question"].upper() + "\n"})
+    again = shot_examples(cfg, 8, other)
+    assert not {question_key(e["question"]) for e in again} & set(map(question_key, other["question"]))
+
+
+# What stops an evaluation
+
+def test_a_folder_that_cannot_be_written_is_noticed_first(tmp_path, run, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for name in ("load_tuned", "load_model"): monkeypatch.setattr(module, name, lambda *args, **kwargs: 1 / 0)
+    for ask in (lambda folder: evaluate_run(run, folder=folder), lambda folder: evaluate_base(load_config("toy"), folder=folder)):
+        with pytest.raises(EvaluationError, match="results can't be written here"): ask(tmp_path / "file" / "eval_results")
+    none = load_config("toy", overrides="evaluation.shots=[]")
+    with pytest.raises(EvaluationError, match="asks nothing"): evaluate_base(none, folder=tmp_path)
+
+@pytest.mark.parametrize("line", [b"[1, 2]", b"7", b'"x"', b"\x00", b"\xff", b"[" * 100_000, b'{"id": ' + b"9" * 5000 + b"}"], ids=range(7))
+def test_a_damaged_line_of_answers_is_named(tmp_path, toy, line):
+    model, tokenizer, rows, cfg = toy
+    name = result_name(cfg, "base-0shot", 6)
+    (tmp_path / f"{name}.partial.jsonl").write_bytes(b'{"protocol": "x"}\n' + line + b"\n{}\n")
+    with pytest.raises(EvaluationError, match=r"partial.jsonl, line 2: not valid JSON; delete"):
+        evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=6, folder=tmp_path)
+
+def test_another_tool_s_config_is_no_run(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: {hidden: 64}\n")
+    with pytest.raises(EvaluationError, match="no config.yaml here that a run wrote"): find_run(tmp_path)
 
 
 def test_command_line(tmp_path):
@@ -316,5 +461,5 @@ def test_command_line(tmp_path):
         assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
     done = run("--preset", "toy", "--limit", "4", "--shots", "1", "--overrides", BRIEF, "--split", "validation")
     assert done.returncode == 0, done.stderr
-    assert "toy__validation-first4__base-1shot__toy__main: strict" in done.stdout
-    assert (tmp_path / "toy__validation-first4__base-1shot__toy__main.json").exists()
+    assert "toy__validation-first4__base-1shot-16new__toy__main: strict" in done.stdout
+    assert (tmp_path / "toy__validation-first4__base-1shot-16new__toy__main.json").exists()

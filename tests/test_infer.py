@@ -59,6 +59,7 @@ BAD = [
     (b'{"question": "  "}', "no text under"),
     (b'{"question": "a", "id": [1]}', "the id must be"),
     (b'{"question": "a", "id": null}', "the id must be"),
+    (b'{"question": "a", "id": true}', "the id must be"),
     (b'{"question": "\xff"}', "not UTF-8"),
     (b"[" * 100_000, "not JSON"),
     (rb'{"question": "half \ud83d an emoji"}', "half of a character"),
@@ -134,8 +135,27 @@ def test_an_id_that_is_another_line_s_number(toy, tmp_path):
     infer_file(tmp_path / "q.jsonl", tmp_path / "a.jsonl", *toy, max_new_tokens=4, progress=False)
     assert [(r["line"], r["id"]) for r in rows(tmp_path / "a.jsonl")] == [(1, 2), (2, None)]
 
+def test_odd_lines_that_are_questions(toy, tmp_path):
+    "The same id twice, a NUL, a byte order mark within the file, Windows line ends, a key given twice; one line of megabytes is left out"
+    lines = [b'{"question": "What is 2 + 2?", "id": "a"}', b'{"question": "What is 3 + 2?", "id": "a"}\r', rb'{"question": "a\u0000b"}',
+             b'\xef\xbb\xbf{"question": "marked"}', b'{"question": "' + b"x" * 1_000_000 + b'"}', b'{"question": "a", "question": "last"}']
+    (tmp_path / "q.jsonl").write_bytes(b"\n".join(lines))
+    report = infer_file(tmp_path / "q.jsonl", tmp_path / "a.jsonl", *toy, max_new_tokens=4, progress=False)
+    assert [(r["line"], r["id"]) for r in rows(tmp_path / "a.jsonl")] == [(1, "a"), (2, "a"), (3, None), (4, None), (6, None)]
+    assert rows(tmp_path / "a.jsonl")[-1]["question"] == "last" and len(report["problems"]) == 1 and "line 5: " in report["problems"][0]
+
+def test_half_a_character_on_the_command_line():
+    done = command("--model_path", "toy", "--question", b"half \xff of it".decode("utf-8", "surrogateescape"))
+    assert done.returncode == 1 and "half of a character (a lone surrogate) at position 5" in done.stderr and "Traceback" not in done.stderr
+
+def test_a_bad_question_among_others_is_numbered(toy):
+    with pytest.raises(InferError, match="question 2: half of a character"): answer_all([QUESTIONS[0], "\ud83d"], *toy)
+    with pytest.raises(InferError, match="^the question is empty"): answer("\n", *toy)
+
 def test_the_final_number_is_the_graded_one():
     texts = {r"\boxed{1{,}200}": "1200", "#### 3/4": "0.75", "#### 1/3": "1/3", "#### -$1,080.50.": "-1080.5", "#### 0.00001": "0.00001",
+             "#### 50%": "50", "#### \u22123": "-3", "#### 1 1/2": "1.5", r"\boxed{-\frac{7}{2}}": "-3.5", "#### 1,2": None,
+             "#### 1/0": None, "#### 1,234,567.80": "1234567.8",
              "18 or 19": None, "She has 9 eggs and 2 pens": None, "####": None, "#### 18 thousand": "18000"}
     assert {t: _plain(to_number(extract_numeric(t))) for t in texts} == texts
     for text, final in texts.items(): assert final is None or grade(text, final)["numeric"]

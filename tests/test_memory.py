@@ -15,7 +15,7 @@ from gsm8k_sft.training.loss import COMPILED_ROWS
 from gsm8k_sft.training.memory import (
     CARDS, CONSTANTS, KINDS, MemoryPlanError, UnknownMemory, _layer_ledger, _linear_sizes, _optimizer_bytes, _trainable_sizes,
     _weight_bytes, check_fits, example_tokens, memory_record, model_shape, nearest_fit, plan, plan_memory, plan_table,
-    random_training_model, setup, smallest_card, stage_table, trace_plan, usable)
+    preset_for_card, random_training_model, setup, smallest_card, stage_table, trace_plan, usable)
 
 PRESETS = ["gemma-2b-it", "gemma-2-9b-it", "gemma-3-270m", "toy", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
 SHAPE = model_shape(load_config("gemma-2b-it", training=False))
@@ -79,12 +79,14 @@ COUNTED = {"gemma": ["full model.precision=bf16", "full", "full model.precision=
 @pytest.mark.parametrize("kind, overrides, changes", [
     *((k, o, {}) for k, settings in COUNTED.items() for o in settings),
     ("gemma", "full", {"padded": False}), ("gemma3_text", "lora", {"padded": False}), ("qwen2", "full", {"padded": False}),
-    *((k, o, WIDE) for k in KINDS for o in ("full", "lora model.precision=bf16"))])
+    *((k, o, WIDE) for k in KINDS for o in ("full", "lora model.precision=bf16")),
+    *((k, f"{t} model.precision=fp16", {}) for k, t in (("gemma3_text", "full"), ("gemma3_text", "lora"), ("qwen2", "lora")))])
 def test_the_ledger_is_what_autograd_keeps(kind, overrides, changes):
     padded, changes = changes.get("padded", True), {k: v for k, v in changes.items() if k != "padded"}
     cfg, transformers, shape, s = small_case(kind, overrides, 3, 64, padded, **changes)
     model = random_training_model(cfg, transformers)
-    with saved(model) as kept, torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "mixed"):
+    half = {"mixed": torch.bfloat16, "fp16": torch.float16}.get(s.precision)
+    with saved(model) as kept, torch.autocast("cpu", half, enabled=half is not None):
         model(**random_batch(3, 64, shape.vocabulary, padded), use_cache=False)
     p = plan(shape, s, "loss") # besides what is kept this stage has the logits and, if they are bf16, an fp32 copy
     formula = p.activations + p.copies + p.loss - s.tokens * shape.vocabulary * (4 if s.precision == "fp32" else 6)
@@ -222,6 +224,36 @@ def test_the_batch_stays_what_it_was():
         rows = int(words.get("train.per_device_train_batch_size", cfg.train.per_device_train_batch_size))
         steps = int(words.get("train.gradient_accumulation_steps", cfg.train.gradient_accumulation_steps))
         assert rows * steps == cfg.train.per_device_train_batch_size * cfg.train.gradient_accumulation_steps
+
+def test_processes_are_counted():
+    "9B fits two cards with FSDP2; DDP shares out nothing and holds the gradients twice"
+    cfg = config("gemma-2-9b-it", overrides="train.optim=adamw_torch_fused")
+    one, ddp, fsdp, four = (plan_memory(cfg, processes=n, sharded=s) for n, s in ((1, False), (2, False), (2, True), (4, True)))
+    assert (fsdp.weights, fsdp.optimizer) == (one.weights // 2, one.optimizer // 2) and four.total < fsdp.total < one.total < ddp.total
+    assert ddp.total - one.total == one.weights, "all that learns, in bf16"
+    h100 = CARDS["H100 80"]
+    assert check_fits(cfg, h100, 544, processes=2, sharded=True).total < usable("H100 80")
+    with pytest.raises(MemoryPlanError, match="To try it all the same: train.check_memory=false"): check_fits(cfg, h100, 544, processes=2)
+
+def test_advice_need_not_be_taken(capsys):
+    cfg = config(overrides="train.check_memory=false")
+    assert check_fits(cfg, CARDS["L4 24"]).total > usable("L4 24")
+    assert "it is tried all the same" in capsys.readouterr().out
+
+@pytest.mark.parametrize("card, tuning, bf16, preset", [
+    (None, "full", None, "toy"), ("T4 16", "full", False, "gemma-3-270m"), ("T4 16", "lora", False, "gemma-3-270m"),
+    ("L4 24", "lora", True, "qwen2.5-coder-0.5b"), ("H100 80", "full", True, "qwen2.5-coder-1.5b")])
+def test_a_card_gets_the_largest_preset_that_fits(card, tuning, bf16, preset):
+    free = card and usable(card)
+    found, overrides = preset_for_card(tuning, free, bf16)
+    assert found == preset
+    if free: assert check_fits(load_config(found, tuning, overrides=overrides, training=False, bf16=bf16), free, 544).total <= free
+
+def test_the_command_plans_several_gpus(capsys):
+    main("gemma-2-9b-it", gpus=2)
+    out = capsys.readouterr().out
+    assert "DDP, on each of 2 GPUs" in out and "FSDP2, on each of 2 GPUs" in out
+    with pytest.raises(SystemExit, match="gpus: -1"): main("gemma-2-9b-it", gpus=-1)
 
 def test_nothing_fits_on_nothing(): assert "smaller model" in nearest_fit(config(), 10**6)
 

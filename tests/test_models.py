@@ -3,15 +3,22 @@ import hashlib, importlib.util, json, os, shutil, signal, subprocess, sys, textw
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 import pytest, torch
-from gsm8k_sft.core.config import load_config, project_path
-from gsm8k_sft.core.runs import read_json, save_config, set_seed, write_json
+from gsm8k_sft.core.config import ConfigError, choose_precision, gpu_has_bf16, load_config, project_path
+from gsm8k_sft.core.runs import read_json, run_folder as folder_of, save_config, set_seed, write_json
+from gsm8k_sft.generation.kv_cache import plain_prefill
 from gsm8k_sft.models import sources
 from gsm8k_sft.models.adapters import add_adapter, linear_layers, load_tuned, merge_adapter, prepare_for_training
-from gsm8k_sft.models.loading import DTYPES, adapter_folder, load_adapter, load_model, load_tokenizer, load_weights
+from gsm8k_sft.models.loading import DTYPES, adapter_folder, load_adapter, load_model, load_tokenizer, load_weights, weight_dtype
 from gsm8k_sft.models.parameters import count_parameters, meta_model, parameter_table, precision_of
 from gsm8k_sft.models.sources import (
     GEMMA_PACKAGE, ModelError, check_folder, check_merges, convert_gguf, download_model, error_text, prepare_gemma,
     resolve_model, weights_fingerprint)
+from gsm8k_sft.reporting.logs import read_log
+from gsm8k_sft.train import train
+from gsm8k_sft.training.graphs import choose_speedup
+from gsm8k_sft.training.loss import linear_cross_entropy
+from gsm8k_sft.training.packing import Packed
+from gsm8k_sft.training.trainer import build_trainer, training_arguments
 
 HAS_GEMMA = all(importlib.util.find_spec(m) for m in (GEMMA_PACKAGE, "gguf"))
 HAS_BNB = importlib.util.find_spec("bitsandbytes") is not None
@@ -325,9 +332,11 @@ PRECISIONS = [
     ("full", "mixed", {"float32"}, {"float32"}),
     ("full", "bf16", {"bfloat16"}, {"bfloat16"}),
     ("full", "fp32", {"float32"}, {"float32"}),
+    ("full", "fp16", {"float32"}, {"float32"}),
     ("lora", "mixed", {"bfloat16"}, {"float32"}),
     ("lora", "bf16", {"bfloat16"}, {"bfloat16"}),
     ("lora", "fp32", {"float32"}, {"float32"}),
+    ("lora", "fp16", {"float32"}, {"float32"}),
 ]
 
 @pytest.mark.parametrize("tuning, precision, frozen, trainable", PRECISIONS)
@@ -337,9 +346,112 @@ def test_precision_is_what_it_says(tuning, precision, frozen, trainable):
     assert {d for d, n in found.items() if n["trainable"]} == trainable
     assert {d for d, n in found.items() if n["frozen"]} == (frozen if tuning == "lora" else set())
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 def test_evaluation_has_its_own_precision(dtype):
     assert set(precision_of(load_model(config(overrides=f"evaluation.dtype={dtype}")))) == {DTYPES[dtype]}
+
+@pytest.mark.parametrize("bf16, training, precision, dtype", [
+    (True, True, "mixed", "bf16"), (False, True, "fp16", "fp32"), (None, True, "fp32", "bf16"), (None, False, "mixed", "bf16")])
+def test_auto_is_what_the_gpu_can(bf16, training, precision, dtype):
+    "An H100, a T4, a machine without a GPU, and a plan made there"
+    cfg = load_config("gemma-3-270m", training=False, bf16=True)
+    cfg.model.precision = cfg.evaluation.dtype = "auto"
+    choose_precision(cfg, bf16, training)
+    assert (cfg.model.precision, cfg.evaluation.dtype) == (precision, dtype)
+
+def test_a_gpu_without_bf16_is_asked_for_none():
+    "Weights, autocast, attention, speed-ups, 4-bit products and the loss of a run on a pretended T4"
+    for tuning in ("full", "lora", "qlora"):
+        cfg = load_config("gemma-3-270m", tuning, training=False, bf16=False)
+        args = training_arguments(cfg, "unused")
+        assert (args.fp16, args.bf16, weight_dtype(cfg, True), weight_dtype(cfg, False)) == (True, False, "fp32", "fp32")
+        assert choose_speedup(cfg, 10**8, gpu=True) == "none"
+    quantized = load_model(config("qlora", "model.precision=fp16"), training=True)
+    assert quantized.config.quantization_config.bnb_4bit_compute_dtype == torch.float16
+    with pytest.raises(ConfigError, match="scaled loss.*train.speedup=compile"):
+        choose_speedup(load_config("gemma-3-270m", training=False, bf16=False, overrides="train.speedup=record"), 10**8, gpu=True)
+
+@pytest.mark.parametrize("precision", ["mixed", "bf16"])
+def test_bf16_on_a_gpu_without_it_is_refused(precision):
+    with pytest.raises(ConfigError, match=f"model.precision: {precision} .*use model.precision=auto"):
+        load_config("toy", overrides=f"model.precision={precision}", bf16=False)
+
+def test_fp16_without_a_gpu_is_refused():
+    if torch.cuda.is_available(): pytest.skip("a GPU is there")
+    with pytest.raises(ConfigError, match="fp16 needs a CUDA GPU.*use model.precision=auto"): load_config(overrides="model.precision=fp16")
+
+@pytest.mark.parametrize("capability, built, found", [
+    ((9, 0), ["sm_75", "sm_90"], True), ((8, 0), ["sm_75", "sm_80", "compute_80"], True), ((7, 5), ["sm_75", "sm_90"], False),
+    ((12, 0), ["sm_75", "sm_120a"], True), ((5, 2), ["sm_75", "sm_90"], "too old for torch.*CUDA_VISIBLE_DEVICES= to use the CPU")])
+def test_what_a_gpu_says_of_itself(monkeypatch, capability, built, found):
+    answers = {"is_available": True, "get_device_capability": capability, "get_arch_list": built, "get_device_name": "Some GPU"}
+    for name, value in answers.items(): monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
+    if found in (True, False): assert gpu_has_bf16() is found
+    else:
+        with pytest.raises(ConfigError, match=found): gpu_has_bf16()
+
+def test_another_machines_bf16_is_loaded_in_fp32_where_there_is_none(toy, monkeypatch):
+    monkeypatch.setattr("gsm8k_sft.models.loading.gpu_has_bf16", lambda: False)
+    assert {load_weights(toy, d).dtype for d in ("auto", "bf16", "fp32")} == {torch.float32}
+    assert load_weights(toy, "fp16").dtype == torch.float16
+
+def test_sums_over_tokens_do_not_overflow_fp16():
+    "600 tokens that all mean the same word, as wide as Gemma's hidden states are"
+    torch.manual_seed(0)
+    hidden, weight = 100 + 100 * torch.rand(600, 16), torch.randn(40, 16) / 100
+    targets, found = torch.full((600,), 3), {}
+    for dtype in (torch.float32, torch.float16):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss = linear_cross_entropy(h, w, targets, dtype=dtype)
+        loss.backward()
+        found[dtype] = loss.detach(), h.grad, w.grad
+    assert found[torch.float32][2].abs().max() > 65_504
+    for a, b in zip(found[torch.float16], found[torch.float32]):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02 * b.abs().max().item())
+
+def test_scores_of_attention_do_not_overflow_fp16():
+    "Queries and keys as large as Qwen2's biases make them"
+    torch.manual_seed(0)
+    q, k, v = (m * torch.ones(7, 2, 64) + torch.randn(7, 2, 64) for m in (40, 40, 0))
+    packed = Packed(torch.tensor([0, 3, 7], dtype=torch.int32), 4)
+    full, half = (plain_prefill(packed, q.to(t), k.to(t), v.to(t), 1 / 8, None, None).float() for t in (torch.float32, torch.float16))
+    assert (q[0, 0] @ k[0, 0]) > 65_504 and half.isfinite().all()
+    assert (full - half).abs().mean() < 0.2
+
+@pytest.fixture
+def own_runs(tmp_path, monkeypatch):
+    for key in ("RUNS", "EVAL_RESULTS"): monkeypatch.setenv(f"GSM8K_SFT_PATHS_{key}", str(tmp_path / key))
+
+def test_steps_that_overflow_are_skipped_and_no_error(own_runs, monkeypatch):
+    "fp16 on the CPU: its autocast and its scaler are real, Accelerate only doesn't take them by itself there"
+    def scaled(*args):
+        trainer, log, signals = build_trainer(*args)
+        trainer.accelerator.native_amp, trainer.accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**20)
+        return trainer, log, signals
+    monkeypatch.setattr("gsm8k_sft.train.build_trainer", scaled)
+    cfg = load_config("toy", overrides="train.packing=true train.max_steps=12 train.eval_steps=12 train.save_steps=12 "
+                      "train.validation_samples=2 train.keep_checkpoints=true train.warmup_steps=0 data.train_samples=300")
+    cfg.model.precision = "fp16" # load_config wants a GPU for it
+    record, rows = train(cfg, evaluate=False), [r for r in read_log(folder_of(cfg)) if "loss" in r]
+    skipped = [r["step"] for r in rows if r["grad_norm"] is None]
+    assert record["status"] == "complete" and 0 < len(skipped) < 8 and skipped[0] == 1
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
+    scale = torch.load(folder_of(cfg) / "checkpoint-12" / "scaler.pt")["scale"]
+    assert scale == 2.0 ** (20 - len(skipped)), "a resumed run goes on with this scale"
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_fp16_trains_as_bf16_does(tuning, own_runs):
+    losses = {}
+    for precision in ("mixed", "fp16"):
+        cfg = load_config("toy", tuning, overrides=f"model.precision={precision} train.packing=true train.max_steps=60 train.eval_steps=30 "
+                                                   "train.speedup=none lora_config.lora_dropout=0 run_name=" + precision)
+        record = train(cfg, evaluate=False)
+        rows = [r for r in read_log(folder_of(cfg)) if "loss" in r]
+        losses[precision] = torch.tensor([r["loss"] for r in rows])
+        assert record["precision"] == precision and sum(r["grad_norm"] is None for r in rows) < 10
+    torch.testing.assert_close(losses["fp16"][-20:].mean(), losses["mixed"][-20:].mean(), rtol=0.1, atol=0)
 
 def test_size_and_counts(toy):
     model = load_weights(toy, "fp32")

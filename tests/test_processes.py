@@ -2,12 +2,17 @@
 import json, os, subprocess, sys
 from importlib.resources import files
 import pytest
+from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
+from transformers import TrainingArguments
+from gsm8k_sft.core.config import ConfigError, load_config
+from gsm8k_sft.training.trainer import training_arguments
 
 ACCELERATE = files("gsm8k_sft") / "configs" / "accelerate"
 SMALL = ("data.train_samples=48 data.test_samples=8 train.num_train_epochs=1 train.eval_steps=0 train.save_steps=1000 "
-         "train.validation_samples=0 train.optim=adamw_torch lora_config.lora_dropout=0 train.learning_rate=1e-3")
+         "evaluation.max_new_tokens=8 train.validation_samples=0 train.optim=adamw_torch lora_config.lora_dropout=0 "
+         "train.learning_rate=1e-3")
 
 # Accelerate shards over GPUs only: on a CPU it would quietly do DDP. While it decides, the gloo processes pass for GPU ones.
 SHARDED = """
@@ -19,6 +24,12 @@ def posing(self, *args, **kwargs):
     init(self, *args, **kwargs)
 AcceleratorState.__init__ = posing
 from gsm8k_sft import train
+from gsm8k_sft.evaluate import evaluate_base
+load = train.load_for_training
+def evaluated(cfg): # the base model is asked first, as a model of its own
+    if PartialState().is_main_process: evaluate_base(cfg, [0], 2)
+    return load(cfg)
+train.load_for_training = evaluated
 def sharded(model): return any(hasattr(p, "full_tensor") for p in model.parameters())
 save = train.save_weights
 def checked(trainer, *args):
@@ -29,23 +40,46 @@ train.main()
 """
 
 
+# The second of two processes gets a signal in its third step; the first knows nothing of it.
+SIGNALLED = """
+import os, signal
+from gsm8k_sft import train
+build = train.build_trainer
+def signalled(*args):
+    trainer, log, signals = build(*args)
+    def begin(self, args, state, control, **kwargs):
+        if args.process_index == 1 and state.global_step == 2: os.kill(os.getpid(), signal.SIGTERM)
+    type(signals).on_step_begin = begin
+    return trainer, log, signals
+train.build_trainer = signalled
+train.main()
+"""
+
+
 def program(folder, processes, how):
     "What python starts: the training itself, or as many of it as Accelerate is told to"
     if processes == 1: return ["-m", "gsm8k_sft.train"]
-    settings = ["--config_file", str(ACCELERATE / f"{how}.yaml"), "--num_processes", str(processes)]
-    started = [str(folder / "sharded.py")] if how == "fsdp2" else ["-m", "gsm8k_sft.train"]
+    settings = ["--config_file", str(ACCELERATE / ("fsdp2.yaml" if how == "fsdp2" else "ddp.yaml")), "--num_processes", str(processes)]
+    started = ["-m", "gsm8k_sft.train"]
+    for name, script in (("fsdp2", SHARDED), ("signalled", SIGNALLED)):
+        if how == name: (folder / f"{name}.py").write_text(script); started = [str(folder / f"{name}.py")]
     return ["-m", "accelerate.commands.launch", *settings, *started]
+
+
+def launched(folder, tuning, processes, batch, packing, how="ddp", name="run"):
+    "A run by so many processes, when it has ended"
+    own = {"GSM8K_SFT_PATHS_RUNS": str(folder / "runs"), "GSM8K_SFT_PATHS_CACHE": str(folder / "cache"),
+           "GSM8K_SFT_PATHS_EVAL_RESULTS": str(folder / "answers"), "OMP_NUM_THREADS": "1"}
+    overrides = f"{SMALL} train.per_device_train_batch_size={batch} train.packing={packing} train.max_tokens=300 run_name={name}"
+    asked = ["--preset", "toy", "--tuning", tuning, "--no-evaluate", "--overrides", overrides]
+    command = [sys.executable, *program(folder, processes, how), *asked]
+    return subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=600)
 
 
 def trained(folder, tuning, processes, batch, packing, how="ddp"):
     "The log and the weights of a run by so many processes"
     name = f"p{processes}"
-    (folder / "sharded.py").write_text(SHARDED)
-    own = {"GSM8K_SFT_PATHS_RUNS": str(folder / "runs"), "GSM8K_SFT_PATHS_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    overrides = f"{SMALL} train.per_device_train_batch_size={batch} train.packing={packing} train.max_tokens=300 run_name={name}"
-    asked = ["--preset", "toy", "--tuning", tuning, "--no-evaluate", "--overrides", overrides]
-    command = [sys.executable, *program(folder, processes, how), *asked]
-    done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=300)
+    done = launched(folder, tuning, processes, batch, packing, how, name)
     assert done.returncode == 0, done.stderr[-3000:]
     run = folder / "runs" / "toy" / name
     log = [json.loads(l) for l in (run / "log.jsonl").read_text().splitlines()]
@@ -64,6 +98,37 @@ def test_two_processes_are_one(tuning, packing, how, tmp_path):
         assert [r[key] for r in log_two] == pytest.approx([r[key] for r in log_one], rel=1e-3)
     assert two.keys() == one.keys()
     for n, w in one.items(): assert float((two[n] - w).norm() / w.norm().clamp(min=1e-9)) < 1e-3, n
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
+    done, run = launched(tmp_path, "lora", 2, 4, True, "signalled"), tmp_path / "runs" / "toy" / "run"
+    record = json.loads((run / "record.json").read_text())
+    assert done.returncode != 0 and (record["status"], record["steps"]) == ("interrupted", 3), done.stderr[-3000:]
+    assert "SIGTERM at step 3 of 6" in done.stderr and (run / "checkpoint-3" / "trainer_state.json").exists()
+    assert len(list((run / "checkpoint-3").glob("rng_state*.pth"))) == 2, "both processes saved theirs"
+    assert launched(tmp_path, "lora", 2, 4, True).returncode == 0
+    record = json.loads((run / "record.json").read_text())
+    assert (record["status"], record["steps"], [s["from_step"] for s in record["sessions"]]) == ("complete", 6, [0, 3])
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "FSDP_VERSION"])
+def test_other_ways_to_use_several_gpus_are_refused(name, monkeypatch):
+    monkeypatch.setenv(name, "1" if name == "FSDP_VERSION" else "true")
+    with pytest.raises(ConfigError, match="accelerate launch: .* not known here; give it --config_file .*ddp.yaml"): load_config()
+    load_config(training=False) # a plan may be made
+
+
+def test_accelerates_own_precision_does_not_count(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    args = training_arguments(load_config(overrides="train.report_to=none"), tmp_path)
+    assert args.mixed_precision == "no" and Accelerator(cpu=True).mixed_precision == "no"
+
+
+def test_one_process_uses_one_of_several_gpus_and_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    args = training_arguments(load_config(overrides="train.report_to=none"), tmp_path)
+    assert args._n_gpu == 1, "with two, the Trainer would spread the model over both"
+    assert "accelerate launch --num_processes 2 -m gsm8k_sft.train" in capsys.readouterr().out
 
 
 def test_accelerate_reads_our_files():

@@ -5,14 +5,15 @@ from math import comb
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from scipy.stats import binom, bootstrap
+from scipy.stats import beta, binom, bootstrap, norm, t, ttest_1samp
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from gsm8k_sft.evaluation.compare import compare, compare_many, compare_seeds
 from gsm8k_sft.statistics import (
-    mcnemar, mean_interval, minimum_detectable_effect, newcombe_interval, paired_bootstrap, pass_at_k, seed_interval,
-    two_level_bootstrap, wilson_interval)
+    Estimate, mcnemar, mean_difference, mean_gap, mean_interval, minimum_detectable_effect, newcombe_interval, paired_bootstrap, pass_at_k,
+    plan_seeds, seed_difference, seed_estimate, seed_interval, seed_power, seed_spread, variance_components, wilson_interval)
+from gsm8k_sft.statistics.planning import MINUTES, plan_text
 
 PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -192,7 +193,7 @@ def test_results_from_a_folder(tmp_path):
     assert str(compare("a", record, folder=tmp_path)) == (
         "LoRA answers 33.0 % and full SFT 47.0 % of the same 100 problems right (strict): a difference of +14.0 points, "
         "95 % interval [+2.0, +26.0] (paired bootstrap); 40 problems are solved by one alone, 13 by the first and 27 by the second, "
-        "exact McNemar p = 0.038: shown to be real at the 5 % level.")
+        "exact McNemar p = 0.038: shown to be real at the 5 % level; within ±2 points: not shown.")
     assert compare("a", "c", folder=tmp_path).name_b == "LoRA (run-c)"
     assert compare("a", "a", folder=tmp_path).difference == 0
     assert compare("a", predictions(b), folder=tmp_path).name_b == "model 2"
@@ -227,25 +228,18 @@ def test_holm():
     assert same["p"].to_numpy() == pytest.approx(table["p"].to_numpy())
 
 
-def test_seeds_against_the_drawn_out_bootstrap():
-    "Two levels, written out: draw seeds of each side, draw problems, average"
+def test_compare_seeds_is_seed_difference():
     rng, n = np.random.default_rng(0), 120
     a, b = [rng.random((3, n)) < rng.uniform(0.2, 0.4, (3, 1)) for _ in range(2)]
-    slow = []
-    for _ in range(4000):
-        items, drawn = rng.integers(n, size=n), [rng.integers(3, size=3) for _ in range(2)]
-        parts = [(x[:, items].mean(axis=1), s) for x, s in ((a, drawn[0]), (b, drawn[1]))]
-        means = [acc.mean() + (acc[s].mean() - acc.mean()) * 1.5 ** 0.5 for acc, s in parts]
-        slow.append(means[1] - means[0])
     found = compare_seeds([predictions(x) for x in a], [predictions(x) for x in b])
-    assert (found.low, found.high) == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=0.012)
-    assert found.difference == pytest.approx(b.mean() - a.mean()) and not found.single
+    assert (found.difference, found.low, found.high) == pytest.approx(seed_difference(a, b)) and not found.single
 
 
 def test_one_seed_is_said():
     a, b = columns(20, 13, 27, 40)
     found = compare_seeds([predictions(a)], [predictions(b)], names=("LoRA", "full SFT"))
-    assert "bootstrap over problems" in str(found) and "The spread between seeds of LoRA and of full SFT is unknown" in str(found)
+    assert "minimum detectable effect" in str(compare_seeds([predictions(a)], [predictions(a)]))
+    assert "(over problems)" in str(found) and "The spread between seeds of LoRA and of full SFT is unknown" in str(found)
     assert (found.low, found.high) == pytest.approx(paired_bootstrap(a, b), abs=0.02)
 
 
@@ -257,14 +251,185 @@ def test_seeds_refuse(tmp_path):
     with pytest.raises(ValueError, match="is only in"): compare_seeds([GOOD], [GOOD, GOOD[:1]])
 
 
-def test_two_level_bootstrap_is_of_arrays_alone():
-    a, b = [np.random.default_rng(s).random((3, 200)) < 0.3 for s in (0, 1)]
-    low, high = two_level_bootstrap(a, b)
-    assert (low, high) == two_level_bootstrap(a, b, seed=0) != two_level_bootstrap(a, b, seed=1) and low < b.mean() - a.mean() < high
-    found = compare_seeds([predictions(x) for x in a], [predictions(x) for x in b])
-    assert (found.low, found.high) == (low, high)
-    narrow = two_level_bootstrap(a, b, confidence=0.5)
-    assert low < narrow[0] < narrow[1] < high
+def arm(rng, p, sd, correlation, seeds, ranks, agreement=1.0):
+    "Answers (seeds, problems): problems' chances are a beta distribution, which makes answers of seeds correlate; seeds shift all chances"
+    own = norm.cdf(agreement ** 0.5 * norm.ppf(ranks) + (1 - agreement) ** 0.5 * rng.normal(size=len(ranks))) if agreement < 1 else ranks
+    strength = 1 / correlation - 1
+    odds = beta.ppf(np.clip(own, 1e-9, 1 - 1e-9), p * strength, (1 - p) * strength)
+    shift = rng.normal(0, sd, (seeds, 1))
+    return rng.random((seeds, len(ranks))) < odds + shift * odds * (1 - odds) / np.mean(odds * (1 - odds))
+
+
+def simulated(p, sd, correlation, seeds, seeds_b=None, more=0, n=1319, repeats=400, agreement=1.0, seed=1):
+    "Coverage of zero and the mean width over that of 1.96 true standard errors"
+    rng, rows = np.random.default_rng(seed), []
+    bank = [arm(rng, p, sd, correlation, seeds, rng.random(n)) for _ in range(200 * bool(more))]
+    for _ in range(repeats):
+        ranks = rng.random(n)
+        a, b = [arm(rng, p, sd, correlation, s, ranks, agreement) for s in (seeds, seeds_b or seeds)]
+        rows.append(seed_difference(a, b, pooled=[bank[i] for i in rng.choice(200, more, replace=False)] if more else None))
+    difference, low, high = np.array(rows).T
+    return ((low <= 0) & (high >= 0)).mean(), (high - low).mean() / (2 * 1.96 * difference.std())
+
+
+@pytest.mark.parametrize("seeds, more, sd, widest", [(2, 8, 0.01, 1.3), (3, 0, 0.0, 1.45), (3, 6, 0.02, 1.25), (5, 4, 0.005, 1.2)])
+def test_seed_differences_hold_the_truth(seeds, more, sd, widest):
+    "With another kind of problems than the chapter's: a few hundred studies, so within three standard errors of 0.935 to 0.97"
+    held, width = simulated(0.3, sd, 0.3, seeds, more=more, n=500)
+    assert 0.935 - 0.033 <= held <= 0.97 + 0.026 and width < widest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds, more", [(2, 4), (3, 0), (3, 4), (5, 0), (5, 4)])
+@pytest.mark.parametrize("correlation, agreement", [(0.3, 1.0), (0.6, 0.7)])
+def test_coverage_of_seed_differences_over_the_grid(seeds, more, correlation, agreement):
+    for p in (0.1, 0.3, 0.55):
+        for sd in (0, 0.005, 0.01, 0.02):
+            held, _ = simulated(p, sd, correlation, seeds, more=more, repeats=2000, agreement=agreement)
+            assert 0.935 - 0.015 <= held <= 0.97 + 0.012, (p, sd, held)
+
+
+def test_seed_differences_with_unequal_seeds():
+    held, _ = simulated(0.3, 0.01, 0.3, 2, 5, more=8, n=500)
+    assert 0.9 <= held <= 0.99
+    rng = np.random.default_rng(0)
+    a, b = [rng.random((s, 300)) < 0.3 for s in (1, 3)]
+    errors = [seed_estimate(*pair).error for pair in ((a, b), (a, b[:1]))]
+    assert all(e > 0 for e in errors) and seed_spread([a, b]).dof == 2 and seed_spread([a, b[:1]]).dof == 0
+
+
+def test_seed_differences_by_hand():
+    "Two-way analysis of variance written out, and Satterthwaite's degrees of freedom"
+    rng = np.random.default_rng(4)
+    a, b = rng.random((3, 200)) < rng.uniform(0.1, 0.5, (3, 1)), rng.random((4, 200)) < rng.uniform(0.1, 0.5, (4, 1))
+    excess, noise = 0, 0
+    for x in (a, b):
+        residual = x - x.mean(axis=0) - x.mean(axis=1, keepdims=True) + x.mean()
+        luck = (residual ** 2).sum() / (len(x) - 1) / 199 / 200
+        excess, noise = excess + (len(x) - 1) * (x.mean(axis=1).var(ddof=1) - luck) / 5, noise + (len(x) - 1) * luck / 5
+    assert seed_spread([a, b]) == pytest.approx((excess, noise, 5)) and excess > noise
+    share, d = 1 / 3 + 1 / 4, b.mean(axis=0) - a.mean(axis=0)
+    problems = (d.var() * 200 + share / 2) / 199 / 200
+    variance = problems + share * excess
+    dof = variance ** 2 / (problems ** 2 / 199 + (share * (excess + noise)) ** 2 / 5)
+    half = t.ppf(0.975, dof) * variance ** 0.5
+    found = seed_difference(a, b)
+    assert found == pytest.approx((d.mean(), d.mean() - half, d.mean() + half)) and found.low == found[1]
+    assert seed_difference(b, a) == pytest.approx((-found.difference, -found.high, -found.low))
+    assert seed_difference(a.tolist(), b.astype(int), pooled=[b, a, a]) == pytest.approx(found)
+    narrow = seed_difference(a, b, confidence=0.5)
+    assert found.low < narrow.low < narrow.high < found.high
+
+
+def test_seeds_paired_and_fixed():
+    rng = np.random.default_rng(0)
+    a = rng.random((4, 500)) < rng.uniform(0.2, 0.6, (4, 1))
+    gain = a | (rng.random(a.shape) < 0.04)
+    apart, paired = seed_estimate(a, gain), seed_estimate(a, gain, paired=True)
+    assert paired.difference == apart.difference and paired.error < apart.error / 3
+    assert seed_estimate(a[:1], gain, fixed="a").error < seed_estimate(a[:1], gain).error
+    for change, words in (({"a": a[0]}, "one seed of a list"), ({"a": a * 2}, "right or wrong"), ({"a": a[:, :7]}, "a has 7 problems"),
+                         ({"a": a[:2], "paired": True}, "a has 2 seeds and b 4"), ({"a": a[:, :1], "b": a[:, :1]}, "at least two"),
+                         ({"pooled": [a[0]]}, "one seed of a list"), ({"a": a[:0]}, "are needed")):
+        with pytest.raises(ValueError, match=words): seed_estimate(**{"a": a, "b": gain} | change)
+    with pytest.raises(ValueError, match="confidence=95"): seed_difference(a, gain, 95)
+
+
+def test_seeds_without_any_difference_are_no_certainty():
+    for x in (np.zeros((3, 100), bool), np.ones((1, 100), bool)):
+        found = seed_difference(x, x)
+        assert found.difference == 0 and -0.05 < found.low < 0 < found.high < 0.05
+
+
+def test_equivalence_is_two_one_sided_tests():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 900)) < 0.3
+    d = b.astype(float) - a
+    e = mean_difference(a, b)
+    for margin in (0.01, 0.03, 0.05, 0.1):
+        below, above = ttest_1samp(d, margin, alternative="less").pvalue, ttest_1samp(d, -margin, alternative="greater").pvalue
+        assert e.equivalence(margin) == (below < 0.05 and above < 0.05, above < 0.05, below < 0.05)
+    assert e.p() == pytest.approx(ttest_1samp(d, 0).pvalue)
+    with pytest.raises(ValueError, match="two points"): e.equivalence(2)
+
+
+def test_detectable_effects_are_found_four_times_in_five():
+    rng, e = np.random.default_rng(0), Estimate(0.0, 0.01, 12)
+    d, error = rng.normal(e.detectable(), 0.01, 20_000), 0.01 * (rng.chisquare(12, 20_000) / 12) ** 0.5
+    assert (d / error > t.ppf(0.975, 12)).mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_templates_count_once():
+    "Variants that are all alike say as much as one of each; the coverage with templates that are solved or not"
+    rng = np.random.default_rng(0)
+    one, two = rng.random((2, 60)) < 0.4
+    alike = mean_difference(np.repeat(one, 7), np.repeat(two, 7), np.repeat(np.arange(60), 7))
+    assert alike == pytest.approx(mean_difference(one, two))
+    assert mean_difference(one, two, list(map(str, range(60)))) == pytest.approx(mean_difference(one, two))
+    groups, held = np.repeat(np.arange(50), 8), []
+    for _ in range(600):
+        a, b = [rng.random(400) < np.repeat(rng.beta(0.5, 0.5, 50), 8) for _ in range(2)]
+        low, high = mean_difference(a, b, groups).interval()
+        held.append(low <= 0 <= high)
+    assert np.mean(held) == pytest.approx(0.95, abs=0.027)
+    gap = mean_gap(a, b[:80], groups, groups[:80])
+    assert gap.difference == pytest.approx(b[:80].mean() - a.mean()) and gap.dof < 20
+    for wrong, words in (((one, two, groups), "400 of them for 60"), ((one[:1], two[:1]), "at least two")):
+        with pytest.raises(ValueError, match=words): mean_difference(*wrong)
+
+
+def test_variance_components_find_what_was_put_in():
+    rng = np.random.default_rng(0)
+    arms = [arm(rng, 0.3, 0.03, 0.4, 3, rng.random(1000)) for _ in range(60)]
+    found = variance_components(arms, [(0.30, 0.42)], [(0.30, 0.40, 0.35)], 500)
+    total = 0.3 * 0.7 / 1000
+    assert found["problems"] == pytest.approx(0.4 * total, rel=0.15)
+    assert found["luck on single problems"] == pytest.approx(0.6 * total, rel=0.05)
+    assert found["seeds, beyond that"] == pytest.approx(0.03 ** 2, rel=0.35) and found["sampling"] == pytest.approx(0.12 / 1000)
+    assert found["learning rate"] == pytest.approx(0.0025 - 2 * found["luck on single problems"])
+    with pytest.raises(ValueError, match="at least two seeds"): variance_components([arms[0][:1]])
+
+
+@pytest.mark.parametrize("seeds, difference, sd", [(3, 0.03, 0.005), (2, 0.03, 0.0), (5, 0.04, 0.02)])
+def test_planned_power_by_simulation(seeds, difference, sd):
+    rng, found, n = np.random.default_rng(2), 0, 1319
+    for _ in range(400):
+        ranks = rng.random(n)
+        a, b = [arm(rng, p, sd, 0.4, seeds, ranks) for p in (0.3, 0.3 + difference)]
+        low, high = seed_difference(a, b)[1:]
+        found += low > 0 or high < 0
+    # three standard errors of 400 studies
+    assert seed_power(difference, 0.3, seeds, seed_sd=sd, within=0.4, between=0.4) == pytest.approx(found / 400, abs=0.075)
+
+
+def test_plans():
+    plan = plan_seeds(0.10, 0.02)
+    assert seed_power(0.02, 0.10, plan["seeds"]) >= 0.8 > seed_power(0.02, 0.10, plan["seeds"] - 1)
+    assert seed_power(0.02, 0.10, problems=plan["problems"]) >= 0.8 > seed_power(0.02, 0.10, problems=int(plan["problems"] * 0.97))
+    assert seed_power(0.02, 0.10, draws=plan["draws"]) >= 0.8 > seed_power(0.02, 0.10, draws=plan["draws"] - 1)
+    assert plan["power"] == seed_power(0.02, 0.10) and seed_power(plan["detectable"], 0.10) == pytest.approx(0.8, abs=1e-3)
+    assert 0.025 < seed_power(0, 0.3) < 0.065
+    hopeless = plan_seeds(0.3, 0.01, seed_sd=0.02, seeds=2)
+    assert hopeless["problems"] is None and "no number of problems is enough" in plan_text(0.3, 0.01, seed_sd=0.02, seeds=2)
+    assert "GPU minutes of 10 runs: 30." in plan_text(0.10, 0.02, minutes_per_run=3)
+    for wrong in ({"accuracy": 0}, {"difference": 2}, {"difference": -0.02}, {"accuracy": 0.99}, {"power": 80}, {"seeds": 1},
+                  {"problems": 0}, {"accuracy": float("nan")}):
+        with pytest.raises(ValueError): plan_seeds(**{"accuracy": 0.10, "difference": 0.02} | wrong)
+
+
+def test_the_planner_is_a_command():
+    def run(*more): return subprocess.run([sys.executable, "-m", "gsm8k_sft.statistics.planning", *more], capture_output=True, text=True)
+    found = run("--accuracy", "0.10", "--difference", "0.02", "--power", "0.8")
+    assert found.stdout.startswith(plan_text(0.10, 0.02, 0.8)) and not found.stderr
+    assert run("--difference", "2").stderr.startswith("error: accuracy=0.1, difference=2.0")
+
+
+def test_planned_minutes_are_those_of_the_studies():
+    from gsm8k_sft.experiments.tables import cost_table
+    for row in cost_table().to_dict("records"):
+        training, answers = MINUTES[row["model"]]
+        assert training == pytest.approx(row["a training, s"] / row["workers"] / 60, rel=0.5), row["model"]
+        assert answers == pytest.approx(row["an evaluation, s"] / row["workers"] / 60, rel=0.5), row["model"]
 
 
 def test_importing_it_imports_nothing_else():

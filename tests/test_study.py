@@ -14,7 +14,8 @@ from gsm8k_sft.evaluation.archive import glob_files, read_record, unpack
 from gsm8k_sft.experiments.runner import Worker, collect, run_study, skip_kept
 from gsm8k_sft.experiments.study import Setting, chosen_setting, open_jobs, read_study
 from gsm8k_sft.experiments.tables import (
-    choice_table, forgetting_table, headline_table, contamination_table, missing_jobs, outcome_table, pair_table, split_table)
+    calculator_table, choice_table, contamination_table, forgetting_table, headline_table, missing_jobs, outcome_table, pair_table,
+    split_table)
 
 STUDY = """
 preset: toy
@@ -64,10 +65,12 @@ def test_whole_study_and_what_is_kept(tmp_path):
     assert pairs.grader.tolist() == ["strict", "numeric", "flexible", "strict", "strict"]
     seeds = ["1 and 2"] * 3 + ["2 and 2", "2 and 1"]
     assert pairs.seeds.tolist() == seeds, "verdicts stand in for predictions; socratic's problems are main's"
-    assert "spread between seeds" not in pairs.sentence[0], "an untuned model has no seeds"
-    assert "spread between seeds of full-wd_main" in pairs.sentence[4]
+    assert "spread between seeds of" not in pairs.sentence[0], "an untuned model has no seeds"
+    assert "spread between seeds of full-wd_main" in pairs.sentence[4] and "few runs" in pairs.sentence[4]
+    assert (pairs["p, Holm"] >= pairs.p - 1e-12).all() and pairs.sentence.str.contains("within ±2 points").all()
+    assert calculator_table(small, tmp_path / "results").seeds.tolist() == [2, 2]
     both = split_table(small, tmp_path / "results").set_index("evaluated")
-    validation = read_record(glob_files(kept, "lr_search/validation/toy__validation__base-0shot__*.json")[0])
+    validation = read_record(glob_files(kept, "lr_search/validation/toy__validation*__base-0shot-64new__*.json")[0])
     assert list(both.index) == ["full_main-lr1e-3-s0", "base-0shot"]
     assert both.validation["base-0shot"] == round(100 * validation["accuracy"]["numeric"]["value"], 1)
     assert headline_table(tmp_path / "results").empty, "no study of ours"
@@ -77,15 +80,15 @@ def test_whole_study_and_what_is_kept(tmp_path):
     def losses(name):
         files = [p for p in glob_files(kept, f"eval/toy{name}*.json") if "calculator" not in p.name]
         return [read_record(p)["elsewhere"]["code"] for p in files]
-    mean = sum(map(sum, losses("-full_main"))) / 4 - sum(losses("__test*base-0shot_")[0]) / 2
+    mean = sum(map(sum, losses("-full_main"))) / 4 - sum(losses("__test*base-0shot-64new_")[0]) / 2
     assert lost.code["base", "full_main"].startswith(f"{mean:+.3f} ["), "two seeds, two texts"
     for name in ("runs", "eval_results"): shutil.rmtree(tmp_path / name)
     assert len(open_jobs(small)[0]) == 4
     assert open_jobs(small, skip_kept(small, tmp_path / "results")) == ([], 0), "a fresh clone with results/ has nothing left to do"
     unpack(kept, tmp_path / "less" / "toy")
-    for path in (tmp_path / "less").glob("toy/eval/*main-lr1e-3-s1__test*__full__*"): path.unlink()
+    for path in (tmp_path / "less").glob("toy/eval/*main-lr1e-3-s1__test*__full-64new__*"): path.unlink()
     assert [j.name for j in open_jobs(small, skip_kept(small, tmp_path / "less"))[0]] == ["full_main-lr1e-3-s1"]
-    assert missing_jobs(small, tmp_path / "less") == ["full_main-lr1e-3-s1 (full)"], "folders are read as an archive is"
+    assert missing_jobs(small, tmp_path / "less") == ["full_main-lr1e-3-s1 (full-64new)"], "folders are read as an archive is"
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 "Training as it is used: killed and resumed, stopped, diverging, reported, and run by papermill"
-import gc, os, re, signal, subprocess, sys, time
+import os, re, signal, subprocess, sys, time, weakref
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -8,7 +8,7 @@ from gsm8k_sft.core.runs import read_json, run_folder, write_json
 from gsm8k_sft.reporting.logs import read_log
 from gsm8k_sft.train import train
 from gsm8k_sft.training.checkpoints import TrainingError, TrainingInterrupted, lock_run
-from gsm8k_sft.training.trainer import GSM8KTrainer
+from gsm8k_sft.training.trainer import GSM8KTrainer, save_weights
 
 SMALL = ("data.train_samples=48 data.test_samples=8 train.per_device_train_batch_size=4 train.gradient_accumulation_steps=2 "
          "train.num_train_epochs=3 train.eval_steps=0 train.save_steps=4 evaluation.max_new_tokens=8 evaluation.batch_size=8")
@@ -65,6 +65,8 @@ def test_killed_and_resumed_equals_unbroken(tuning, order, tmp_path, monkeypatch
     assert same(resumed, weights(run_folder(cfg)))
     assert losses == [r["loss"] for r in read_log(run_folder(cfg) / "log.jsonl")] and len(losses) == 18
     assert [s["from_step"] for s in read_json(tmp_path / "runs" / "toy" / cfg.run_name / "record.json")["sessions"]][0] == 0
+    kept = [read_json(tmp_path / place / "toy" / cfg.run_name / "trained_on.json")["questions"] for place in ("runs", "unbroken")]
+    assert kept[0] == kept[1] and len(set(kept[0])) == 48, "what a run was trained on is known, resumed or not"
 
 
 def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on():
@@ -215,14 +217,18 @@ def test_untrained_and_broken_weights_are_not_complete(changes, message):
 
 
 def test_the_trainer_is_gone_when_the_evaluation_begins(monkeypatch):
-    "Optimizer and trained model free their memory first"
-    def alive(folder):
-        gc.collect()
-        return {"name": "none", "split": "test", "accuracy": {}, "trainers": sum(isinstance(o, GSM8KTrainer) for o in gc.get_objects())}
-    found = []
-    monkeypatch.setattr("gsm8k_sft.train.evaluate_run", lambda folder: found.append(alive(folder)) or found[0])
+    "Optimizer and trained model free their memory first; nobody collects them here"
+    alive, found = [], []
+    def watched(trainer, *args):
+        for o in (trainer, trainer.model, trainer.optimizer.optimizer, next(iter(trainer.optimizer.state))): alive.append(weakref.ref(o))
+        return save_weights(trainer, *args)
+    def evaluation(folder):
+        found.extend(r() is not None for r in alive)
+        return {"name": "none", "split": "test", "accuracy": {}}
+    monkeypatch.setattr("gsm8k_sft.train.save_weights", watched)
+    monkeypatch.setattr("gsm8k_sft.train.evaluate_run", evaluation)
     train(load_config("toy", "lora", overrides=f"{SMALL} train.max_steps=2"))
-    assert found[0]["trainers"] == 0
+    assert found == [False] * 4
 
 
 def test_early_stopping_returns_to_the_best():

@@ -6,6 +6,7 @@
 __all__ = ['main']
 
 # %% ../../nbs/benchmarks/memory.ipynb #2c88c418
+import os
 from fastcore.script import call_parse
 from ..core.config import load_config, project_path
 from ..core.runs import plain_errors, read_json
@@ -21,7 +22,7 @@ def _measured_speeds(preset):
     return found
 
 # %% ../../nbs/benchmarks/memory.ipynb #28961774
-def _plan_text(preset, tokens=0, longest=0, overrides=""):
+def _plan_text(preset, tokens=0, longest=0, overrides="", gpus=1):
     "A preset's plan in words"
     cfg = load_config(preset, overrides=overrides, training=False)
     try:
@@ -32,7 +33,9 @@ def _plan_text(preset, tokens=0, longest=0, overrides=""):
         p = trace_plan(cfg, longest)
         return (f"{preset}: {cfg.tuning_method}, traced on fake tensors: {p.total / 2**30:.1f} GiB at the peak, of which weights "
                 f"{(p.weights + p.adapters) / 2**30:.1f}, optimizer {p.optimizer / 2**30:.1f}; from {smallest_card(p.total)}"), 0
-    table = plan_table(cfg if overrides else preset, tokens or None, longest or None).to_string(index=False)
+    ways = {"": {}} if gpus == 1 else {f"DDP, on each of {gpus} GPUs\n": {}, f"FSDP2, on each of {gpus} GPUs\n": {"sharded": True}}
+    of = cfg if overrides else preset, tokens or None, longest or None
+    table = "\n".join(title + plan_table(*of, processes=gpus, **way).to_string(index=False) for title, way in ways.items())
     return (f"{preset}: {s.precision}, {s.tokens:,} tokens in a forward pass, longest row {s.longest}, {s.optim}; "
             f"peak in GiB, and the smallest card that it fits\n{table}\n"
             "not in the total: paged, optimizer state that CUDA may move to the host; "
@@ -49,10 +52,12 @@ def main(
     tokens_per_second: float = 0.0, # for the time of an epoch; 0: as measured on an H100, if it was
     dollars_per_hour: float = 0.0, # of the card, for its cost
     tokens_per_epoch: int = 0, # 0: of GSM8K's training part with the model's tokenizer
+    gpus: int = 0, # that train together; 0: as `accelerate launch` says, or one
 ):
     "Memory of a preset by method, and the time of an epoch"
     if tokens_per_second < 0: raise ValueError(f"tokens_per_second: {tokens_per_second} must be above 0")
-    text, known = _plan_text(preset, tokens, longest, overrides)
+    if gpus < 0: raise ValueError(f"gpus: {gpus} must be at least 1")
+    text, known = _plan_text(preset, tokens, longest, overrides, gpus or int(os.environ.get("WORLD_SIZE", 1)))
     print(text)
     speeds, epoch = {"as given": tokens_per_second} if tokens_per_second else _measured_speeds(preset), tokens_per_epoch or known
     for name, speed in speeds.items() if epoch else ():

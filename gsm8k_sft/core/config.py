@@ -7,8 +7,8 @@ __all__ = ['SETTINGS', 'COUNT', 'SHARE', 'POSITIVE', 'FROM_0', 'SEED', 'SET_BY_U
            'DATASETS', 'ConfigError', 'SettingsError', 'check_choice', 'project_root', 'setting', 'project_path',
            'within', 'ModelConfig', 'DataConfig', 'OneShotExample', 'LoraSettings', 'QloraSettings', 'StepConfig',
            'EvaluationConfig', 'TrainConfig', 'Config', 'empty_config', 'check_ranges', 'check_lora', 'check_config',
-           'choices', 'config_file', 'read_yaml', 'dotlist', 'merge_layer', 'config_layers', 'fingerprint',
-           'load_config', 'check_parameters', 'config_table']
+           'gpu_has_bf16', 'choose_precision', 'choices', 'config_file', 'read_yaml', 'dotlist', 'merge_layer',
+           'config_layers', 'fingerprint', 'load_config', 'check_parameters', 'config_table']
 
 # %% ../../nbs/core/config.ipynb #251a68b1
 import configparser, difflib, hashlib, json, os, re, shlex, warnings
@@ -98,7 +98,7 @@ class ModelConfig:
     name: str = MISSING
     path: str | None = MISSING
     revision: str | None = MISSING
-    precision: Literal["mixed", "bf16", "fp32"] = MISSING
+    precision: Literal["auto", "mixed", "bf16", "fp16", "fp32"] = MISSING
     attn_implementation: str | None = MISSING
 
 @dataclass
@@ -156,7 +156,7 @@ class EvaluationConfig:
     shots: list[int] = within(FROM_0)
     batch_size: int | None = within(COUNT, "null takes as many as fit")
     max_new_tokens: int = within(COUNT)
-    dtype: Literal["bf16", "fp32"] = MISSING
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = MISSING
     samples: int = within(COUNT)
     temperature: float = within(FROM_0, "0 is greedy")
     top_p: float = within("(0, 1]")
@@ -188,6 +188,7 @@ class TrainConfig(StepConfig):
     save_steps: int = within(COUNT)
     save_total_limit: int = within(COUNT)
     keep_checkpoints: bool = MISSING
+    check_memory: bool = MISSING
     when_done: Literal["restart", "reuse"] = MISSING
     report_to: Literal["auto", "none", "wandb"] = MISSING
 
@@ -288,16 +289,6 @@ def _check_training(cfg):
         raise ConfigError(f"train.save_steps: early stopping returns to the best checkpoint, "
                           f"so save_steps ({t.save_steps}) must equal eval_steps ({t.eval_steps})")
 
-def _check_hardware(cfg):
-    "What only a CUDA GPU can do"
-    import torch
-    if torch.cuda.is_available(): return
-    wants = [("tuning_method", cfg.tuning_method, ("qlora",), "tuning=lora"),
-             ("train.optim", cfg.train.optim, ("paged_adamw_8bit", "adamw_bnb_8bit"), "train.optim=adamw_torch_fused"),
-             ("train.speedup", cfg.train.speedup, ("compile", "record"), "train.speedup=auto")]
-    for key, value, gpu_only, instead in wants:
-        if value in gpu_only: raise ConfigError(f"{key}: {value} needs a CUDA GPU, and none is visible here; use {instead}")
-
 # %% ../../nbs/core/config.ipynb #be37e0cb
 def check_config(
     cfg: DictConfig, # complete
@@ -320,6 +311,45 @@ def check_config(
         raise ConfigError("evaluation.engine: transformers answers greedily and without a calculator; use auto or slots")
     if name is not None and not (re.fullmatch(r"\w[\w.+=-]*(?<!\.previous)", name) and len(name.encode()) <= 150):
         raise ConfigError(f"run_name: {name[:99]!r} can't be a folder below runs/<preset>; use at most 150 letters, digits and . _ - + =")
+
+# %% ../../nbs/core/config.ipynb #f56b137f
+def _check_hardware(cfg, bf16):
+    "What only a CUDA GPU can do, what one without bf16 can't, and ways to use several that are not known here"
+    precision, env = cfg.model.precision, os.environ
+    if "true" in (env.get("ACCELERATE_USE_DEEPSPEED"), env.get("ACCELERATE_USE_MEGATRON_LM")) or env.get("FSDP_VERSION") == "1":
+        raise ConfigError("accelerate launch: DeepSpeed, Megatron-LM and FSDP 1 are not known here; "
+                          f"give it --config_file {CONFIGS / 'accelerate'}/ddp.yaml or fsdp2.yaml")
+    if bf16 is False and precision in ("mixed", "bf16"):
+        raise ConfigError(f"model.precision: {precision} computes in bf16, which this GPU can't (it has compute capability below 8.0); "
+                          "use model.precision=auto")
+    if bf16 is not None: return
+    wants = [("tuning_method", cfg.tuning_method, ("qlora",), "tuning=lora"),
+             ("model.precision", precision, ("fp16",), "model.precision=auto"),
+             ("train.optim", cfg.train.optim, ("paged_adamw_8bit", "adamw_bnb_8bit"), "train.optim=adamw_torch_fused"),
+             ("train.speedup", cfg.train.speedup, ("compile", "record"), "train.speedup=auto")]
+    for key, value, gpu_only, instead in wants:
+        if value in gpu_only: raise ConfigError(f"{key}: {value} needs a CUDA GPU, and none is visible here; use {instead}")
+
+# %% ../../nbs/core/config.ipynb #8796cbc6
+def gpu_has_bf16() -> bool | None: # None: there is no GPU
+    "Whether this machine's GPU computes in bf16; a `ConfigError` if torch can't use it at all"
+    import torch
+    if not torch.cuda.is_available(): return None
+    if torch.version.hip: return True
+    (major, minor), built = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+    if 10 * major + minor < min((int(re.sub(r"\D", "", a)) for a in built), default=0):
+        raise ConfigError(f"{torch.cuda.get_device_name()} (compute capability {major}.{minor}) is too old for torch {torch.__version__}, "
+                          f"built for {', '.join(built)}: set CUDA_VISIBLE_DEVICES= to use the CPU, or install an older torch")
+    return major >= 8
+
+def choose_precision(
+    cfg: DictConfig, # complete; changed in place
+    bf16: bool | None, # from `gpu_has_bf16`
+    training: bool = True, # without a GPU train in fp32; what is only planned is planned for a GPU with bf16
+) -> None:
+    "Replace `auto` by what the GPU can do"
+    if cfg.model.precision == "auto": cfg.model.precision = "fp16" if bf16 is False else "fp32" if bf16 is None and training else "mixed"
+    if cfg.evaluation.dtype == "auto": cfg.evaluation.dtype = "fp32" if bf16 is False else "bf16"
 
 # %% ../../nbs/core/config.ipynb #11b0cd15
 CONFIGS = Path(str(files("gsm8k_sft"))) / "configs"
@@ -423,10 +453,10 @@ def _run_name(cfg, config, overrides):
     "<variant>-s<seed>, with the file's name and six hexadecimal digits where there is more to tell"
     name, parts = f"{cfg.variant}-s{cfg.seed}", dotlist(overrides)
     if not (config or parts): return name
-    own, keys = OmegaConf.to_container(read_yaml(config)) if config else None, [p.split("=")[0] for p in parts]
-    same = any(f"{b}.".startswith(f"{a}.") for i, a in enumerate(keys) for j, b in enumerate(keys) if i != j)
+    own, last = OmegaConf.to_container(read_yaml(config)) if config else None, {p.split("=")[0]: p for p in parts}
+    nested = any(b.startswith(f"{a}.") for a in last for b in last)
     stem = f"{Path(config).stem}-" if config else ""
-    return f"{name}-{stem}{fingerprint([own, parts if same else sorted(parts)], 6)}"
+    return f"{name}-{stem}{fingerprint([own, parts if nested else sorted(last.values())], 6)}"
 
 # %% ../../nbs/core/config.ipynb #6c9c255a
 def load_config(
@@ -437,6 +467,7 @@ def load_config(
     config: str | Path | None = None, # your own YAML file, holding only what it changes
     overrides: str | list[str] = "", # "train.learning_rate=1e-4 train.max_steps=20", or a list of such
     training: bool = True, # also check that this machine can train it
+    bf16: bool | None = None, # whether its GPU computes in bf16; None: ask it
 ) -> DictConfig: # resolved, typed, checked
     "The configuration of one experiment"
     check_choice("tuning", tuning, TUNINGS)
@@ -448,7 +479,10 @@ def load_config(
         if (found := OmegaConf.select(cfg, key)) != (value := OmegaConf.select(given, key)):
             raise ConfigError(f"{name}: the parameter says {value!r} but a file or an override says {found!r}. "
                               f"Pass {name}={found!r} as the parameter and leave it out elsewhere.")
-    if training: _check_hardware(cfg)
+    if training or "auto" in (cfg.model.precision, cfg.evaluation.dtype):
+        bf16 = gpu_has_bf16() if bf16 is None else bf16
+        choose_precision(cfg, bf16, training)
+    if training: _check_hardware(cfg, bf16)
     cfg.run_name = cfg.run_name or _run_name(cfg, config, overrides)
     return cfg
 

@@ -73,7 +73,8 @@ def read_config(
     "The resolved configuration of a run"
     path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
     base = read_yaml(CONFIGS / "base.yaml")
-    earlier = {"evaluation": base.evaluation, "train": {"packing": False, "max_tokens": base.train.max_tokens, "speedup": "none"}}
+    train = {"packing": False, "speedup": "none"} | {k: base.train[k] for k in ("max_tokens", "check_memory")}
+    earlier = {"evaluation": base.evaluation, "train": train}
     cfg = merge_layer(merge_layer(empty_config(), earlier, "base.yaml"), read_yaml(path), str(path))
     if lacking := sorted(OmegaConf.missing_keys(cfg)):
         raise ConfigError(f"{path}: lacks {lacking[0]}: was it cut off? Put a whole one there, or move the folder away and train again")

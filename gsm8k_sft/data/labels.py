@@ -8,6 +8,7 @@ __all__ = ['STYLE', 'LEGEND', 'encode_rows', 'encode', 'LabelError', 'check_labe
 
 # %% ../../nbs/data/labels.ipynb #f86fa87b
 import html
+from importlib.resources import files
 from .prompts import Renderer, special_tokens, tokenize_texts
 
 # %% ../../nbs/data/labels.ipynb #0db6965a
@@ -82,13 +83,7 @@ def _pieces(ids, labels, tokenizer):
         done, first = text, i + 1
     return pieces
 
-STYLE = """<style>
-.gsm8k-labels {font-family: monospace; line-height: 1.9; margin-bottom: 1em; overflow-wrap: anywhere}
-.gsm8k-labels span.t {border-left: 1px solid rgba(128,128,128,.45); padding: 1px 0}
-.gsm8k-labels span.s {background: rgba(0,158,115,.30); border-bottom: 2px solid rgb(0,158,115)}
-.gsm8k-labels span.x {font-weight: bold; outline: 1px solid rgba(213,94,0,.8); outline-offset: -1px}
-.gsm8k-labels i {opacity: .6; font-style: normal}
-</style>"""
+STYLE = f"<style>\n{(files('gsm8k_sft') / 'assets' / 'labels.css').read_text(encoding='utf-8')}</style>"
 LEGEND = ("<span class='t s'>supervised</span> <span class='t'>not supervised</span> <span class='t x'>special token</span> "
           "<i>·</i> space <i>⏎</i> new line")
 

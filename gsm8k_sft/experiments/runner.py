@@ -13,10 +13,10 @@ from pathlib import Path
 from fastcore.basics import patch
 from fastcore.script import call_parse
 from omegaconf import DictConfig
-from ..core.config import TRAIN_NOTEBOOK, TUNINGS, load_config, project_path, project_root
+from ..core.config import ConfigError, TRAIN_NOTEBOOK, TUNINGS, load_config, project_path, project_root
 from ..core.runs import plain_errors, run_folder, write_text
-from ..evaluation.archive import add_files, evaluation_files, glob_files, read_bytes, run_files
-from ..evaluation.results import complete_result
+from ..evaluation.archive import add_files, evaluation_files, glob_files, read_bytes, read_record, run_files
+from ..evaluation.results import complete_result, is_plain
 from gsm8k_sft.experiments.study import (
     Job, base_jobs, chosen_setting, find_result, is_done, job_config, matrix_jobs, open_jobs, read_study, result_names, run_jobs,
     run_overrides, search_job)
@@ -33,7 +33,10 @@ def do_job(
     else:
         cfg = load_config(job.preset, job.tuning, job.dataset, job.seed, overrides=run_overrides(job))
         trained = f"trained in {train(cfg, evaluate=False)['train_seconds']:.0f} s, "
-        results = [evaluate_run(run_folder(cfg), job.split, overrides=ask) for ask in job.ask]
+        asked = [[*job.overrides, f"evaluation.split={job.split}", *ask.split()] for ask in job.ask]
+        results = [evaluate_run(run_folder(cfg), overrides=[p for p in a if p.startswith(("evaluation.", "data."))]) for a in asked]
+    if (names := [r["name"] for r in results]) != result_names(job): # else the job would be done again and again
+        raise ConfigError(f"the results are called {names}, where the study looks for {result_names(job)}")
     return trained + ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
 
 def run_notebook(
@@ -217,9 +220,9 @@ def collect(
         if found and job.tuning and read_bytes(out / group / job.name / "record.json") is None:
             files |= run_files(project_path("runs", study.preset, job.name), group)
         for name in found:
-            kind = name.split("__")[2]
-            whole = job.seed == 0 and group == "" and kind in ("full", "lora", "base-0shot")
-            answers = None if "x-t" in kind or group == "lr_search" else "predictions" if whole else "verdicts"
+            e = read_record(source / f"{name}.json")
+            whole = job.seed == 0 and group == "" and e["model_type"] in ("full", "lora", "base-0shot") and is_plain(e)
+            answers = None if e["samples"] > 1 or group == "lr_search" else "predictions" if whole else "verdicts"
             if read_bytes(results_folder(job, out) / f"{name}.json") is None: files |= evaluation_files(name, source, group, answers)
         kept += found
     if files: add_files(out, files)

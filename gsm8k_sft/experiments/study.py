@@ -15,7 +15,7 @@ from pathlib import Path
 from omegaconf import DictConfig, MISSING, OmegaConf
 from ..core.config import (
     ConfigError, TUNINGS, check_choice, choices, config_file, load_config, merge_layer, project_path, read_yaml, setting)
-from ..evaluation.archive import glob_files, read_record
+from ..evaluation.archive import glob_files, read_bytes, read_record
 from ..evaluation.results import complete_result, result_name
 
 # %% ../../nbs/experiments/study.ipynb #039d7fd3
@@ -191,6 +191,7 @@ def find_result(
     folder: Path | str, # eval_results, or a folder in an archive
 ) -> Path | None: # its record; None if there is none
     "The record of an evaluation, whatever the folder of the weights was called where it was made"
+    if read_bytes(path := Path(folder) / f"{name}.json") is not None: return path
     parts = name.split("__")
     return next(iter(glob_files(folder, "__".join([*parts[:3], "*", *parts[4:]]) + ".json")), None)
 

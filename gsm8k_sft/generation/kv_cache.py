@@ -50,6 +50,7 @@ def update(self:SlotCache, key, value, layer_idx, *args, **kwargs):
 def _grouped_attention(query, key, value, seen, scale, softcap=None):
     "Softmax attention of (rows, queries, heads, dimension) with shared key heads; `seen`, (rows or 1, queries, keys), is the mask"
     n, q, heads, d = query.shape
+    if query.dtype == torch.float16: query, scale = query * scale, 1.0 # before the products, which may be too large for fp16
     query = query.view(n, q, key.shape[2], -1, d)
     scores = torch.einsum("nqkgd,nskd->nkgqs", query, key).float() * scale
     if softcap: scores = softcap * torch.tanh(scores / softcap)
@@ -103,9 +104,10 @@ def slot_attention(module, query, key, value, attention_mask=None, scaling=None,
                    slot_cache: SlotCache | None = None, # as prepared for this pass
                    **kwargs):
     "Attention over a `SlotCache`; the arguments are those of transformers' AttentionInterface, the result (1, tokens, heads, dimension)"
+    if slot_cache is None: raise ValueError("the model doesn't hand arguments down to its attention")
     query, cache = query[0].transpose(0, 1).to(value.dtype), slot_cache
     prefill = cache.row is None
-    flash = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not softcap and query.shape[-1] <= 256
+    flash = query.is_cuda and query.dtype == torch.bfloat16 and not softcap and query.shape[-1] <= 256
     if not flash: out = (plain_prefill if prefill else _plain_decode)(cache, query, key, value, scaling, sliding_window, softcap)
     elif prefill:
         out = flash_attention(query, key, value, cache.bounds, cache.bounds, cache.longest, cache.longest, True, scaling, sliding_window)

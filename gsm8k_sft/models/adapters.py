@@ -121,7 +121,7 @@ def check_base(
 # %% ../../nbs/models/adapters.ipynb #fa5a5104
 def load_tuned(
     folder: Path | str, # a finished run's folder
-    dtype: str | None = None, # fp32 or bf16; None: the run's evaluation.dtype
+    dtype: str | None = None, # fp32, bf16 or fp16; None: the run's evaluation.dtype
     quantized: bool | None = None, # base in 4 bits; None: as it was trained, if there is a CUDA GPU
     merge: bool = False, # add the adapter into the weights
 ) -> tuple: # model in eval mode, tokenizer

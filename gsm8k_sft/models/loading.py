@@ -10,7 +10,7 @@ __all__ = ['DTYPES', 'load_tokenizer', 'torch_dtype', 'weight_dtype', 'load_weig
 import json, os, sys, warnings
 from pathlib import Path
 from fastcore.script import call_parse
-from ..core.config import check_choice, load_config
+from ..core.config import check_choice, gpu_has_bf16, load_config
 from ..core.runs import device, plain_errors
 from .sources import ModelError, TOKENIZER_FILES, error_text, read_object, resolve_model
 
@@ -30,23 +30,23 @@ def load_tokenizer(
     return tokenizer
 
 # %% ../../nbs/models/loading.ipynb #6f4678c4
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 def torch_dtype(
-    name: str, # fp32 or bf16
+    name: str, # fp32, fp16, bf16; auto: bf16. On a GPU without bf16 that is fp32
 ): # the torch.dtype
     "The torch type of a precision's name"
     import torch
+    if name in ("auto", "bf16"): name = "fp32" if gpu_has_bf16() is False else "bf16"
     return getattr(torch, DTYPES[check_choice("dtype", name, tuple(DTYPES))])
 
 def weight_dtype(
     cfg, # configuration from `load_config`
     training: bool, # for training, or to generate
-) -> str: # fp32 or bf16
+) -> str: # a key of `DTYPES`, or auto
     "In which type the base weights are loaded"
     if not training: return cfg.evaluation.dtype
-    if cfg.model.precision == "mixed": return "fp32" if cfg.tuning_method == "full" else "bf16"
-    return cfg.model.precision
+    return {"mixed": "fp32" if cfg.tuning_method == "full" else "bf16", "fp16": "fp32"}.get(cfg.model.precision, cfg.model.precision)
 
 # %% ../../nbs/models/loading.ipynb #c1cb53ce
 def _attention(folder, wanted):
@@ -74,7 +74,7 @@ def _load_advice(folder, error, attn_implementation):
 # %% ../../nbs/models/loading.ipynb #4b461581
 def load_weights(
     folder: Path | str, # from `resolve_model`
-    dtype: str, # fp32 or bf16
+    dtype: str, # of `torch_dtype`
     attn_implementation: str | None = None, # eager, sdpa, …; None: what transformers prefers for this model
     quantization=None, # from `quantization_config`; None: dense
 ): # transformers model in eval mode, on this process's device
@@ -103,7 +103,7 @@ def load_weights(
 # %% ../../nbs/models/loading.ipynb #0cdd1743
 def quantization_config(
     cfg, # configuration from `load_config`
-    dtype: str = "bf16", # type of the matrix products and of what isn't quantised
+    dtype: str = "bf16", # type of the matrix products
 ): # transformers.BitsAndBytesConfig
     "How QLoRA holds the base weights: 4 bits each, unpacked to `dtype` for every product"
     from transformers import BitsAndBytesConfig
@@ -113,13 +113,14 @@ def quantization_config(
 def load_model(
     cfg, # configuration from `load_config`
     training: bool = False, # in training precision, or in evaluation.dtype to generate
-    dtype: str | None = None, # fp32 or bf16, instead of the configuration's
+    dtype: str | None = None, # of `torch_dtype`, instead of the configuration's
     quantized: bool | None = None, # base weights in 4 bits; None: when training QLoRA
 ): # transformers model in eval mode
     "The model of a configuration, in the precision it states"
     dtype = dtype or weight_dtype(cfg, training)
     quantized = training and cfg.tuning_method == "qlora" if quantized is None else quantized
-    quantization = quantization_config(cfg, dtype) if quantized else None
+    computed = "fp16" if training and cfg.model.precision == "fp16" else dtype
+    quantization = quantization_config(cfg, computed) if quantized else None
     return load_weights(resolve_model(cfg.model), dtype, cfg.model.attn_implementation, quantization)
 
 # %% ../../nbs/models/loading.ipynb #18f463a4

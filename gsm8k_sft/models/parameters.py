@@ -64,7 +64,7 @@ def _table_row(cfg, tuning, targets):
     if tuning == "qlora": packed = sum(m.weight.numel() for n, m in model.named_modules() if n.endswith("base_layer"))
     counts, precision = count_parameters(model), cfg.model.precision
     adapter = 0 if tuning == "full" else counts["trainable"]
-    size = {"fp32": 4, "bf16": 2, "mixed": 4 if tuning == "full" else 2}[precision] # bytes of a base weight
+    size = {"fp32": 4, "fp16": 4, "bf16": 2, "mixed": 4 if tuning == "full" else 2}[precision] # bytes of a base weight
     bits = 4 + (8 / 64 + 32 / (64 * 256) if cfg.qlora_config.double_quant else 32 / 64)
     held = (counts["total"] - adapter - packed) * size + packed * bits / 8 + adapter * (2 if precision == "bf16" else 4)
     return {"model": cfg.model.name, "method": tuning, "r": cfg.lora_config.r if adapter else None,

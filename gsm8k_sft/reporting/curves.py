@@ -8,14 +8,14 @@ __all__ = ['METRICS', 'BY', 'SMOOTHED', 'MANY', 'FEW', 'COSTS', 'SUMMARY', 'CELL
            'discordant_pairs', 'plot_cost', 'summary_table', 'format_summary', 'curve_figures']
 
 # %% ../../nbs/reporting/curves.ipynb #c2e68cdb
-import re
+import re, warnings
 import numpy as np
 import pandas as pd
 from itertools import combinations, cycle
 from pathlib import Path
 from ..evaluation.archive import read_bytes
 from ..evaluation.compare import Comparison, compare
-from ..evaluation.results import is_plain, read_evaluations, read_runs
+from ..evaluation.results import for_one_table, is_plain, read_evaluations, read_runs
 from ..grading.answers import GRADERS
 from ..grading.errors import breakdown
 from .figures import COLOURS, INK, figure_style
@@ -279,9 +279,9 @@ def discordant_pairs(
 ) -> list[Comparison]: # of models that answered the same problems
     "The comparisons worth a row"
     tuned = [name for name in answers if not name.startswith("base")]
-    ids = {name: {x["id"] for x in a} for name, a in answers.items()}
     pairs = [(a, b) for a, b in combinations(tuned, 2) if a.split(" (")[0] != b.split(" (")[0]]
-    return [compare(answers[a], answers[b], metric, names=(a, b)) for a, b in pairs or combinations(answers, 2) if ids[a] == ids[b]]
+    found = [compare(answers[a], answers[b], metric, names=(a, b), bare=True) for a, b in pairs or combinations(answers, 2)]
+    return [c for c in found if isinstance(c, Comparison)]
 
 # %% ../../nbs/reporting/curves.ipynb #9e0023d8
 COSTS = {"trainable": ("trainable parameters,\nmillions", 1e6), "train_seconds": ("training time,\nminutes", 60),
@@ -330,8 +330,9 @@ def _scores(evaluation, base, metric):
     rate = evaluation["accuracy"].get(metric) or {}
     found = {"n": evaluation["n"], "accuracy": rate.get("value"), "low": rate.get("low"), "high": rate.get("high")}
     if base is None or not (rate and base["accuracy"].get(metric)): return found
-    try: c = compare(base, evaluation, metric, folder=evaluation["file"].parent)
+    try: c = compare(base, evaluation, metric, folder=evaluation["file"].parent, bare=True)
     except (ValueError, OSError): return found | {"difference": rate["value"] - base["accuracy"][metric]["value"]} # no predictions
+    if c.p is None: warnings.warn(str(c), stacklevel=2)
     return found | {"difference": c.difference, "difference_low": c.low, "difference_high": c.high, "p": c.p}
 
 # %% ../../nbs/reporting/curves.ipynb #b2d8cd60
@@ -342,7 +343,7 @@ def summary_table(
     metric: str = "strict", # or numeric, flexible
 ) -> pd.DataFrame: # a row for each run and evaluation: losses, tokens/s, seconds, bytes, parameters, shares
     "Training, cost and accuracy of each run"
-    plain, rows = [e for e in read_evaluations(preset, root) if is_plain(e)], []
+    plain, rows = for_one_table([e for e in read_evaluations(preset, root) if is_plain(e)]), []
     problems = lambda e: (e["configuration"]["preset"], e["dataset"], e["split"], e["n"])
     evaluated = lambda e: (e["configuration"]["preset"], e["configuration"].get("run_name"), e["model_type"])
     bases = {problems(e): e for e in plain[::-1] if e["model_type"] == base}

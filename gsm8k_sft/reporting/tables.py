@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from ..core.config import project_path
 from ..evaluation.results import (
-    complete_result, is_plain, label, model_order, read_evaluations, read_predictions, read_runs)
+    complete_result, is_plain, label, model_order, for_one_table, read_evaluations, read_predictions, read_runs)
 from ..grading.answers import GRADERS
 from ..grading.errors import breakdown, class_table
 from .figures import picture
@@ -29,7 +29,8 @@ def _evaluation_row(e):
     "The columns that an evaluation gives"
     ends = {"": "value", "_low": "low", "_high": "high"}
     rates = {f"{g}{suffix}": e["accuracy"].get(g, {}).get(key) for g in GRADERS for suffix, key in ends.items()}
-    run = e["configuration"].get("run_name") if e["model_type"] in ("full", "lora", "qlora") else None
+    prompt = e["name"].split("__")[2][len(e["model_type"]) + 1:] or None # of a base model, where it isn't the preset's: plain
+    run = e["configuration"].get("run_name") if e["model_type"] in ("full", "lora", "qlora") else prompt
     return {"preset": e["configuration"]["preset"], "dataset": e["dataset"], "model": e["model_type"], "run": run,
             "base_model": e["base_model"], "split": e["split"], "n": e["n"], **rates,
             "eval_seconds": e.get("seconds"), "eval_tokens_per_second": e.get("tokens_per_second")}
@@ -46,7 +47,8 @@ def comparison_table(
     root: Path | str | None = None, # a folder laid out as results/; your own runs by default
 ) -> pd.DataFrame: # numbers: accuracies as shares of 1, seconds, bytes
     "Every evaluated model, with the cost of its training"
-    scores = pd.DataFrame([_evaluation_row(e) for e in read_evaluations(preset, root) if is_plain(e)], columns=KEYS + SCORE_COLUMNS)
+    plain = for_one_table([e for e in read_evaluations(preset, root) if is_plain(e)])
+    scores = pd.DataFrame(map(_evaluation_row, plain), columns=KEYS + SCORE_COLUMNS)
     costs = pd.DataFrame([_run_row(r) for r in read_runs(preset, root)], columns=KEYS + COST_COLUMNS)
     table = scores.merge(costs, on=KEYS, how="outer").assign(order=lambda t: t.model.map(model_order))
     return table.sort_values(["preset", "dataset", "order", "run"]).drop(columns="order").reset_index(drop=True)
@@ -192,11 +194,12 @@ def read_answers(
     def wanted(e):
         graded = e.get("protocol", {}).get("grader", "").startswith("strict, ")
         whole = (e["dataset"], e["split"], e.get("limit")) == (dataset, split, None)
-        return is_plain(e) and whole and graded and complete_result(e["file"].parent, e["name"])
-    found = sorted(filter(wanted, read_evaluations(preset, root)), key=lambda e: (model_order(e["model_type"]), e["name"]))
+        return is_plain(e) and whole and graded and complete_result(e["file"].parent, e["name"]) is not None
+    found = for_one_table(list(filter(wanted, read_evaluations(preset, root))))
+    found.sort(key=lambda e: (model_order(e["model_type"]), e["name"]))
     many = {k for k, n in Counter(e["model_type"] for e in found).items() if n > 1}
     def name(e): return label(e["model_type"]) + (f" ({e['configuration'].get('run_name')})" if e["model_type"] in many else "")
-    return {name(e): read_predictions(e["name"], e["file"].parent) for e in found}
+    return {name(e): read_predictions(e, e["file"].parent) for e in found}
 
 # %% ../../nbs/reporting/tables.ipynb #38c98453
 def size_table(

@@ -48,7 +48,7 @@ def _trains_alike(a, b):
     "Whether two configurations describe the same training"
     def essence(cfg):
         cfg = OmegaConf.to_container(cfg)
-        for key in ("when_done", "report_to", "keep_checkpoints", "save_total_limit"): cfg["train"].pop(key)
+        for key in ("when_done", "report_to", "keep_checkpoints", "save_total_limit", "check_memory"): cfg["train"].pop(key)
         return {k: v for k, v in cfg.items() if k != "evaluation"}
     return essence(a) == essence(b)
 

@@ -114,12 +114,13 @@ def choose_speedup(
     asked, why_not = cfg.train.speedup, f"{processes} processes" if processes > 1 else ""
     if cfg.tuning_method == "qlora": why_not = "4-bit weights"
     if cfg.train.gradient_checkpointing: why_not = "train.gradient_checkpointing=true"
+    if cfg.model.precision == "fp16": why_not = "a scaled loss (model.precision=fp16)"
     if asked in ("compile", "record") and not cfg.train.packing:
         raise ConfigError(f"train.speedup={asked} needs train.packing=true")
     if asked == "record" and why_not:
         raise ConfigError(f"train.speedup=record: a step can't be recorded with {why_not}; use train.speedup=compile")
     if asked != "auto": return asked
-    if not (gpu and cfg.train.packing): return "none"
+    if not (gpu and cfg.train.packing) or cfg.model.precision == "fp16": return "none" # a GPU without bf16 compiles badly
     small = parameters < 1_000_000_000 # such a model waits for Python more than for the GPU
     return "record" if small and not why_not else "compile"
 

@@ -29,9 +29,9 @@ def _nll_and_slope(z, targets, softcap):
 @cache
 def _softmax(device, compiled):
     "`_nll_and_slope`, compiled where that is wanted and possible, and how many rows at a time"
-    if device != "cuda" or not has_triton(): return _nll_and_slope, 256
-    if compiled: warnings.filterwarnings("ignore", message="(?s).*Online softmax is disabled")
-    return torch.compile(_nll_and_slope, dynamic=True) if compiled else _nll_and_slope, COMPILED_ROWS
+    if device != "cuda" or not compiled or not has_triton(): return _nll_and_slope, 256
+    warnings.filterwarnings("ignore", message="(?s).*Online softmax is disabled")
+    return torch.compile(_nll_and_slope, dynamic=True), COMPILED_ROWS
 
 # %% ../../nbs/training/loss.ipynb #8a21af4b
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -40,13 +40,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         of_hidden, of_weight = ctx.needs_input_grad[:2]
         nll_and_slope, most = _softmax(hidden.device.type, compiled)
         w, loss, rows, ctx.types = weight.to(dtype), torch.zeros((), device=hidden.device), rows or most, (hidden.dtype, weight.dtype)
-        ctx.grads = [torch.empty_like(hidden, dtype=dtype) if of_hidden else None, torch.zeros_like(w) if of_weight else None]
+        sums = torch.float32 if dtype == torch.float16 else dtype # of many tokens, which may be too large for fp16
+        ctx.grads = [torch.empty_like(hidden, dtype=dtype) if of_hidden else None, torch.zeros_like(w, dtype=sums) if of_weight else None]
         for start in range(0, len(targets), rows):
             h = hidden[start:start + rows].to(dtype)
             nll, slope = nll_and_slope(h @ w.T, targets[start:start + rows], softcap)
             loss += nll
             if of_hidden: torch.mm(slope, w, out=ctx.grads[0][start:start + rows])
-            if of_weight: ctx.grads[1].addmm_(slope.T, h)
+            if of_weight and sums == dtype: ctx.grads[1].addmm_(slope.T, h)
+            elif of_weight: ctx.grads[1] += slope.T @ h
             del slope # else it is there while the next logits are made
         return loss
     @staticmethod

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'OPTIMIZERS', 'N_TRAIN', 'EXAMPLES', 'CONSTANTS', 'ANSWER', 'CARDS', 'Shape', 'MemoryPlanError',
            'UnknownMemory', 'model_shape', 'Setup', 'example_tokens', 'setup', 'Plan', 'plan', 'plan_memory',
            'stage_table', 'LiveBytes', 'random_training_model', 'trace_plan', 'usable', 'smallest_card', 'plan_table',
-           'nearest_fit', 'check_fits', 'memory_record']
+           'nearest_fit', 'check_fits', 'preset_for_card', 'memory_record']
 
 # %% ../../nbs/training/memory.ipynb #5f9430ef
 import math, weakref
@@ -82,7 +82,7 @@ def _tensors(shape):
 class Setup:
     "How a model is trained, as far as memory cares"
     tuning: str = "full" # full, lora or qlora
-    precision: str = "mixed" # mixed, bf16 or fp32, as model.precision
+    precision: str = "mixed" # mixed, bf16, fp16 or fp32, as model.precision
     tokens: int = 2048 # in one forward pass, padding included
     longest: int = 512 # tokens of the longest row
     checkpointing: bool = False # recompute each layer in the backward pass
@@ -98,9 +98,11 @@ class Setup:
     answers: int = 0 # validation problems answered during training
     device: str = "cuda" # cuda, or cpu, which keeps larger dropout masks
     speedup: str = "none" # of packed rows: none, compile or record, as train.speedup
+    processes: int = 1 # that train together, one on each GPU
+    sharded: bool = False # by FSDP2: each holds its part of the weights; else, by DDP, a copy
 
 def _compute(s): return 4 if s.precision == "fp32" else 2
-def _residual(s): return 4 if s.precision == "fp32" or (s.precision == "mixed" and s.tuning == "full") else 2
+def _residual(s): return 4 if s.precision in ("fp32", "fp16") or (s.precision == "mixed" and s.tuning == "full") else 2
 def _learning(s): return 2 if s.precision == "bf16" else 4
 def _widens(s): return s.precision == "mixed" and (s.tuning == "lora" or (s.tuning == "qlora" and s.device == "cpu"))
 def _mask_bytes(s): return 0 if not s.dropout or s.tuning == "full" else 1 if s.device == "cuda" else _learning(s)
@@ -136,7 +138,7 @@ def _adapted(lora, known):
 
 def _attention(cfg, shape, packed, device="cuda"):
     "How attention is computed in training; Gemma 2 caps its scores, which sdpa can't"
-    if packed: return "plain" if cfg.model.precision == "fp32" or device == "cpu" else "flash"
+    if packed: return "plain" if cfg.model.precision in ("fp32", "fp16") or device == "cpu" else "flash"
     asked = cfg.model.attn_implementation or ("eager" if shape.kind == "gemma2" else "sdpa")
     return asked if asked in ("sdpa", "eager") else "flash"
 
@@ -159,7 +161,8 @@ def setup(
         tuning=cfg.tuning_method, precision=cfg.model.precision, longest=longest, optim=t.optim,
         tokens=min(rows * longest, max(longest, t.max_tokens)) if packed else rows * longest,
         padded=rows > 1 and not packed, loss="fused" if packed else "plain", checkpointing=t.gradient_checkpointing,
-        attention=_attention(cfg, shape, packed, device), speedup=choose_speedup(cfg, sum(_tensors(shape)), device == "cuda"),
+        attention=_attention(cfg, shape, packed, device),
+        speedup=choose_speedup(cfg, sum(_tensors(shape)), device == "cuda", changes.get("processes", 1)),
         accumulate=t.gradient_accumulation_steps > 1 or several,
         r=lora.r, dropout=lora.lora_dropout, targets=names, double_quant=cfg.qlora_config.double_quant,
         answers=t.validation_samples if t.eval_steps and cfg.data.validation_fraction else 0)
@@ -204,8 +207,8 @@ def _layer_ledger(shape, s):
     h, i, q, kv, c, full = shape.hidden, shape.intermediate, shape.queries, shape.keys, _compute(s), s.tuning == "full"
     norm, sizes = _norm_bytes(shape, s), _linear_sizes(shape)
     own = q if s.attention in ("eager", "plain") else 0 # else the attention's result, kept already
-    if full: inputs = (5 if s.precision == "mixed" else 2) * h + own + i
-    elif s.dropout or _widens(s): inputs = sum(sizes[t][0] for t in s.targets)
+    if full: inputs = (5 if s.precision in ("mixed", "fp16") else 2) * h + own + i
+    elif s.dropout or _widens(s) or s.precision == "fp16": inputs = sum(sizes[t][0] for t in s.targets)
     else: # adapters beside each other share their input
         shared = [("q_proj k_proj v_proj", h), ("gate_proj up_proj", h), ("o_proj", own), ("down_proj", i)]
         inputs = sum(n for names, n in shared if set(names.split()) & set(s.targets))
@@ -227,7 +230,7 @@ def _weight_bytes(shape, s):
     "Bytes of the weights as held during training"
     total, linear = sum(_tensors(shape)), sum(n * m for n, m in _linear_sizes(shape).values()) * shape.layers
     if s.tuning == "full": return total * _learning(s), 0
-    size, adapter = _compute(s), sum(_trainable_sizes(shape, s)) * _learning(s)
+    size, adapter = 4 if s.precision == "fp16" else _compute(s), sum(_trainable_sizes(shape, s)) * _learning(s)
     if s.tuning == "lora": return total * size, adapter
     bits = 4 + (8 / 64 + 32 / (64 * 256) if s.double_quant else 32 / 64)
     return int((total - linear) * size + linear * bits / 8), adapter
@@ -274,9 +277,9 @@ def _loss_bytes(shape, s):
     "Bytes of the loss: (forward, backward, head's backward)"
     c, V, N = _compute(s), shape.vocabulary, s.tokens
     if s.loss == "fused":
-        full, mixed = s.tuning == "full", s.precision == "mixed"
-        rows, each = (CONSTANTS["fused_rows"], CONSTANTS["fused_bytes"]) if s.device == "cuda" else (256, 17)
-        made = c * N * shape.hidden + (c * shape.embedding if full else 0)
+        full, mixed = s.tuning == "full", s.precision in ("mixed", "fp16")
+        rows, each = (CONSTANTS["fused_rows"], CONSTANTS["fused_bytes"]) if s.device == "cuda" and s.precision != "fp16" else (256, 17)
+        made = c * N * shape.hidden + ((4 if s.precision == "fp16" else c) * shape.embedding if full else 0)
         given = _residual(s) * N * shape.hidden + ((_learning(s) + c * mixed) * shape.embedding if full else 0)
         return V * min(N, rows) * each + made + (2 * shape.embedding if full and mixed else 0), given, given
     cap, copy = c * V * N if shape.kind == "gemma2" else 0, 0 if c == 4 else 4
@@ -286,7 +289,7 @@ def _loss_bytes(shape, s):
 def _temporary_bytes(shape, s):
     "Bytes that come and go in a layer's backward pass"
     c, h, i, n = _compute(s), shape.hidden, shape.intermediate, max(a * b for a, b in _linear_sizes(shape).values())
-    weight = {"full": n * (6 if s.precision == "mixed" else _learning(s)), "lora": 0, "qlora": 2 * n}[s.tuning]
+    weight = {"full": n * (6 if s.precision in ("mixed", "fp16") else _learning(s)), "lora": 0, "qlora": 2 * n}[s.tuning]
     mlp = s.tokens * (c * i + _residual(s) * h) + weight
     wide = (8 if s.dropout else 4) * i if _widens(s) and "down_proj" in s.targets else 0
     adapter = s.tokens * (wide + c * i + 8 * h) if wide else 0
@@ -294,10 +297,19 @@ def _temporary_bytes(shape, s):
     return max(mlp, adapter, norm)
 
 def _copy_bytes(shape, s):
-    "Bytes of the bf16 copies of fp32 weights under autocast: all but the norms'"
-    if s.precision != "mixed": return 0
-    if s.tuning != "full": return 2 * sum(_trainable_sizes(shape, s))
-    return 2 * (shape.layers * (sum(n * m for n, m in _linear_sizes(shape).values()) + sum(shape.biases)) + shape.embedding)
+    "Bytes of the 16-bit copies of fp32 weights under autocast: all but the norms'"
+    if s.precision not in ("mixed", "fp16"): return 0
+    adapters = 2 * sum(_trainable_sizes(shape, s)) if s.tuning != "full" else 0
+    if adapters and (s.precision == "mixed" or s.tuning == "qlora"): return adapters
+    return adapters + 2 * (shape.layers * (sum(n * m for n, m in _linear_sizes(shape).values()) + sum(shape.biases)) + shape.embedding)
+
+# %% ../../nbs/training/memory.ipynb #34295d8b
+def _exchange_bytes(shape, s):
+    "Bytes that a process of several needs for the others"
+    if s.processes == 1: return 0
+    if not s.sharded: return sum(_trainable_sizes(shape, s)) * _learning(s)
+    layers = 2 * sum(n * m for n, m in _linear_sizes(shape).values())
+    return (shape.embedding + layers) * (_learning(s) if s.tuning == "full" else _compute(s))
 
 # %% ../../nbs/training/memory.ipynb #407af1a7
 def _cache_bytes(shape, s):
@@ -308,7 +320,8 @@ def _stages(shape, s):
     "Stage -> what is alive besides weights and optimizer, in bytes"
     full, copies, temporary, embedding = s.tuning == "full", _copy_bytes(shape, s), _temporary_bytes(shape, s), shape.embedding
     (layer, kept, around, masks), (forward, backward, logits) = _kept_bytes(shape, s), _loss_bytes(shape, s)
-    one, gradients = s.tokens * _residual(s) * shape.hidden, sum(_trainable_sizes(shape, s)) * _learning(s)
+    one, shares = s.tokens * _residual(s) * shape.hidden, s.processes if s.sharded else 1
+    gradients = sum(_trainable_sizes(shape, s)) * _learning(s) // shares
     head = _learning(s) * embedding if full else 0
     made = head if s.loss == "plain" else 0
     back = copies if not s.checkpointing else 2 * embedding if copies and full else 0
@@ -335,7 +348,7 @@ class Plan:
     gradients: int # alive at that stage
     activations: int # kept for the backward pass, or temporary
     loss: int # logits and what comes of them
-    copies: int # bf16 copies of fp32 weights
+    copies: int # 16-bit copies of fp32 weights; with several processes, gathered weights or gradients on their way
     cache: int # keys and values of validation answers, where that is the stage
     overhead: int # workspaces
     stage: str # when
@@ -354,7 +367,9 @@ def plan(
     check_choice("attention", s.attention, ("sdpa", "eager", "flash", "plain"))
     stages = {k: Counter(parts) for k, parts in _stages(shape, s).items()}
     stage = stage or max((k for k in stages if k != "validation answers"), key=lambda k: stages[k].total())
-    parts, (weights, adapters), (state, paged) = stages[stage], _weight_bytes(shape, s), _optimizer_bytes(_trainable_sizes(shape, s), s)
+    parts, state, n = stages[stage], _optimizer_bytes(_trainable_sizes(shape, s), s), s.processes if s.sharded else 1
+    weights, adapters, state, paged = (x // n for x in (*_weight_bytes(shape, s), *state))
+    parts["copies"] += _exchange_bytes(shape, s)
     overhead = CONSTANTS["workspace"] if s.device == "cuda" else 0
     alive = {k: parts[k] for k in ("gradients", "activations", "loss", "copies", "cache")}
     return Plan(weights, adapters, optimizer=state + parts["optimizer"], **alive, overhead=overhead, stage=stage, paged=paged)
@@ -474,7 +489,7 @@ def trace_plan(
         sizes = [p.numel() for p in model.parameters() if p.requires_grad]
         frozen = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
         passes = 2 if t.gradient_accumulation_steps > 1 else 1
-        peak = _trace_peak(model, t.per_device_train_batch_size, longest, passes, s.precision == "mixed")
+        peak = _trace_peak(model, t.per_device_train_batch_size, longest, passes, s.precision in ("mixed", "fp16"))
     except Exception as e: # transformers can't build it, or an operation needs real numbers
         raise UnknownMemory(f"{config.model_type}: can't be traced on fake tensors ({type(e).__name__}: {str(e)[:200]})") from e
     learns, (state, paged) = sum(sizes) * _learning(s), _optimizer_bytes(sizes, s)
@@ -564,16 +579,32 @@ def check_fits(
     "Raise a `MemoryPlanError` if a run can't fit, and name the nearest that can"
     import torch
     if device_free is None and torch.cuda.is_available(): device_free = torch.cuda.mem_get_info()[0]
-    free, nearest = int((device_free or 0) / (1 + CONSTANTS["fragmentation"])), "train.gradient_checkpointing=true, or tuning=lora"
+    free, nearest = int((device_free or 0) / (1 + CONSTANTS["fragmentation"])), "train.gradient_checkpointing=true, or tuning=lora."
     try: needed = plan_memory(cfg, longest=longest, **changes)
     except UnknownMemory:
-        if not (device_free and longest): return None
+        if not (device_free and longest) or changes.get("sharded"): return None
         try: needed = trace_plan(cfg, longest)
         except UnknownMemory: return None
     if not device_free or needed.total <= free: return needed
+    text = (f"{cfg.tuning_method} fine-tuning of {cfg.model.name} will need {needed.total / 2**30:.1f} GiB ({needed.stage}), "
+            f"and {free / 2**30:.1f} GiB can be had on this GPU")
+    if not cfg.train.check_memory:
+        print(f"{text}; it is tried all the same (train.check_memory=false)", flush=True)
+        return needed
     if needed.stage != "traced": nearest = nearest_fit(cfg, free, longest, **changes)
-    raise MemoryPlanError(f"{cfg.tuning_method} fine-tuning of {cfg.model.name} will need {needed.total / 2**30:.1f} GiB ({needed.stage}), "
-                          f"and {free / 2**30:.1f} GiB can be had on this GPU; nothing was loaded. Nearest: {nearest}")
+    raise MemoryPlanError(f"{text}; nothing was loaded. Nearest: {nearest} To try it all the same: train.check_memory=false")
+
+# %% ../../nbs/training/memory.ipynb #17a6e120
+def preset_for_card(
+    tuning: str, # full, lora or qlora
+    free: int | None, # bytes that tensors can have; None: there is no GPU
+    bf16: bool | None = None, # whether the GPU computes in bf16; None: ask it
+) -> tuple[str, str]: # preset and overrides
+    "The largest model that can be trained there"
+    choices = [("qwen2.5-coder-1.5b", ""), ("qwen2.5-coder-0.5b", ""), ("gemma-3-270m", ""), ("gemma-3-270m", "train.max_tokens=4096")]
+    for preset, overrides in choices if free else ():
+        if plan_memory(load_config(preset, tuning, overrides=overrides, training=False, bf16=bf16)).total <= free: return preset, overrides
+    return "toy", ""
 
 # %% ../../nbs/training/memory.ipynb #bcb6aa99
 def memory_record(

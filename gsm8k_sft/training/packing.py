@@ -133,11 +133,14 @@ def packed_attention(
     scaling: float | None = None, # factor of the scores
     sliding_window: int | None = None, # how many tokens a token sees, its own included
     softcap: float | None = None, # Gemma 2's
+    dropout: float = 0.0, # of the scores; there is none here
     packed: Packed | None = None, # of this pass
     **kwargs, # what else transformers passes
 ) -> tuple[torch.Tensor, None]: # (1, tokens, heads, dimension)
     "Causal attention within each example, for transformers' AttentionInterface"
-    half = value.is_cuda and value.dtype in (torch.bfloat16, torch.float16) and value.shape[-1] <= 256
+    if packed is None: raise ValueError("the model doesn't hand arguments down to its attention")
+    if dropout: raise ValueError(f"packed attention has no dropout, and the model's attention has {dropout:g}")
+    half = value.is_cuda and value.dtype == torch.bfloat16 and value.shape[-1] <= 256
     if half and softcap and packed.blocks:
         blocks = packed.blocks[sliding_window]
         out = _capped_attention(query.to(value.dtype), key.to(value.dtype), value, blocks, scaling, softcap)
@@ -149,5 +152,6 @@ def packed_attention(
     else: out = _plain(packed, query, key, value, scaling, sliding_window, softcap)
     return out[None], None
 
+# %% ../../nbs/training/packing.ipynb #7617617f
 PACKED = "gsm8k_sft_packed"
 AttentionInterface.register(PACKED, packed_attention)

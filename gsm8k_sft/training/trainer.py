@@ -7,7 +7,7 @@ __all__ = ['TRAINER_ARGUMENTS', 'training_arguments', 'EpochSampler', 'GSM8KTrai
            'check_trained', 'save_weights']
 
 # %% ../../nbs/training/trainer.ipynb #e33b07e7
-import math, shutil
+import math, os, shutil
 import torch
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..data.datasets import Collator
 from ..evaluate import quick_accuracy
 from .callbacks import EarlyStopping, Progress, RunLog, StopOnSignal, wandb_mode
 from .checkpoints import TrainingError
+from .checks import checked_config
 from .graphs import RecordedStep, compiled_layers, packed_collator, speedup_of, training_mode
 from .loss import packed_loss
 
@@ -37,15 +38,19 @@ def training_arguments(
 ) -> TrainingArguments:
     "The configuration in `transformers`' words"
     t, gpu, evaluates = cfg.train, torch.cuda.is_available(), bool(cfg.train.eval_steps) and cfg.data.validation_fraction > 0
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None) # model.precision decides
     kwargs = {k: v for k, v in (t.lr_scheduler_kwargs or {}).items() if v is not None}
     args = TrainingArguments(
         output_dir=str(folder), **{k: t[k] for k in TRAINER_ARGUMENTS}, lr_scheduler_kwargs=kwargs, seed=cfg.seed, data_seed=cfg.seed,
-        bf16=cfg.model.precision == "mixed", per_device_eval_batch_size=t.per_device_train_batch_size, prediction_loss_only=True,
+        bf16=cfg.model.precision == "mixed", fp16=cfg.model.precision == "fp16", prediction_loss_only=True,
+        per_device_eval_batch_size=t.per_device_train_batch_size,
         eval_strategy="steps" if evaluates else "no", eval_steps=t.eval_steps or None, save_strategy="steps",
         load_best_model_at_end=bool(t.early_stopping_patience), metric_for_best_model="eval_loss", greater_is_better=False,
         logging_nan_inf_filter=False, include_num_input_tokens_seen="non_padding", remove_unused_columns=False, use_cpu=not gpu,
         disable_tqdm=True, report_to=["wandb"] if wandb_mode(cfg) != "off" else [], run_name=cfg.run_name,
         ddp_find_unused_parameters=False, dataloader_pin_memory=gpu, accelerator_config={"non_blocking": gpu})
+    if not gpu and torch.accelerator.is_available(): # Apple's MPS, Intel's XPU
+        print(f"{torch.accelerator.current_accelerator().type} isn't used: training runs on the CPU, in {cfg.model.precision}", flush=True)
     if args.n_gpu > 1:
         print(f"{args.n_gpu} GPUs are visible and this process uses one. For all of them: "
               f"accelerate launch --num_processes {args.n_gpu} -m gsm8k_sft.train ...", flush=True)
@@ -88,11 +93,10 @@ class GSM8KTrainer(Trainer):
         **kwargs, # of `transformers.Trainer`
     ):
         super().__init__(**kwargs)
-        self.cfg, self.sample, self.loss_options, self.peak = cfg, sample, loss_options or {}, 0
+        self.cfg, self.sample, self.peak, self.fast_path = cfg, sample, 0, {}
+        self.half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None # what autocast computes in
+        self.loss_options = {"dtype": self.half, "compiled_softmax": not self.args.fp16} | (loss_options or {})
         self.inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        if cfg.train.packing and not getattr(self.inner, "_supports_attention_backend", False):
-            raise TrainingError(f"train.packing: {type(self.inner).__name__} doesn't use transformers' attention interface; "
-                                "set train.packing=false")
         self.speedup = speedup_of(cfg, self.inner, self.args.world_size)
         if self.is_fsdp_enabled: # autocast as everywhere, not bf16 weights and sums
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
@@ -114,8 +118,7 @@ def compute_loss_context_manager(self: GSM8KTrainer):
 
 @patch
 def _chunk_loss(self: GSM8KTrainer, model, chunk):
-    dtype = torch.bfloat16 if self.args.bf16 else None
-    with self.compute_loss_context_manager(): return packed_loss(model, self.inner, chunk, dtype, **self.loss_options)
+    with self.compute_loss_context_manager(): return packed_loss(model, self.inner, chunk, **self.loss_options)
 
 @patch
 def _together(self: GSM8KTrainer, inputs):
@@ -173,7 +176,7 @@ def evaluation_loop(self: GSM8KTrainer, *args, **kwargs):
     out = Trainer.evaluation_loop(self, *args, **kwargs)
     if not self.sample: return out
     self.peak = max(self.peak, peak_memory()) # answering takes what the GPU has free: not the training's peak
-    with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+    with torch.autocast(self.args.device.type, self.half, enabled=self.half is not None):
         accuracy = quick_accuracy(self.model, self.processing_class, self.sample, self.cfg)
     if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
     out.metrics.update({f"eval_accuracy_{k}": accuracy[k] for k in ("strict", "flexible")}, eval_finished=accuracy["finished"])
@@ -192,14 +195,19 @@ def build_trainer(
     def tensors(split):
         columns = tokens[split][:]
         return [{"input_ids": torch.tensor(i), "labels": torch.tensor(l)} for i, l in zip(columns["input_ids"], columns["labels"])]
-    args, log, signals = training_arguments(cfg, folder), RunLog(folder), StopOnSignal()
+    args, train_rows = training_arguments(cfg, folder), tensors("train")
+    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    cfg, not_packed = checked_config(cfg, model, train_rows, tokenizer.pad_token_id, half)
+    if not_packed: args = training_arguments(cfg, folder)
+    log, signals = RunLog(folder), StopOnSignal()
     callbacks = [log, signals, Progress(log)]
     if cfg.train.early_stopping_patience: callbacks.append(EarlyStopping(cfg.train.early_stopping_patience))
     n = min(cfg.train.validation_samples, len(rows.get("validation", ())))
     trainer = GSM8KTrainer(
-        cfg, rows["validation"].select(range(n)) if n else None, model=model, args=args, train_dataset=tensors("train"),
+        cfg, rows["validation"].select(range(n)) if n else None, model=model, args=args, train_dataset=train_rows,
         eval_dataset=tensors("validation") if args.eval_strategy != "no" else None,
         data_collator=Collator(tokenizer.pad_token_id), processing_class=tokenizer, callbacks=callbacks)
+    trainer.fast_path = {"packing": not_packed or "equal to transformers"} if cfg.train.packing or not_packed else {}
     if cfg.train.packing: trainer.data_collator = packed_collator(cfg, trainer.speedup)
     trainer.remove_callback(PrinterCallback) # `Progress` says it in fewer lines
     return trainer, log, signals
@@ -227,7 +235,8 @@ def check_trained(
                             "Try a smaller train.learning_rate, and another run_name: the last checkpoint may have them too.")
     if not counts[1]:
         raise TrainingError("nothing was trained: the weights are what they were before the first step. Was the learning rate 0 "
-                            "in all steps (train.max_steps, train.warmup_steps), or are lora_config.target_modules never used?")
+                            "in all steps (train.max_steps, train.warmup_steps), are lora_config.target_modules never used, or did every "
+                            "step overflow in fp16 (then train.max_steps is too small for the loss scale to come down)?")
 
 # %% ../../nbs/training/trainer.ipynb #91d953a7
 def save_weights(

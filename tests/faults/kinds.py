@@ -226,7 +226,7 @@ RUN = {
     "going on with other base weights": (a_killed_run(keys("record.json", model_fingerprint="0" * 64)), "Give the run another name"),
     "an evaluation's record cut off": (a_result(cut(f"{NAME}.json")), "delete it and run that step again"),
     "answers so far that are damaged": (a_file(f"eval_results/{NAME}.partial.jsonl", '{"a": 1}\n{"id": \n{}\n', lambda f: EVALUATE),
-                                       "line 2: no JSON object"),
+                                       "line 2: not valid JSON; delete"),
     "an archive's records cut off": (an_archive(cut("records.jsonl")), "records.jsonl: missing or damaged"),
     "an archive's answers cut off": (an_archive(cut("answers.parquet")), "answers.parquet: missing or damaged"),
     "no file of questions": (lambda box: ask("toy", "--input", "none.jsonl", "--output", "a.jsonl"), "no such file"),
