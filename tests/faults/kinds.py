@@ -166,7 +166,7 @@ DATA = {
     "LoRA on layers that there aren't": (lambda box: train("lora_config.target_modules=[q_prj]"), "it has down_proj"),
     "a file where the runs should be": (a_file("runs", "", lambda f: train()), "move away what is in the way"),
     "a file where the cache should be": (a_file("cache", "", lambda f: train()), "move away what is in the way"),
-    "a file where the results should be": (a_file("eval_results", "", lambda f: EVALUATE), "move away what is in the way"),
+    "a file where the results should be": (a_file("eval_results", "", lambda f: EVALUATE), "results can't be written here"),
 }
 MODEL = {
     "no such model folder": (lambda box: ask("./nope"), "no such model folder"),
@@ -215,7 +215,7 @@ RUN = {
     "an adapter's weights cut off": (an_adapter(cut("adapter_model.safetensors")), "incomplete"),
     "no such run": (lambda box: ["evaluate", "--run", "runs/none"], "no config.yaml here"),
     "a run that isn't finished": (a_run(gone("adapter")), "has the run finished"),
-    "a run's config.yaml cut off": (a_run(cut("config.yaml")), "was it cut off"),
+    "a run's config.yaml cut off": (a_run(put("config.yaml", "preset: toy\ntuning_method: lora\n")), "was it cut off"),
     "a run's record.json cut off": (a_run(cut("record.json")), "delete it and run that step again"),
     "a run's record of a later version": (a_run(keys("record.json", schema_version=9)), "schema version 9"),
     "an override that would change the training": (asked_run("--overrides=seed=3"), "would change"),
