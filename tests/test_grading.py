@@ -53,7 +53,7 @@ CASES = [
     ("#### €18", "18", "FN"),
     ("####18", "18", "FN"),
     ("####  18", "18", "FN"),                       # two spaces
-    ("####\n18", "18", "F"),
+    ("####\n18", "18", "FN"),
     ("#### +18", "18", "FN"),
     ("#### **18**", "18", "FN"),
     ("#### 18 eggs", "18", "SFN"),
@@ -172,6 +172,226 @@ def test_by_hand(text, gold, right):
     for name in FILTERS: assert got[name] == harness(text, gold, name)
 
 
+# kinds of statements in the prose of instruct models, in our words: text, gold, is it right?
+KINDS = {
+    "mark inside a sentence": [
+        ('First we fill it.\nso the tank holds #### 12 litres of water', '12', True),
+        ('so the tank holds #### 12 litres of water.', '12', True),
+        ('So the tank holds #### 12 litres of water to fill 3 jugs.', '12', True),
+        ('He pays #### $104 for the boots and the belt.', '104', True),
+        ('Thus she needs #### 5 boxes in order to pack all 40 books.', '5', True),
+        ('It takes #### 3 hours. He arrives at 5.', '3', True),
+        ('She has 12 + 6 = #### 18 eggs, so she can bake.', '18', True),
+    ],
+    "mark with equation": [
+        ('#### 9 * 2 = 18', '18', True),
+        ('#### x = 18', '18', True),
+    ],
+    "mark with words": [
+        ('#### The answer is 18', '18', True),
+        ('#### Answer: 18', '18', True),
+        ('#### Total cost: $18', '18', True),
+        ('#### Final Answer\n18', '18', True),
+        ('#### Final Answer\n**$18**', '18', True),
+    ],
+    "mark, list": [
+        ('#### - 18', '18', False),
+    ],
+    "last sentence": [
+        ('The boots cost 130 * 0.8 = 104.\nTherefore the boots cost $104.', '104', True),
+        ('Therefore the boots cost $104.', '104', True),
+        ('So she pays $104 for the boots', '104', True),
+        ('Thus, Tom has 12 apples left.', '12', True),
+        ('In total, they read 45 pages.', '45', True),
+        ('Step 1: 9 eggs.\nStep 2: 9 * 2 = 18.', '18', True),
+    ],
+    "last sentence, several": [
+        ('16 - 3 - 4 = 9 and 9 * 2 = 18. So Janet makes $18 every day by selling 9 eggs at $2 each.', '18', True),
+        ('Therefore, after selling 9 eggs at $2 each, Janet makes $18 per day.', '18', True),
+        ('Therefore, in 4 weeks she will eat 7 dozen eggs.', '7', True),
+        ('Therefore, the cost of 3 shirts is $45.', '45', True),
+        ('So 12 of the 30 students are girls.', '12', True),
+        ('48 / 12 = 4. Therefore, Tom needs 4 boxes to pack 48 eggs.', '4', True),
+        ('Tom is 15 and Jane is 12.', '15', False),
+        ('Tom is 15 and Jane is 12.', '12', False),
+    ],
+    "last sentence, bold": [
+        ('Therefore, with 9 eggs at $2, Janet makes **$18** every day.', '18', True),
+    ],
+    "last sentence, closing": [
+        ('Therefore, the boots cost $104. I hope this helps!', '104', True),
+        ('Therefore, the boots cost $104.\n\nLet me know if you have any other questions.', '104', True),
+        ('So he has 5 apples left. 😊', '5', True),
+    ],
+    "cents": [
+        ('Therefore, the boots cost $104.00.', '104', True),
+        ('#### $104.00', '104', True),
+        ('#### 104.00 dollars', '104', True),
+        ('She pays $18.50.', '18.5', True),
+        ('She pays 18 dollars and 50 cents.', '18.5', True),
+        ('#### $18 and 50 cents', '18.5', True),
+        ('The answer is 18 dollars and 50 cents.', '18', False),
+        ('#### $ 18.00', '18', True),
+        ('#### 18.00$', '18', True),
+        ('#### US$18', '18', True),
+        ('The total is USD 18.', '18', True),
+    ],
+    "restated": [
+        ('Problem: Tom has 3 apples and buys 2. How many has he?\nSolution: 3 + 2 = 5\n#### 5', '5', True),
+        ('Question: Tom has 3 apples and buys 2. How many has he?\nAnswer: Tom has 3 + 2 = 5 apples.\n#### 5', '5', True),
+        ('**Problem:** Tom has 3.\n\n**Solution:**\n3 + 2 = 5. Therefore he has 5.\n\n**Problem:** Ann has 7.\n**Solution:** 7', '5', True),
+        ('**Problem:** Tom has 3.\n\n**Solution:**\n3 + 2 = 5. So he has 5.\n\n**Problem:** Ann: 7.\n**Solution:** 7\n#### 7', '7', False),
+        ('Problem: Tom has 3 apples. How many are 3?', '3', False),
+        ('Here is the question.\nQuestion: Tom has 3 apples and buys 2. How many?\nSolution: He has 5 apples.', '5', True),
+    ],
+    "units": [
+        ('#### 5個', '5', True),
+        ('#### 12元', '12', True),
+        ('#### 5개', '5', True),
+        ('#### 3 Äpfel', '3', True),
+        ('#### 5 яблок', '5', True),
+        ('所以她每天赚18元。', '18', True),
+        ('答案：#### 18元', '18', True),
+        ('#### 18。', '18', True),
+        ('#### １８', '18', True),
+        ('#### 12kg', '12', True),
+        ('#### 12 km/h', '12', True),
+        ('#### 12 m²', '12', True),
+        ('#### 50%', '50', True),
+        ('#### 12"', '12', True),
+        ('#### 72°F', '72', True),
+    ],
+    "tags": [
+        ('<answer>5</answer>', '5', True),
+        ('He has 3 + 2 apples.\n<answer> 5 </answer>', '5', True),
+        ('<think>3 + 2 = 5</think>\n<answer>\\boxed{5}</answer>', '5', True),
+        ('<answer>5 or 6</answer>', '5', False),
+        ('So we have **5**', '5', True),
+        ('#### <b>5</b>', '5', True),
+        ('#### $\\text{5 apples}$', '5', True),
+        ('#### \\(5\\)', '5', True),
+        ('#### [5]', '5', True),
+        ('$$\\boxed{5}$$ apples', '5', True),
+        ('\\[ \\boxed{5 \\text{ apples}} \\]', '5', True),
+        ('### 5', '5', True),
+        ('3 + 2 = 5\n\n**5**', '5', True),
+        ('3 + 2 is five\n\n5', '5', True),
+    ],
+    "grouping": [
+        ('#### 1.000,50', '1000.5', True),
+        ('#### 1,000.50', '1000.5', True),
+        ('#### 1.000', '1000', False),
+        ('#### 1.000.000', '1000000', True),
+        ('#### 1\u202f000', '1000', True),
+        ('#### 1\xa0000 km', '1000', True),
+        ('#### 1\u2009000', '1000', True),
+        ('#### 1 8', '18', False),
+        ('#### 12,34', '1234', False),
+        ('#### 1,2', '12', False),
+    ],
+    "equation": [
+        ('So x = 5.', '5', True),
+        ('5 = x.', '5', True),
+        ('So the total is = 5.', '5', True),
+        ('Total = 18', '18', True),
+        ('Total cost = 9 * 2 = $18', '18', True),
+        ('x = 5 and y = 3.', '3', False),
+        ('x = 5 and y = 3.', '5', False),
+        ('Then we have:\n\\[ 9 \\times 2 = 18 \\]', '18', True),
+        ('So she makes 9 * 2 = $<<9*2=18>>18 every day.', '18', True),
+        ('9 + 9 = 18', '18', False),
+    ],
+    "numbers": [
+        ('The answer is 3/4.', '0.75', True),
+        ('The answer is 1 1/2 cups.', '1.5', True),
+        ('#### 1½', '1.5', True),
+        ('#### −3', '-3', True),
+        ('#### 1.5e3', '1500', True),
+        ('#### 1.5 x 10^3', '1500', True),
+        ('#### 3:30', '3', False),
+        ('#### 3-4', '3', False),
+        ('#### 18 and a half', '18', False),
+        ('#### 18 or so', '18', False),
+    ],
+    "continued": [
+        ('She has 18 eggs left.\n\nQuestion: What is 20?\nAnswer: 20', '18', True),
+        ('She has 18 eggs left.\n\nQuestion: What is 20?\nAnswer: 20', '20', False),
+        ('The answer is 18.\nHuman: what is 20?\nAssistant: The answer is 20.', '18', True),
+        ('The answer is 18.\nHuman: what is 20?\nAssistant: The answer is 20.', '20', False),
+        ('#### 18\n\nProblem 2: what is 20?\n#### 20', '18', True),
+        ('The answer is 18.\n\n### Instruction:\nWhat is 20?\n\n### Response:\nThe answer is 20.', '18', True),
+        ('She has 18 left.<|im_end|>\n<|im_start|>user\nWhat? 20.', '18', True),
+    ],
+    "no answer": [
+        ('She sells 9 eggs for $18', '18', False),
+        ('There are 20 eggs.\n18 eggs are left', '18', False),
+        ('So 9 * 2 = 18', '18', False),
+        ('Then 16 - 3 = 13, and 9 * 2 = 18, so', '18', False),
+        ('Is it 18?', '18', False),
+        ('She does not have 18 eggs.', '18', False),
+        ('If she had 18 eggs, she would be rich.', '18', False),
+        ('She has more than 18 eggs.', '18', False),
+        ('She has twice 18 eggs.', '18', False),
+        ('She bought 4 times the number of onions.', '4', False),
+        ('She earns 80 or higher.', '80', False),
+        ('The answer cannot be determined from the 18 eggs.', '18', False),
+        ('There is not enough information. She has 18 eggs.', '18', True),
+        ('She has 18 eggs. It is not possible to say how many she sells.', '18', False),
+        ('The answer is not 18.', '18', False),
+        ('Answer: She has 18 eggs.\nShe eats some.', '18', False),
+    ],
+    "phrase": [
+        ('The answer is that Janet makes $18 every day.', '18', True),
+        ('The final answer is: $18.00', '18', True),
+        ('The correct answer is 18 eggs.', '18', True),
+        ('The answer to the problem is therefore $18.', '18', True),
+        ('Answer: Janet makes 9 * 2 = $18 every day.', '18', True),
+        ('The answer is 18, since she has 9 eggs.', '18', True),
+        ('**Final Answer**: Janet makes $18.', '18', True),
+        ('Final Answer:\nJanet makes $18 every day by selling 9 eggs.', '18', True),
+        ('Therefore, the answer is $9 \\times 2 = 18$.', '18', True),
+        ('ANSWER: $18', '18', True),
+        ('The answer is $\\boxed{18}$ dollars.', '18', True),
+        ('So the answer is:\n\n18 dollars', '18', True),
+    ],
+    "headings": [
+        ('#### 1. Count the eggs\n16 - 7 = 9\n#### 2. Price\n9 * 2 = 18\n\n#### 18', '18', True),
+        ('#### 1. Count the eggs\n16 - 7 = 9.\nThe answer is 18.', '18', True),
+        ('#### 18. She sells them.', '18', True),
+    ],
+    "two numbers": [
+        ('The answer is 5 or 6.', '5', False),
+        ('The answer is 5 or 6.', '6', False),
+        ('She has between 5 and 10 eggs.', '10', False),
+        ('So the train arrives after 3 hours and 20 minutes.', '20', False),
+        ('There are 15 girls and 12 boys, so there are 27 children.', '27', True),
+    ],
+    "doubt": [
+        ('It is false that the answer is 18.', '18', False),
+        ('I doubt she has 18.', '18', False),
+    ],
+    "choice": [
+        ('A. 10\nB. 11\nC. 12\nD. 13', '13', False),
+    ],
+    "loop": [
+        ('He has 3.\nHe has 3.\nHe has 3.\nHe has 3.', '3', False),
+    ],
+    "cut": [
+        ('The total is:\n\\[\n1', '1', False),
+        ("He needs 2 boxes so that's 2", '2', False),
+        ('She makes $<<9*2=1', '1', False),
+        ('print(x)\n```output\n26', '26', False),
+    ],
+    "code": [
+        ('```python\nprint(x)\n```\n```output\n26\n```', '26', True),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_statements(kind):
+    for text, gold, right in KINDS[kind]: assert grade(text, gold)["numeric"] is right, (text, extract_numeric(text))
+
 NOTHING = dict.fromkeys(GRADERS, False) | dict.fromkeys([f"extracted_{g}" for g in GRADERS])
 
 
@@ -179,7 +399,7 @@ def test_the_registry_is_what_saved_answers_and_protocols_hold():
     assert set(grade("#### 18", "18")) == {"strict", "flexible", "numeric", "extracted_strict", "extracted_flexible", "extracted_numeric"}
     assert all(g.name == name and g.label and g.description.endswith(".") for name, g in GRADERS.items())
     "The text is in the fingerprint of every result"
-    assert grader_versions() == "strict, flexible (lm-evaluation-harness gsm8k v3), numeric (gsm8k_sft 1)"
+    assert grader_versions() == "strict, flexible (lm-evaluation-harness gsm8k v3), numeric (gsm8k_sft 2)"
 
 
 def test_a_grader_is_added_by_one_entry(monkeypatch):
@@ -279,6 +499,16 @@ def test_a_megabyte_takes_linear_time(piece):
         start = time.process_time()
         grade(text, text), grade_answer(text, "18"), annotations(text), equations(text[:100_000]), calculate(text), to_number(text)
         assert time.process_time() - start < 30
+
+
+PIECES_OF_PROSE = ["\\[", "```", "<answer>", "So 9, ", "in 9 ", "9. ", "####<b>", "#### 1. A\n", "is 9 and ", ": \n", "1.000", "Q:\n"]
+
+
+@pytest.mark.parametrize("piece", PIECES_OF_PROSE)
+def test_a_statement_is_found_in_linear_time(piece):
+    start = time.process_time()
+    for text in (piece * (300_000 // len(piece)), piece * (1_000 // len(piece)) + "9."): extract_numeric(text)
+    assert time.process_time() - start < 10
 
 
 def test_final_number():

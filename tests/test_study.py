@@ -68,7 +68,7 @@ def test_whole_study_and_what_is_kept(tmp_path):
     assert "spread between seeds of" not in pairs.sentence[0], "an untuned model has no seeds"
     assert "spread between seeds of full-wd_main" in pairs.sentence[4] and "few runs" in pairs.sentence[4]
     assert (pairs["p, Holm"] >= pairs.p - 1e-12).all() and pairs.sentence.str.contains("within ±2 points").all()
-    assert calculator_table(small, tmp_path / "results").seeds.tolist() == [1]
+    assert calculator_table(small, tmp_path / "results").seeds.tolist() == [2, 2]
     both = split_table(small, tmp_path / "results").set_index("evaluated")
     validation = read_record(glob_files(kept, "lr_search/validation/toy__validation*__base-0shot-64new__*.json")[0])
     assert list(both.index) == ["full_main-lr1e-3-s0", "base-0shot"]
@@ -86,9 +86,9 @@ def test_whole_study_and_what_is_kept(tmp_path):
     assert len(open_jobs(small)[0]) == 4
     assert open_jobs(small, skip_kept(small, tmp_path / "results")) == ([], 0), "a fresh clone with results/ has nothing left to do"
     unpack(kept, tmp_path / "less" / "toy")
-    for path in (tmp_path / "less").glob("toy/eval/*main-lr1e-3-s1__test*__full__*"): path.unlink()
+    for path in (tmp_path / "less").glob("toy/eval/*main-lr1e-3-s1__test*__full-64new__*"): path.unlink()
     assert [j.name for j in open_jobs(small, skip_kept(small, tmp_path / "less"))[0]] == ["full_main-lr1e-3-s1"]
-    assert missing_jobs(small, tmp_path / "less") == ["full_main-lr1e-3-s1 (full)"], "folders are read as an archive is"
+    assert missing_jobs(small, tmp_path / "less") == ["full_main-lr1e-3-s1 (full-64new)"], "folders are read as an archive is"
 
 
 @pytest.mark.slow

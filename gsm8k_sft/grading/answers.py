@@ -59,10 +59,12 @@ def same_text(
 WHOLE_NUMBER = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _EXPONENT = r"""(?:[eE](?P<e>[-+]?[0-9]{1,3})(?![0-9])
       |[ ]?(?:x|×|\*|\\times)[ ]?10\^\{?(?P<ten>-?[0-9]{1,3})(?![0-9])\}?)"""
-_NUMBER = rf"""(?P<lead>[-+]?(?:[$€£¥₹][ ]?)?|[$€£¥₹][-+])
+_NUMBER = rf"""(?P<lead>[-+]?(?:(?:(?:US)?[$€£¥₹]|USD|EUR|Rs\.?)[ ]?)?|[$€£¥₹][-+])
     (?:(?:(?P<mixed>{WHOLE_NUMBER})[ ])?(?P<top>{WHOLE_NUMBER})[ ]?/[ ]?(?P<bottom>{WHOLE_NUMBER})
+      |(?P<dots>[1-9][0-9]{{0,2}}(?:(?:\.[0-9]{{3}})+,[0-9]{{1,2}}|(?:\.[0-9]{{3}}){{2,}})(?![0-9]))
       |(?P<decimal>{WHOLE_NUMBER}(?:\.[0-9]+)?|\.[0-9]+){_EXPONENT}?)
-    (?:[ ]?(?P<scale>hundred|thousand|million|billion|trillion)\b|(?P<k>[kK])\b)?"""
+    (?:[ ]?(?P<scale>hundred|thousand|million|billion|trillion)\b|(?P<k>[kK])\b)?
+    (?:(?:[ ]dollars?)?[ ]and[ ](?P<cents>[0-9]{{1,2}})[ ]cents?\b)?"""
 _SCALES = {"": 1, "k": 10**3, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 def _value(match):
@@ -71,12 +73,14 @@ def _value(match):
     if part["top"]:
         if not int(part["bottom"]): return None
         value = int(part["mixed"] or 0) + Fraction(int(part["top"]), int(part["bottom"]))
+    elif part["dots"]: value = Fraction(match["dots"].replace(".", "").replace(",", "."))
     else: value = Fraction(part["decimal"]) * Fraction(10) ** int(part["e"] or part["ten"] or 0)
-    value *= _SCALES[(part["scale"] or part["k"]).lower()]
+    value = value * _SCALES[(part["scale"] or part["k"]).lower()] + Fraction(int(part["cents"] or 0), 100)
     return -value if "-" in part["lead"] else value
 
 # %% ../../nbs/grading/answers.ipynb #eb7e7e58
-_PLAIN = str.maketrans({"−": "-", "‐": "-", "‑": "-", "–": "-", "\u00a0": " ", "\u202f": " ", "\t": " "})
+_PLAIN = str.maketrans({"−": "-", "‐": "-", "‑": "-", "–": "-", "\t": " ", "。": ".", "、": ",", **dict.fromkeys("\u00a0\u2009\u202f", " "),
+                        **{0xFF01 + i: 0x21 + i for i in range(94)}}) # the last: full-width characters
 _LATEX = [
     (r"\{,\}", ","), (r"\\[,!;:]|\\left|\\right", ""), (r"\\([$%])", r"\1"), (r"\\[()\[\] ]", " "), (r"\^\{?\\circ\}?", "°"),
     (r"\\(?:text|textbf|mathrm|mathbf|mbox|boxed) ?\{([^{}]*)\}", r" \1 "),
@@ -87,8 +91,9 @@ _LATEX = [
 def clean_number(
     text: str, # a short text
 ) -> str: # the same with plain digits, signs and slashes
-    "A text without markdown and LaTeX"
-    text = re.sub(r"\*\*|__|`|\$\$", " ", text.translate(_PLAIN))
+    "A text without markdown, tags, annotations and LaTeX"
+    text = re.sub("(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))", ",", text).translate(_PLAIN)
+    text = re.sub(r"<<[^<>\n]{0,200}>>|</?[A-Za-z]{1,12}>|\*\*|__|`|\$\$", " ", text)
     if "\\" in text or "{,}" in text:
         for pattern, plain in _LATEX: text = re.sub(pattern, plain, text)
     text = re.sub("(?<=[0-9])(?=[¼-¾⅐-⅞])", " ", text)
@@ -97,21 +102,28 @@ def clean_number(
 # %% ../../nbs/grading/answers.ipynb #a0af7dca
 _SOFT = "about|approximately|around|roughly|exactly|only|just|simply|therefore|thus|a[ ]total[ ]of|equal[ ]to"
 _STATED = re.compile(rf"(?:[\s*_~≈(\[{{\"'“:]|(?:{_SOFT})\b)*" + _NUMBER, re.X | re.I)
-_AFTER = re.compile(r"\s|[%°¢$€£¥*_.,;!)\]}\"'”’]|-?(?![MB]\b)[A-Za-zµ]|/[A-Za-z]|\Z")
-_ASIDE = re.compile(r"\((?![^()]*\b(?:or|not)\b)[^()]*\)|\b(?:in|per|for|every|each|after|within|at) (?:[a-z]+ ){0,2}\$?[0-9][0-9,.]*")
-_DOUBT = set("or and to not minus plus times divided squared cubed wrong incorrect through than versus vs".split())
+_AFTER = re.compile(r"\s|[%°¢$€£¥*_.,;!)\]}\"'”’]|-?(?![MB]\b|[²³¹⁰-⁹])[^\W\d_]|/[A-Za-z]|\Z")
+_ASIDE = re.compile(r"""\((?![^()]*\b(?:or|not)\b)[^()]*\)|\#[0-9]+|\b[0-9]{1,2}:[0-9]{2}\b
+    |\b(?:(?:in|per|for(?![ ]\$)|every|each|after|within|at|of|from|with|on|over|during|by|(?!leaving|making|giving|total|remain)[a-z]+ing)
+       [ ]+(?:[a-z]+[ ]+){0,2}|to[ ](?!(?:about|around|approximately|roughly)\b)(?:[a-z]+[ ]+){1,3})
+       \$?[0-9][0-9,.]*(?:(?:[ ][a-z]+){0,3}[ ]and[ ]\$?[0-9][0-9,.]*)?""", re.X | re.I)
+_DOUBT = set("or not minus plus divided squared cubed wrong incorrect".split())
+_REASON = re.compile(r",? (?:because|since|so|which|leaving|when|if|given)\b|, as\b")
+_JOINED = re.compile(r" ?(?:[^\W\d_]+ ?){0,2}?(?:\b(?:or|and|to)\b|[&,*/×+-]) ?\$?[0-9]| [0-9]+\b(?!-)")
+_WORDS = r"\?|\band (?:an? |one )?(?:half|quarter|third)|\bthan (?:[a-z]+t(?:y|een)|one|two|three|four|five|six|seven|eight|nine|ten)\b"
 _LONGEST = 200 # characters of a statement
 
-def _read(statement):
-    "The number that a short text states, as (its text, its value); None if it states none, or more than one"
+def _read(statement, result=False):
+    "The number that a short text begins with, as (its text, its value); None if there is none, or more than one unless it is a `result`"
     if len(statement) > _LONGEST: return None
-    text = re.split(r"\b(?:because|since)\b", clean_number(statement))[0]
+    text = _REASON.split(clean_number(statement))[0]
     unequal, text = re.search("[!<>]=|[≠≤≥]", text), text.rpartition("=")[2]
     match = _STATED.match(text)
     if unequal or not match or not _AFTER.match(text, match.end()): return None
-    tail = _ASIDE.sub(" ", text[match.end():])
-    next_words = re.findall(r"[a-z'’]+", tail.lower().replace("’", "'"))[:3]
-    doubt = any(w in _DOUBT or w.endswith("n't") for w in next_words) or re.search(r"(?<![A-WYZa-wyz])[0-9]|\?", tail)
+    tail = text[match.end():]
+    other = _JOINED.match(tail) if result else re.search(r"(?<![A-WYZa-wyz])[0-9]", _ASIDE.sub(" ", tail))
+    next_words = re.findall(r"[a-z'’]+", tail.lower().replace("’", "'"))[:1 if result else 3]
+    doubt = other or any(w in _DOUBT or w.endswith("n't") for w in next_words) or re.search(_WORDS, tail)
     value = None if doubt else _value(match)
     return None if value is None else (text[match.start("lead"):match.end()], value)
 
@@ -132,21 +144,22 @@ def same_number(
     return value is not None and to_number(found) == value
 
 # %% ../../nbs/grading/answers.ipynb #57f3dd1f
-_ASKED = r"(?:Question|QUESTION)(?: [0-9]{1,4})?:|^[ \t*#]{0,8}(?:Q|Problem)(?: [0-9]{1,4})?:"
-_QUESTION = re.compile(rf"{_ASKED}|</s>|<\|im_end\|>|<end_of_turn>|<start_of_turn>|<eos>", re.M)
+_ASKED = r"(?:Question|QUESTION)(?: [0-9]{1,4})?:|^[ \t*#]{0,8}(?:Q|Problem|Exercise|Human|User|Instruction)(?: [0-9]{1,4})?:"
+_QUESTION = re.compile(rf"{_ASKED}|(?P<end></s>|<\|im_end\|>|<end_of_turn>|<start_of_turn>|<eos>)", re.M)
 
 def own_text(
     text: str, # what the model wrote
 ) -> str: # its beginning, up to where it makes up a question of its own
-    "The text up to the next question"
-    match = _QUESTION.search(text)
-    return text[:match.start()] if match else text
+    "The text up to the next question; one that stands before all numbers is the question that was asked"
+    for i, match in enumerate(_QUESTION.finditer(text)):
+        if i or match["end"] or re.search("[0-9]", text[:match.start()]): return text[:match.start()]
+    return text
 
 _LABEL = re.compile(r"^[ \t*#_]{0,8}(?:answer|ans|a)[*_ ]{0,4}:", re.M | re.I)
 
 def _line(text, start):
-    "The line from `start` on, up to one character too many"
-    return text[start:start + _LONGEST + 1].partition("\n")[0]
+    "The first sentence of the line from `start` on, up to one character too many"
+    return re.split(r"(?<=[.!?])\s+(?![a-z(=+*/-])", text[start:start + _LONGEST + 1].partition("\n")[0].strip())[0]
 
 def _short(text):
     "The number of a line that is only a number with at most four words"
@@ -161,19 +174,39 @@ def _turn(text):
     return text[:labels[1]] if len(labels) == 2 else text
 
 # %% ../../nbs/grading/answers.ipynb #aec4b7eb
-_BESIDE = set("""if no never neither between almost nearly twice thrice half third quarter double triple
-more less fewer least most over under""".split())
-_ALONE = re.compile(r"(?<![\w.,/^])" + _NUMBER, re.X)
+_SO = r"(?:so|therefore|thus|hence|finally|overall|altogether|in (?:total|conclusion|all|summary))"
+_CLAUSE = re.compile(rf"^\W*(?:(?:{_SO}|and|then|now)\b,? ?)*(?P<if>if\b)?"
+    r"(?(if)|(?:when|after|since|because|as|given|assuming|with|at|for|in|by|to|out of|from|of|during)\b)[^,]*(?:,(?! )[^,]*)*, ", re.I)
+_ALONE = re.compile(r"(?<![A-Za-z0-9_.,/^#])" + _NUMBER, re.X)
+_BESIDE = re.compile(r"(?:\b(?:twice|thrice|half|third|quarter|double|triple|almost|nearly|over|under|than|never|not|no|if|or)\b|n't)"
+                     r"(?: \w+)? ?\Z", re.I)
+_HENCE = re.compile(r",? (?:and )?(?:so(?! far| that| much| many| on)|therefore|thus|hence|making|leaving|giving|for a total of)\b")
+_FACTOR = re.compile(r"-[A-Za-z]| ?times (?:as|the|more|less|larger|bigger|that|his|her|their)\b| or (?:more|less|higher|lower|so)\b")
+_UNSURE = re.compile(r"\?\W*\Z|^\W*(?:[a-h][.):] |(?:if|question|problem)\b)|[0-9] (?:[a-z]+ )?or (?:[a-z]+ )?\$?[0-9]|\bbetween \$?[0-9]"
+    r"|[0-9] ?[-:] ?[0-9]|[!<>]=|[≠≤≥]|\b(?:cannot|wrong|incorrect|false|doubt|whether|suppose|assume)\b|not (?:enough|possible)", re.I)
 
-def _sentence(text):
-    "The only number of one whole sentence"
-    text = clean_number(text).strip()
-    if "=" in text or not text.endswith((".", "!")): return None
-    numbers = list(_ALONE.finditer(_ASIDE.sub(" ", text)))
-    start = text.find(numbers[0].group()) if len(numbers) == 1 else -1
-    words = re.findall("[a-z']+", text[:max(start, 0)].lower())
-    doubt = any(w in _DOUBT | _BESIDE or w.endswith("n't") for w in words)
-    return _read(text[start:]) if start >= 0 and not doubt and ")" not in text[:start] else None
+def _numbers(text):
+    "The numbers of a sentence that may be its result, in order, as (text, value)"
+    found = [(m, _value(m)) for m in _ALONE.finditer(text) if _AFTER.match(text, m.end()) and not _FACTOR.match(text, m.end())]
+    return [(m.group(), v) for m, v in found if v is not None and not _BESIDE.search(text[max(0, m.start() - 30):m.start()])]
+
+# %% ../../nbs/grading/answers.ipynb #c0c1a577
+def _sentence(sentence, before=""):
+    "The number that a whole sentence states as its result; `before` is the working that led to it"
+    if len(sentence) > 2 * _LONGEST: return None
+    text = re.sub(r"^\W*(?:(?:step|part|case) ?)?[0-9]{1,2}[.):] ", "", clean_number(sentence).strip(), flags=re.I)
+    if (clause := _CLAUSE.match(text)) and (clause["if"] or re.search("[0-9]", text[clause.end():])): text = text[clause.end():]
+    text = re.split(r",? (?:because|since)\b|, as\b", text)[0]
+    if re.search("[0-9]", result := _HENCE.split(text)[-1]): text = result
+    if re.search("[0-9]", bare := re.sub(r"\((?![^()]*\b(?:or|not)\b)[^()]*\)", " ", text)): text = bare
+    left, equal, right = re.sub(r"\bequals\b", "=", text).rpartition("=")
+    if _UNSURE.search(_ASIDE.sub(" ", right)) or re.search(r"=.*\b(?:and|or) [A-Za-z ]+\Z", left): return None
+    if equal: return _read(right, True) or _read(left)
+    bold = clean_number(" ".join(re.findall(r"\*\*([^*]+)\*\*", sentence)))
+    worked = [_value(m) for m in re.finditer(r"= ?" + _NUMBER, clean_number(before), re.X)][-1:]
+    found = _numbers(text)
+    for choice in (_numbers(bold), found, [n for n in found if n[1] in worked], _numbers(_ASIDE.sub(" ", text))):
+        if len({value for _, value in choice}) == 1: return choice[0] if len(choice) == 1 or re.search(r"[^\W\d_]", text) else None
 
 # %% ../../nbs/grading/answers.ipynb #184d06e5
 _VERB = r"(?:is|would[ ]be|should[ ]be|will[ ]be|comes[ ]to|equals)"
@@ -181,7 +214,7 @@ _PHRASE = re.compile(rf"""
     (?:\banswer(?:[ ]to[ ](?:the|this|your)[ ](?:question|problem))?["*_ ]{{0,4}}(?:(?P<colon>[:=])|\b{_VERB}\b)
       |^[ \t*\#_]{{0,8}}(?P<short>(?-i:Ans|A(?!:[^\n]*\n\s{{0,4}}B:)))[*_ ]{{0,4}}:)
     \s{{0,8}}:?["*_]{{0,4}}\s{{0,8}}""", re.I | re.M | re.X)
-_NO_FACT = r"if|whether|unless|suppos\w*|assum\w*|doubt\w*|false|wrong|incorrect|previous|not"
+_NO_FACT = r"each|every|if|whether|unless|suppos\w*|assum\w*|doubt\w*|false|wrong|incorrect|previous|not"
 _SUPPOSED = re.compile(rf"\b(?:{_NO_FACT})(?: [a-z']+){{0,3}} ?\Z", re.I)
 
 def _phrase(turn):
@@ -189,32 +222,54 @@ def _phrase(turn):
     for match in reversed(list(_PHRASE.finditer(turn))[-50:]):
         if _SUPPOSED.search(turn[max(0, match.start() - 40):match.start()]): continue
         line = _line(turn, match.end())
-        pieces = re.split(r"(?<=[.!?])\s+", line.strip())
-        last = not turn[match.end() + len(line):].strip()
-        if not re.search(r"[0-9¼-¾⅐-⅞]|\bnot\b|n't|\bwrong\b", pieces[0]): continue
-        if not last and (match["colon"] or match["short"] or "=" in pieces[0]): return match.start(), _short(pieces[0])
-        found = _read(pieces[0])
-        if not found and last and match["colon"] and len(pieces) == 1: found = _sentence(line)
-        return match.start(), found
+        if not re.search(r"[0-9¼-¾⅐-⅞]|\bnot\b|n't|\bwrong\b", line): continue
+        last = not turn[match.end():].strip()[len(line):].strip()
+        if last or not (match["colon"] or match["short"] or "=" in line):
+            return match.start(), _read(line) or _sentence(line, turn[max(0, match.start() - 1000):match.start()])
+        if found := _short(line): return match.start(), found
     return -1, None
 
+# %% ../../nbs/grading/answers.ipynb #c0c1a572
+_REMARK = re.compile(r"\W*(?:i|let|this|that|these|hope|please|thank|feel|if you|good|great|enjoy|note|check|verif|we can|remember)\b"
+                     r"|[^A-Za-z0-9]*\Z", re.I)
+_STOP = re.compile(r"(?<!\n[A-Z]\.)(?<=[.!?])[\"'”’)*_]*\s+(?![a-z(=+*/-])|(?<=[。！])|\n+")
+_BARE = re.compile(r"[\W_]*[0-9][0-9.,/]*(?: ?\w+)?")
+_NAMED = re.compile(rf"(?!.*\b(?:and|or|so|but|for|of|the|an?|per|at|in|each|to|with|on|is|are|was|equals)\W*\Z)\W*(?:{_SO}\b[^=]*"
+                    rf"|(?!{_SO}\b)[^0-9=:]*[A-Za-z][^0-9=:]*[:=].*[0-9]|.*=[\s$]*[0-9][0-9.,]*(?: [A-Za-z]+)+)\Z", re.I)
+
+def _conclusion(turn):
+    "The result of the last sentence, if the text is finished"
+    if any(turn.count(begin) > turn.count(end) for begin, end in (("\\[", "\\]"), ("<<", ">>"))) or turn.count("```") % 2: return None
+    tail = turn[-2000:].rstrip()
+    finished = re.search(r"[.!。！)}\]>*`\"'”’$]\Z", tail)
+    tail = re.sub(r":[\s*]*\n[\s*]*", ": ", re.sub(r"\\[\[\]]|\$\$|```\w*", " ", tail))
+    pieces = [p for p in map(str.strip, _STOP.split(tail)) if p]
+    while pieces and not re.search("[0-9¼-¾⅐-⅞]", pieces[-1]):
+        if not (finished := _REMARK.match(pieces.pop())): return None
+    if not pieces or pieces.count(pieces[-1]) > 2: return None # caught in a loop
+    *before, last = pieces
+    alone = _BARE.fullmatch(last) and not (before and _BARE.fullmatch(before[-1]))
+    return _sentence(last, "\n".join(before)) if finished or alone or _NAMED.match(last) else None
+
 # %% ../../nbs/grading/answers.ipynb #4d1f7b15
-_HASH = re.compile(r"####(?!#)(?=[^\n\w#]{0,12}(?:[0-9¼-¾⅐-⅞]|\\?boxed|[dt]?frac))")
-_BOXED = re.compile(r"\\boxed\s?\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
+_HEADING = r"(?!\W{0,4}[1-9][.)] [*_]*[A-Z][^\n]*\n(?s:.*)(?:####|\\boxed|[Aa]nswer))"
+_HASH = re.compile(rf"####(?!#){_HEADING}(?=(?:[^\n\w#]|</?b>|\\text\{{){{0,12}}(?:[0-9０-９¼-¾⅐-⅞]|US\$|\\?boxed|[dt]?frac))")
+_BOXED = re.compile(r"\\boxed\s?\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}|<answer>([^<>]{1,200})</answer>")
+
+def _stated(turn):
+    "The number of the last box, label or phrase; else of a text that is nothing but a number; else of the last sentence"
+    boxed = deque(_BOXED.finditer(turn), maxlen=1)
+    place, found = _phrase(turn) if re.search("[Aa]", turn) else (-1, None) # the letter of every label and phrase
+    if boxed and boxed[0].start() > place: return _read(boxed[0][1] or boxed[0][2] or "")
+    return found if place >= 0 else _short(turn) or _conclusion(turn)
 
 def extract_numeric(
     text: str, # what the model wrote
 ) -> str | None: # the number as written, without markdown and LaTeX; None if the text states no answer, or no single one
     "The number that a text states as its final answer"
     own = own_text(text if isinstance(text, str) else "")
-    if match := _HASH.search(own): found = _read(_line(own, match.end()))
-    else:
-        has_letter = re.search("[Aa]", own) # of every label and phrase
-        turn = _turn(own) if has_letter else own
-        boxed = deque(_BOXED.finditer(turn), maxlen=1)
-        place, found = _phrase(turn) if has_letter else (-1, None)
-        if boxed and boxed[0].start() > place: found = _read(boxed[0].group(1))
-        elif place < 0: found = _short(turn)
+    if match := _HASH.search(own): found = _read(_line(own, match.end()), True)
+    else: found = _stated(turn := _turn(own)) or (_stated(own) if turn != own else None)
     return found[0] if found else None
 
 # %% ../../nbs/grading/answers.ipynb #d34ef448
@@ -231,7 +286,7 @@ class Grader:
 GRADERS = {g.name: g for g in (
     Grader("strict", extract_strict, same_text, "exact", "lm-evaluation-harness gsm8k v3",
            "The number after the first `#### `, compared as text."),
-    Grader("numeric", extract_numeric, same_number, "number", "gsm8k_sft 1",
+    Grader("numeric", extract_numeric, same_number, "number", "gsm8k_sft 2",
            "The number that the text states as its answer, compared as a number."),
     Grader("flexible", extract_flexible, same_text, "last number", "lm-evaluation-harness gsm8k v3",
            "The last number anywhere in the text, compared as text."))}
