@@ -146,8 +146,12 @@ def make_report(
     root: Path | str | None = None, # records laid out as results/, which is the default
 ) -> Path: # report.md
     "Write report.md and its figures from records"
+    import matplotlib.pyplot as plt
     out, root = Path(out or project_root() / "report"), root or project_path("results")
     words = {path.name: said for path, said in draw_figures(out, root=root, kinds=("png",)).items()}
+    for name, axes in studies.rate_figures(root):
+        words[save_figure(axes, out / name, ("png",))[0].name] = axes.alt
+        plt.close(axes.figure)
     return write_text(out / "report.md", _sections(out, root, words).report().strip() + "\n")
 
 # %% ../nbs/05_report.ipynb #cc7a1b75
