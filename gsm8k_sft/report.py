@@ -12,7 +12,7 @@ from pathlib import Path
 from fastcore.script import call_parse
 from .analysis import draw_figures
 from .core.config import choices, project_path, project_root
-from .core.runs import read_json, write_text
+from .core.runs import plain_errors, read_json, write_text
 from .evaluation.results import LABELS, is_plain, read_evaluations, read_runs
 from .experiments import tables as studies
 from .experiments.study import Job, matrix_jobs, read_study
@@ -146,8 +146,12 @@ def make_report(
     root: Path | str | None = None, # records laid out as results/, which is the default
 ) -> Path: # report.md
     "Write report.md and its figures from records"
+    import matplotlib.pyplot as plt
     out, root = Path(out or project_root() / "report"), root or project_path("results")
     words = {path.name: said for path, said in draw_figures(out, root=root, kinds=("png",)).items()}
+    for name, axes in studies.rate_figures(root):
+        words[save_figure(axes, out / name, ("png",))[0].name] = axes.alt
+        plt.close(axes.figure)
     return write_text(out / "report.md", _sections(out, root, words).report().strip() + "\n")
 
 # %% ../nbs/05_report.ipynb #cc7a1b75
@@ -180,6 +184,7 @@ def export_html(
 
 # %% ../nbs/05_report.ipynb #aa394d05
 @call_parse
+@plain_errors()
 def main(
     out: str = "", # folder; report/ in the project by default
 ):

@@ -1,5 +1,6 @@
 "A study from its first search to its tables: workers, interruption, failure, what is kept"
 import json
+import math
 import os
 import shutil
 import signal
@@ -8,14 +9,16 @@ import sys
 import time
 from pathlib import Path
 import pytest
-from gsm8k_sft.core.config import ConfigError
-from gsm8k_sft.core.runs import read_json
+from gsm8k_sft.core.config import ConfigError, choices
+from gsm8k_sft.core.runs import read_json, write_json
 from gsm8k_sft.evaluation.archive import glob_files, read_record, unpack
 from gsm8k_sft.experiments.runner import Worker, collect, run_study, skip_kept
-from gsm8k_sft.experiments.study import Setting, chosen_setting, open_jobs, read_study
+from gsm8k_sft.experiments.study import (
+    Setting, choose_rate, chosen_setting, open_jobs, read_study, result_names, search_job, search_state)
 from gsm8k_sft.experiments.tables import (
     calculator_table, choice_table, contamination_table, forgetting_table, headline_table, missing_jobs, outcome_table, pair_table,
     split_table)
+from gsm8k_sft.reporting.curves import plot_rates
 
 STUDY = """
 preset: toy
@@ -39,6 +42,7 @@ def folders(tmp_path, monkeypatch):
 
 
 def study(folder, train=24, epochs=1, more=""):
+    Path(folder).mkdir(exist_ok=True)
     (path := Path(folder) / "small.yaml").write_text(STUDY.format(train=train, epochs=epochs, more=more))
     return read_study(str(path))
 
@@ -68,7 +72,7 @@ def test_whole_study_and_what_is_kept(tmp_path):
     assert "spread between seeds of" not in pairs.sentence[0], "an untuned model has no seeds"
     assert "spread between seeds of full-wd_main" in pairs.sentence[4] and "few runs" in pairs.sentence[4]
     assert (pairs["p, Holm"] >= pairs.p - 1e-12).all() and pairs.sentence.str.contains("within ±2 points").all()
-    assert calculator_table(small, tmp_path / "results").seeds.tolist() == [1]
+    assert calculator_table(small, tmp_path / "results").seeds.tolist() == [2, 2]
     both = split_table(small, tmp_path / "results").set_index("evaluated")
     validation = read_record(glob_files(kept, "lr_search/validation/toy__validation*__base-0shot-64new__*.json")[0])
     assert list(both.index) == ["full_main-lr1e-3-s0", "base-0shot"]
@@ -86,9 +90,80 @@ def test_whole_study_and_what_is_kept(tmp_path):
     assert len(open_jobs(small)[0]) == 4
     assert open_jobs(small, skip_kept(small, tmp_path / "results")) == ([], 0), "a fresh clone with results/ has nothing left to do"
     unpack(kept, tmp_path / "less" / "toy")
-    for path in (tmp_path / "less").glob("toy/eval/*main-lr1e-3-s1__test*__full__*"): path.unlink()
+    for path in (tmp_path / "less").glob("toy/eval/*main-lr1e-3-s1__test*__full-64new__*"): path.unlink()
     assert [j.name for j in open_jobs(small, skip_kept(small, tmp_path / "less"))[0]] == ["full_main-lr1e-3-s1"]
-    assert missing_jobs(small, tmp_path / "less") == ["full_main-lr1e-3-s1 (full)"], "folders are read as an archive is"
+    assert missing_jobs(small, tmp_path / "less") == ["full_main-lr1e-3-s1 (full-64new)"], "folders are read as an archive is"
+
+
+def drive(skill, given, limit=3):
+    "Try what `choose_rate` asks for until it asks for nothing more"
+    right = {}
+    while True:
+        rate, rates = choose_rate(right, given, limit)
+        if not (new := [r for r in rates if r not in right]): return rate, rates
+        right |= {r: skill(r) for r in new}
+
+
+@pytest.mark.parametrize("steps", range(-6, 7))
+def test_a_list_grows_by_factors_of_two_until_its_best_rate_is_inside(steps):
+    given, top = [1e-4, 2.5e-4, 5e-4], 2.5e-4 * 2.0 ** steps
+    rate, rates = drive(lambda r: -abs(math.log(r / top)), given)
+    if rate is None: assert len(rates) == 6 and abs(steps) > 3, "three steps out and still at an end"
+    else:
+        i = rates.index(rate)
+        assert 0 < i < len(rates) - 1 and abs(math.log2(rate / top)) <= 0.5 + 1e-9
+    assert all(r in rates for r in given) and len(rates) <= 6
+    assert drive(lambda r: -r, given, limit=0) == (None, given) and drive(lambda r: r, [1e-4]) == (1e-4, [1e-4])
+
+
+def search(folder, outcomes, bare=(), **keys):
+    "A study whose search has these outcomes: rate -> for each seed the problems that were right, of 40; `bare`: rates without answers"
+    method = f"lora: {{tuning: lora, learning_rates: [1.0e-3, 2.0e-3, 4.0e-3], {', '.join(f'{k}: {v}' for k, v in keys.items())}}}"
+    found = study(folder, more=method)
+    (out := Path(folder) / "answers").mkdir(exist_ok=True)
+    for rate, seeds in outcomes.items():
+        for seed, solved in enumerate(seeds):
+            [name] = result_names(search_job(found, "lora", Setting(rate, seed=seed)))
+            write_json(out / f"{name}.json", {"accuracy": {"strict": {"value": len(solved) / 40}}, "n": 40})
+            rows = [json.dumps({"id": f"main/test/{i}", "strict": i in solved}) for i in range(40)]
+            if rate not in bare: (out / f"{name}.predictions.jsonl").write_text("\n".join(rows) + "\n")
+    setting, right = chosen_setting(found, "lora", out)
+    return setting, {(s.rate, s.seed) for s, n in right.items() if n is None}, search_state(setting, right)
+
+
+def test_a_second_seed_where_the_first_does_not_decide(tmp_path):
+    clear = {1e-3: [range(5)], 2e-3: [range(30)], 4e-3: [range(10)]}
+    assert search(tmp_path / "a", clear)[:2] == (Setting(2e-3), set()), "a paired test tells the neighbours apart"
+    assert search(tmp_path / "b", clear, bare=[4e-3])[1:] == ({(2e-3, 1), (4e-3, 1)}, "open"), "answers that weren't kept decide nothing"
+    near = clear | {4e-3: [range(28)], 8e-3: [range(4)]}
+    assert search(tmp_path / "c", near)[1] == {(2e-3, 1), (4e-3, 1)}
+    assert search(tmp_path / "d", near, seeds=[0])[:2] == (Setting(2e-3), set())
+    moved = {**near, 2e-3: [range(30), range(20)], 4e-3: [range(28), range(27)]}
+    setting, missing, _ = search(tmp_path / "e", moved)
+    assert (setting, missing) == (Setting(4e-3), set()), "the mean over both seeds decides, and 8e-3 brackets it"
+
+
+def test_no_choice_without_a_bracket(tmp_path):
+    rising = {1e-3 * 2 ** k: [range(5 + 7 * k)] for k in range(4)}
+    assert search(tmp_path / "a", rising, extensions=1)[::2] == (None, "not bracketed")
+    assert search(tmp_path / "b", rising)[1:] == ({(1.6e-2, 0)}, "open"), "three times, unless the study says otherwise"
+    root, found = tmp_path / "results", read_study(str(tmp_path / "a" / "small.yaml"))
+    shutil.copytree(tmp_path / "a" / "answers", root / "toy" / "lr_search" / "validation")
+    table = choice_table(found, root)
+    assert table[table.method == "lora"].chosen.tolist() == ["", "", "", "not bracketed"]
+    assert "learning rate of lora (not bracketed)" in missing_jobs(found, root)
+    with pytest.raises(ConfigError, match="seeds"): search(tmp_path / "c", {}, seeds=[])
+    ax = plot_rates(table[table.method == "lora"], "toy")
+    assert len(ax.lines) == len(plot_rates(table[table.method == "lora"].assign(chosen=["", "yes", "", ""])).lines) - 1, "no star"
+
+
+def test_searches_that_are_kept_were_chosen_inside_their_lists():
+    for name in choices("study"):
+        table = choice_table(read_study(name))
+        of = {m: t.assign(rate=t["learning rate"].str.extract(r"^([\d.e-]+\d)(?:-|$)")[0].astype(float)) for m, t in table.groupby("method")}
+        for method, t in of.items():
+            best = t[t.chosen == "yes"].rate.item()
+            assert t.rate.min() < best < t.rate.max(), f"{name} {method}"
 
 
 @pytest.mark.slow

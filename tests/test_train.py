@@ -65,6 +65,8 @@ def test_killed_and_resumed_equals_unbroken(tuning, order, tmp_path, monkeypatch
     assert same(resumed, weights(run_folder(cfg)))
     assert losses == [r["loss"] for r in read_log(run_folder(cfg) / "log.jsonl")] and len(losses) == 18
     assert [s["from_step"] for s in read_json(tmp_path / "runs" / "toy" / cfg.run_name / "record.json")["sessions"]][0] == 0
+    kept = [read_json(tmp_path / place / "toy" / cfg.run_name / "trained_on.json")["questions"] for place in ("runs", "unbroken")]
+    assert kept[0] == kept[1] and len(set(kept[0])) == 48, "what a run was trained on is known, resumed or not"
 
 
 def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on():

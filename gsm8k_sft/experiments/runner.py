@@ -13,13 +13,13 @@ from pathlib import Path
 from fastcore.basics import patch
 from fastcore.script import call_parse
 from omegaconf import DictConfig
-from ..core.config import ConfigError, SettingsError, TRAIN_NOTEBOOK, TUNINGS, load_config, project_path, project_root
-from ..core.runs import run_folder, write_text
+from ..core.config import ConfigError, TRAIN_NOTEBOOK, TUNINGS, load_config, project_path, project_root
+from ..core.runs import plain_errors, run_folder, write_text
 from ..evaluation.archive import add_files, evaluation_files, glob_files, read_bytes, read_record, run_files
 from ..evaluation.results import complete_result, is_plain
-from gsm8k_sft.experiments.study import (
+from .study import (
     Job, base_jobs, chosen_setting, find_result, is_done, job_config, matrix_jobs, open_jobs, read_study, result_names, run_jobs,
-    run_overrides, search_job)
+    run_overrides, search_job, search_state)
 
 # %% ../../nbs/experiments/runner.ipynb #7e9d5f1e
 def do_job(
@@ -222,7 +222,8 @@ def collect(
         for name in found:
             e = read_record(source / f"{name}.json")
             whole = job.seed == 0 and group == "" and e["model_type"] in ("full", "lora", "base-0shot") and is_plain(e)
-            answers = None if e["samples"] > 1 or group == "lr_search" else "predictions" if whole else "verdicts"
+            bare = group == "lr_search" and not (source / f"{name}.predictions.jsonl").exists() # taken over by `skip_kept`
+            answers = None if e["samples"] > 1 or bare else "predictions" if whole else "verdicts"
             if read_bytes(results_folder(job, out) / f"{name}.json") is None: files |= evaluation_files(name, source, group, answers)
         kept += found
     if files: add_files(out, files)
@@ -235,7 +236,8 @@ def skip_kept(
     "Take over the search results that are kept, and leave out what is done"
     out, here = Path(root or project_path("results")) / study.preset, project_path("eval_results")
     for path in glob_files(out / "lr_search" / "validation", "*.json"):
-        if not (here / path.name).exists(): write_text(here / path.name, read_bytes(path).decode())
+        for p in (path, path.with_suffix(".verdicts.jsonl")):
+            if not (here / p.name).exists() and (data := read_bytes(p)): write_text(here / p.name, data.decode())
     return lambda job: is_done(job) or all(find_result(n, results_folder(job, out)) for n in result_names(job))
 
 # %% ../../nbs/experiments/runner.ipynb #dc6220a7
@@ -248,13 +250,14 @@ def _run_all(study, workers, minutes, dry_run, rest):
     found = run_study(study, workers, minutes or None, say=lambda text: print(text, flush=True), done=done)
     for m in study.methods:
         setting, right = chosen_setting(study, m)
-        counts = ", ".join(f"{s.name} {n}" for s, n in right.items())
-        print(f"{m}: {counts} right on validation: {setting.name if setting else 'open'}")
+        counts = ", ".join(f"{s.name} {n}" + f" (seed {s.seed})" * bool(s.seed) for s, n in right.items())
+        print(f"{m}: {counts} right on validation: {search_state(setting, right)}")
     print(f"{found['done']} done, {len(found['failed'])} failed, {len(found['left'])} left, {found['waiting']} wait for a learning rate")
     if found["failed"]: sys.exit(1)
 
 # %% ../../nbs/experiments/runner.ipynb #8ef995e6
 @call_parse(pos=["name"])
+@plain_errors()
 def main(
     name: str = "", # of configs/study, or a YAML file; empty: the matrix of settings.ini [sweep]
     overrides: str = "", # key=value pairs for all jobs of a study, separated by spaces, as in model.path=...
@@ -265,8 +268,7 @@ def main(
     rest: bool = False, # leave out what results/ has already
 ):
     "Do what can be done of a study, or of the matrix of settings.ini; the same command goes on"
-    try: study, jobs = (read_study(name), []) if name else (None, matrix_jobs())
-    except (ConfigError, SettingsError) as e: sys.exit(f"{type(e).__name__}: {e}")
+    study, jobs = (read_study(name), []) if name else (None, matrix_jobs())
     if not study:
         if dry_run: return print("\n".join(f"{j.preset} {j.name}" for j in jobs))
         outcomes = run_matrix(jobs)

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['Method', 'Runs', 'Base', 'Study', 'read_study', 'Job', 'matrix_jobs', 'Setting', 'search_job', 'run_jobs',
            'base_jobs', 'run_overrides', 'job_config', 'result_names', 'is_done', 'find_result', 'choose_rate',
-           'chosen_setting', 'open_jobs']
+           'within_noise', 'chosen_setting', 'search_state', 'open_jobs']
 
 # %% ../../nbs/experiments/study.ipynb #1559b9c7
-import itertools
+import itertools, json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from omegaconf import DictConfig, MISSING, OmegaConf
 from ..core.config import (
     ConfigError, TUNINGS, check_choice, choices, config_file, load_config, merge_layer, project_path, read_yaml, setting)
+from ..evaluation.compare import compare
 from ..evaluation.archive import glob_files, read_bytes, read_record
 from ..evaluation.results import complete_result, result_name
 
@@ -23,7 +24,9 @@ from ..evaluation.results import complete_result, result_name
 class Method:
     "A search for a learning rate"
     tuning: str = MISSING
-    learning_rates: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list) # one: that rate, without a search
+    extensions: int = 3 # rates tried beyond either end of the list, each by a factor of two; then the search is not bracketed
+    seeds: list[int] = field(default_factory=lambda: [0, 1]) # rates that the first doesn't tell apart are tried with all
     epochs: list[float] = field(default_factory=list) # the first while rates are tried, then all at the best one; empty: as the preset says
     overrides: list[str] = field(default_factory=list)
 
@@ -66,6 +69,7 @@ def read_study(
     for name, m in study.methods.items():
         check_choice(f"{path}: methods.{name}.tuning", m.tuning, TUNINGS)
         if not m.learning_rates: raise ConfigError(f"{path}: methods.{name}.learning_rates: needs at least one")
+        if not m.seeds: raise ConfigError(f"{path}: methods.{name}.seeds: needs at least one")
     for name, r in study.runs.items():
         check_choice(f"{path}: runs.{name}.method", r.method, list(study.methods))
         if r.tuning: check_choice(f"{path}: runs.{name}.tuning", r.tuning, TUNINGS)
@@ -116,6 +120,7 @@ class Setting:
     rate: float # learning rate
     epochs: float | None = None # None: as the preset says
     first: bool = True # the number of epochs that rates are tried with: it isn't in a run's name
+    seed: int = 0 # of the step of a search
 
     @property
     def name(self): return _rate_name(self.rate) + ("" if self.first else f"-{self.epochs:g}ep")
@@ -133,7 +138,7 @@ def search_job(
     "One step of a method's search"
     m = study.methods[method]
     overrides = (*study.overrides, *m.overrides, *setting.overrides)
-    return Job(study.preset, f"{method}_main-lr{setting.name}-s0", m.tuning, overrides=overrides, split="validation")
+    return Job(study.preset, f"{method}_main-lr{setting.name}-s{setting.seed}", m.tuning, seed=setting.seed, overrides=overrides, split="validation")
 
 def run_jobs(
     study: DictConfig, # from `read_study`
@@ -196,39 +201,59 @@ def find_result(
     return next(iter(glob_files(folder, "__".join([*parts[:3], "*", *parts[4:]]) + ".json")), None)
 
 def choose_rate(
-    right: dict[float, int | None], # learning rate -> problems right, None while it isn't known
+    right: dict[float, float | None], # learning rate -> problems right, None while it isn't known
     given: list[float], # the list of the study
-) -> tuple[float | None, list[float]]: # the chosen rate, None while something is missing; all rates to try
-    "The best rate, and what must be tried to know it"
-    given, rates = sorted(given), sorted({*given, *right})
+    limit: int = 3, # rates tried beyond either end of the list
+) -> tuple[float | None, list[float]]: # the chosen rate, None while something is missing, or if no rate is bracketed; all rates to try
+    "The best rate, if worse ones lie on both sides, and what must be tried to know it"
+    rates = sorted({*given, *right})
     if any(right.get(r) is None for r in rates): return None, rates
     best = min(rates, key=lambda r: (-right[r], r))
-    further = {given[0]: given[0] ** 2 / given[1], given[-1]: given[-1] ** 2 / given[-2]} if len(given) > 1 else {}
-    if best in further and not any(abs(further[best] / r - 1) < 1e-6 for r in rates): return None, sorted([*rates, further[best]])
-    return best, rates
+    if len(given) == 1 or best not in (rates[0], rates[-1]): return best, rates
+    down = best == rates[0]
+    beyond = sum(r < min(given) if down else r > max(given) for r in rates)
+    return None, rates if beyond >= limit else sorted([*rates, best / 2 if down else 2 * best])
 
 # %% ../../nbs/experiments/study.ipynb #b81d3226
+def within_noise(
+    a: Path, # an evaluation's record
+    b: Path, # another one's, of the same problems
+) -> bool: # True, too, if the answers of one weren't kept
+    "Whether McNemar's test leaves open which of two rates is better"
+    kept = [read_bytes(p.with_suffix(".predictions.jsonl")) or read_bytes(p.with_suffix(".verdicts.jsonl")) for p in (a, b)]
+    return None in kept or compare(*([*map(json.loads, data.splitlines())] for data in kept)).p > 0.05
+
 def chosen_setting(
     study: DictConfig, # from `read_study`
     method: str, # one of its methods
     folder: Path | None = None, # eval_results by default
-) -> tuple[Setting | None, dict]: # None while evaluations are missing; setting -> problems right
+) -> tuple[Setting | None, dict]: # None while evaluations are missing, or if no rate is bracketed; setting -> problems right
     "Where a method's search stands"
-    m, right = study.methods[method], {}
-    epochs = list(m.epochs) or [None]
-    def count(setting):
-        path = find_result(result_names(search_job(study, method, setting))[0], folder or project_path("eval_results"))
-        return round((e := read_record(path))["accuracy"]["strict"]["value"] * e["n"]) if path else None
+    m, right, folder = study.methods[method], {}, folder or project_path("eval_results")
+    first, *others = list(m.epochs) or [None]
+    def path(s): return find_result(result_names(search_job(study, method, s))[0], folder)
+    def count(s): return round((e := read_record(p))["accuracy"]["strict"]["value"] * e["n"]) if (p := path(s)) else None
     while True:
-        rate, rates = choose_rate({s.rate: n for s, n in right.items()}, list(m.learning_rates))
-        new = [s for r in rates if (s := Setting(r, epochs[0])) not in right]
-        if not new: break
+        found = {r: [n for s, n in right.items() if s.rate == r] for r in {s.rate for s in right}}
+        means = {r: None if None in n else sum(n) / len(n) for r, n in found.items()}
+        rate, rates = choose_rate(means, list(m.learning_rates), m.extensions)
+        at = {r: Setting(r, first, seed=m.seeds[0]) for r in rates}
+        near = [] if rate is None else [r for r in rates if abs(rates.index(r) - rates.index(rate)) == 1]
+        unsure = [r for r in near if len(m.seeds) > 1 and within_noise(path(at[rate]), path(at[r]))]
+        seconds = [Setting(r, first, seed=s) for s in m.seeds[1:] for r in ([rate, *unsure] if unsure else [])]
+        if not (new := [s for s in (*at.values(), *seconds) if s not in right]): break
         right |= {s: count(s) for s in new}
     if rate is None: return None, right
-    right |= {s: count(s) for e in epochs[1:] for s in [Setting(rate, e, first=False)]}
-    of_rate = [s for s in right if s.rate == rate]
-    if any(right[s] is None for s in of_rate): return None, right
-    return min(of_rate, key=lambda s: (-right[s], s.epochs or 0)), right
+    of_rate = [at[rate], *(Setting(rate, e, False, m.seeds[0]) for e in others)]
+    right |= {s: count(s) for s in of_rate}
+    return None if None in map(right.get, of_rate) else min(of_rate, key=lambda s: (-right[s], s.epochs or 0)), right
+
+def search_state(
+    setting: Setting | None, # from `chosen_setting`
+    right: dict, # likewise
+) -> str: # the setting's name, open, or not bracketed
+    "A method's search in a word"
+    return setting.name if setting else "open" if None in right.values() else "not bracketed"
 
 # %% ../../nbs/experiments/study.ipynb #3f1a2677
 def open_jobs(
@@ -242,4 +267,4 @@ def open_jobs(
     chosen = {name: settings[r.method][0] for name, r in study.runs.items()}
     later = [j for name, s in chosen.items() if s for j in run_jobs(study, name, s)] + base_jobs(study)
     waiting = sum(len(r.seeds) * len(r.datasets) for name, r in study.runs.items() if not chosen[name])
-    return sorted(searches + [j for j in later if not done(j)], key=lambda j: j.seed), waiting
+    return searches + sorted((j for j in later if not done(j)), key=lambda j: j.seed), waiting

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'BY', 'SMOOTHED', 'MANY', 'FEW', 'COSTS', 'SUMMARY', 'CELLS', 'plot_curves', 'log_rows', 'plot_panels',
            'plot_log', 'loss_accuracy', 'disagreements', 'plot_loss_accuracy', 'plot_steps', 'plot_discordant',
-           'discordant_pairs', 'plot_cost', 'summary_table', 'format_summary', 'curve_figures']
+           'discordant_pairs', 'plot_cost', 'plot_rates', 'summary_table', 'format_summary', 'curve_figures']
 
 # %% ../../nbs/reporting/curves.ipynb #c2e68cdb
 import re, warnings
@@ -310,6 +310,33 @@ def plot_cost(
     axes[0].alt = " ".join(f"{r.run}: {r.trainable:.3g} million parameters, {said(r)}{r.peak_memory:.3g} GiB, {100 * r.accuracy:.1f} %."
                            for r in table.itertuples())
     return axes
+
+# %% ../../nbs/reporting/curves.ipynb #7b1d0c32
+def plot_rates(
+    table: pd.DataFrame, # of a study's search, from `choice_table`
+    title: str = "", # above the figure
+    ax=None, # matplotlib Axes to draw on; a new figure by default
+): # Axes
+    "Validation accuracy against learning rate, a line a method; a star is what was chosen"
+    table = table.assign(rate=[float(re.match(r"[\d.]+e-?\d+", name)[0]) for name in table["learning rate"]])
+    rates, words = {}, []
+    with figure_style() as plt:
+        ax = ax or plt.subplots(figsize=(6.4, 3.8))[1]
+        for (method, part), colour in zip(table.groupby("method", sort=False), COLOURS.values()):
+            line = part[~part["learning rate"].str.endswith("ep")]
+            y, limits = line["mean"] / line["problems"], [wilson_interval(round(k), n) for k, n in zip(line["mean"], line["problems"])]
+            error = np.abs(100 * (np.array(limits).T - y.to_numpy()))
+            ax.errorbar(line["rate"], 100 * y, error, fmt="o-", lw=1.2, ms=4, capsize=2, color=colour, label=method)
+            words.append(f"{method}: " + ", ".join(f"{100 * v:.1f} % at {r}" for r, v in zip(line["learning rate"], y)))
+            for best in part[part["chosen"] == "yes"].itertuples():
+                ax.plot(best.rate, 100 * best.mean / best.problems, "*", ms=15, color=colour, markeredgecolor=INK)
+                rates[method], words[-1] = best.rate, f"{words[-1]}; chosen: {part.loc[best.Index, 'learning rate']}"
+        ratio = f"LoRA's rate is {rates['lora'] / rates['full']:g} x full fine-tuning's (published: 10 x)" if {"full", "lora"} <= {*rates} else ""
+        ax.set(xscale="log", xlabel="learning rate", title="\n".join(filter(None, (title, ratio))),
+               ylabel="right validation problems, %\n(bars: 95 % Wilson interval)")
+        ax.figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+    ax.alt = ". ".join(filter(None, [*words, ratio])) + "."
+    return ax
 
 # %% ../../nbs/reporting/curves.ipynb #c6c36f03
 SUMMARY = ["preset", "dataset", "run_name", "tuning_method", "status", "final_loss", "tokens_per_second", "train_seconds", "peak_memory",
