@@ -214,7 +214,7 @@ def choose_rate(
     beyond = sum(r < min(given) if down else r > max(given) for r in rates)
     return None, rates if beyond >= limit else sorted([*rates, best / 2 if down else 2 * best])
 
-# %% ../../nbs/experiments/study.ipynb #b81d3226
+# %% ../../nbs/experiments/study.ipynb #4c1f6a21
 def within_noise(
     a: Path, # an evaluation's record
     b: Path, # another one's, of the same problems
@@ -223,6 +223,7 @@ def within_noise(
     kept = [read_bytes(p.with_suffix(".predictions.jsonl")) or read_bytes(p.with_suffix(".verdicts.jsonl")) for p in (a, b)]
     return None in kept or compare(*([*map(json.loads, data.splitlines())] for data in kept)).p > 0.05
 
+# %% ../../nbs/experiments/study.ipynb #b81d3226
 def chosen_setting(
     study: DictConfig, # from `read_study`
     method: str, # one of its methods
@@ -248,6 +249,7 @@ def chosen_setting(
     right |= {s: count(s) for s in of_rate}
     return None if None in map(right.get, of_rate) else min(of_rate, key=lambda s: (-right[s], s.epochs or 0)), right
 
+# %% ../../nbs/experiments/study.ipynb #4c1f6a24
 def search_state(
     setting: Setting | None, # from `chosen_setting`
     right: dict, # likewise
