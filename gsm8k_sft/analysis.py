@@ -12,6 +12,7 @@ import pandas as pd
 from pathlib import Path
 from fastcore.script import call_parse
 from .core.config import project_path
+from .core.runs import plain_errors
 from .evaluation.results import label, read_runs
 from .grading.answers import GRADERS
 from .reporting.curves import curve_figures
@@ -173,6 +174,7 @@ def report_preset(
 
 # %% ../nbs/04_analysis.ipynb #3da847eb
 @call_parse
+@plain_errors()
 def main(
     preset: str = "toy", # print the comparison of your own runs of this preset
     figures: bool = False, # instead, draw figures/ from the records in results/

@@ -11,9 +11,9 @@ from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 from fastcore.script import call_parse
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from .core.config import ConfigError, check_config, dotlist, load_config, merge_layer, project_path, project_root
-from .core.runs import environment, peak_memory, read_config, read_json, write_json, write_text
+from .core.runs import environment, peak_memory, plain_errors, read_config, read_json, write_json, write_text
 from .data.datasets import load_gsm8k, refuse_test
 from .data.prompts import Renderer
 from gsm8k_sft.evaluation.results import (
@@ -136,7 +136,7 @@ def evaluate(
         stale = done["protocol"]["fingerprint"] != protocol_fingerprint(done["protocol"] | {"grader": protocol["grader"]})
         return _say(regrade(name, rows, folder) if stale else done, progress, " is there already" + ", and graded again" * stale)
     if (old := folder / f"{name}.json").exists():
-        set_aside(folder, name, [".json", ".predictions.jsonl"], read_json(old)["protocol"]["fingerprint"])
+        set_aside(folder, name, [".json", ".predictions.jsonl"], read_json(old).get("protocol", {}).get("fingerprint"))
     with open_partial(folder, name, mark) as (file, found):
         if progress: print(f"{name}: {len(rows)} problems" + (f", {len(found)} of them answered earlier" if found else ""), flush=True)
         answers = _graded(_answers(model, tokenizer, rows, prompts, cfg, file, found, progress), rows, cfg.evaluation.samples)
@@ -179,7 +179,7 @@ def evaluate_run(
     for part in [*dotlist(overrides), *([f"evaluation.split={split}"] if split else [])]:
         if not part.startswith(("evaluation.", "data.")):
             raise ConfigError(f"overrides: {part!r} would change how {run} was trained; only evaluation.* and data.* can be changed here")
-        cfg = merge_layer(cfg, OmegaConf.from_dotlist([part]), f"overrides ({part})")
+        cfg = merge_layer(cfg, part, f"overrides ({part})")
     check_config(cfg)
     rows = load_gsm8k(cfg, splits=[cfg.evaluation.split])[cfg.evaluation.split]
     model, tokenizer = load_tuned(run, dtype=cfg.evaluation.dtype)
@@ -226,6 +226,7 @@ def quick_accuracy(
 
 # %% ../nbs/03_evaluate.ipynb #1a737b93
 @call_parse
+@plain_errors()
 def main(
     preset: str = "", # the base model of a file of configs/preset: toy, gemma-3-270m, gemma-2b-it ...
     run: str = "", # or a run's folder: its tuned model
@@ -238,13 +239,13 @@ def main(
     again: bool = False, # evaluate again even if the result is there
 ):
     "Evaluate a base model or a run"
+    if bool(preset) == bool(run): raise EvaluationError("name either --preset (its base model) or --run (a run's folder)")
+    if run and (shots or config): raise EvaluationError("--shots and --config go with --preset: a run is asked as it was trained")
+    if not re.fullmatch(r"[0-9 ,]*", shots): raise EvaluationError(f"shots: {shots!r} must be whole numbers, such as \"0 1\"")
+    if split and "evaluation.split=" in overrides: raise ConfigError("split: given twice, by --split and in overrides; leave one out")
     try:
-        if bool(preset) == bool(run): raise EvaluationError("name either --preset (its base model) or --run (a run's folder)")
-        if split and "evaluation.split=" in overrides: raise ConfigError("split: given twice, by --split and in overrides; leave one out")
-        if not re.fullmatch(r"[0-9 ,]*", shots): raise EvaluationError(f"shots: {shots!r} must be whole numbers, such as \"0 1\"")
         if run: evaluate_run(run, split, limit, overrides, again); return
         if split: overrides = f"{overrides} evaluation.split={split}"
         cfg = load_config(preset, "full", dataset, 0, config, overrides, training=False)
         evaluate_base(cfg, [int(k) for k in re.findall(r"[0-9]+", shots)] or None, limit, again)
-    except (ValueError, OSError) as e: sys.exit(f"{type(e).__name__}: {e}")
     except KeyboardInterrupt: sys.exit(130)

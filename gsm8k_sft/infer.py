@@ -11,7 +11,8 @@ from fractions import Fraction
 from pathlib import Path
 from fastcore.script import call_parse
 from .core.config import check_choice, choices, fingerprint, load_config
-from .core.runs import device, read_config, write_text
+from .core.runs import device, plain_errors, read_config, write_text
+from .data.problems import NOT_TEXT
 from .data.prompts import Renderer
 from .evaluation.results import append_lines, is_run, open_partial
 from .generation.generate import generate
@@ -42,7 +43,7 @@ def open_model(
     adapter = adapter_folder(adapter_path) if adapter_path else None # its absence is noticed before the base is loaded
     folder = resolve_model(model_path)
     model = load_weights(folder, dtype, cfg.model.attn_implementation if cfg else None)
-    if adapter: check_base(adapter.parent, model, folder)
+    if adapter: check_base(adapter.parent if (adapter.parent / "record.json").exists() else adapter, model, folder)
     return load_adapter(model, adapter) if adapter else model, load_tokenizer(folder, adapter), cfg
 
 # %% ../nbs/infer.ipynb #977fdd30
@@ -133,7 +134,7 @@ def _checked_paths(input, output, overwrite=False):
     "Both as paths, if the input can be read and the output may be written"
     input, output = Path(input).expanduser(), Path(output).expanduser()
     if not input.is_file(): raise InferError(f"{input}: no such file; --input takes JSONL with a question a line")
-    if output.is_dir(): raise InferError(f"{output}: a folder; --output takes a file name")
+    if output.exists() and not output.is_file(): raise InferError(f"{output}: a folder or a device; --output takes a file name")
     if output.exists() and output.samefile(input): raise InferError(f"{output}: input and output are the same file")
     if output.exists() and not overwrite: raise InferError(f"{output} exists: choose another name, or --overwrite")
     folder = next(p for p in output.absolute().parents if p.exists())
@@ -176,6 +177,7 @@ def _check_request(model_path, input, output, question, dtype, prompt_style, **n
     if not model_path: raise InferError("--model_path is missing: a run folder, a model folder, a hub id, or a preset such as toy")
     if question is None and not (input and output): raise InferError('give --question "…", or both --input and --output')
     if question is not None and not question.strip(): raise InferError("the question is empty")
+    if NOT_TEXT.search(question or ""): raise InferError("the question holds what is no text, such as half of an emoji")
     if question is not None and (input or output): raise InferError("--question and --input/--output exclude each other")
     if dtype: check_choice("--dtype", dtype, ("bf16", "fp32"))
     if prompt_style: check_choice("--prompt_style", prompt_style, ("auto", "chat", "plain"))
@@ -199,6 +201,7 @@ if __name__ == "__main__" and "__file__" in globals(): # run by python -m, not i
     sys.argv[1:] = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), a) for a in sys.argv[1:]]
 
 @call_parse
+@plain_errors(prefix="error")
 def main(
     model_path: str = None, # finished run, model folder, .gguf file, hub id, or a preset such as toy
     adapter_path: str = None, # LoRA adapter, or the run folder that holds it
@@ -219,5 +222,4 @@ def main(
         style = prompt_style or (cfg.data.prompt_style if cfg else "auto")
         _answer_request(input, output, question, model, tokenizer, style, max_new_tokens or (cfg.evaluation.max_new_tokens if cfg else 512),
                         batch_size, overwrite)
-    except (ValueError, OSError) as e: raise SystemExit(f"error: {e}") from None
     except KeyboardInterrupt: raise SystemExit("interrupted; answers of a file are kept, and the same command goes on") from None

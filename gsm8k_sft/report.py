@@ -12,7 +12,7 @@ from pathlib import Path
 from fastcore.script import call_parse
 from .analysis import draw_figures
 from .core.config import choices, project_path, project_root
-from .core.runs import read_json, write_text
+from .core.runs import plain_errors, read_json, write_text
 from .evaluation.results import LABELS, is_plain, read_evaluations, read_runs
 from .experiments import tables as studies
 from .experiments.study import Job, matrix_jobs, read_study
@@ -184,6 +184,7 @@ def export_html(
 
 # %% ../nbs/05_report.ipynb #aa394d05
 @call_parse
+@plain_errors()
 def main(
     out: str = "", # folder; report/ in the project by default
 ):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from fastcore.script import call_parse
 from omegaconf import DictConfig
 from .core.config import load_config
-from .core.runs import environment, peak_memory, set_seed
+from .core.runs import environment, peak_memory, plain_errors, set_seed
 from .data.datasets import TRAINING_SPLITS, data_fingerprint, load_gsm8k, tokenize_split
 from .data.prompts import Renderer
 from .evaluate import evaluate_run
@@ -43,6 +43,9 @@ def load_for_training(
     plan = check_fits(cfg, free, min(reports["train"]["longest"], longest), processes=processes, sharded=sharded)
     set_seed(cfg.seed)
     model, base_fingerprint = load_model(cfg, training=True), weights_fingerprint(resolve_model(cfg.model))
+    known, top = model.get_input_embeddings().num_embeddings, max(max(ids) for split in tokens.values() for ids in split["input_ids"])
+    if top >= known: raise TrainingError(f"{tokenizer.convert_ids_to_tokens(top)!r} is in the data, but the model knows {known} tokens; "
+                                         "the tokenizer belongs to another model, or resize_token_embeddings was not saved")
     model = prepare_for_training(model, cfg)
     if cfg.train.gradient_checkpointing: enable_checkpointing(model)
     return SimpleNamespace(tokenizer=tokenizer, rows=rows, tokens=tokens, reports=reports, plan=plan, model=model,
@@ -130,6 +133,7 @@ def train(
 
 # %% ../nbs/02_train.ipynb #087baade
 @call_parse
+@plain_errors(TrainingError)
 def main(
     preset: str = "toy", # a file of configs/preset: toy, gemma-3-270m, gemma-2b-it ...
     tuning: str = "full", # full, lora, qlora
@@ -144,6 +148,5 @@ def main(
     except TrainingInterrupted as e:
         print(e, file=sys.stderr)
         sys.exit(130)
-    except (ValueError, TrainingError) as e: sys.exit(f"{type(e).__name__}: {e}")
     finally:
         if torch.distributed.is_initialized(): torch.distributed.destroy_process_group() # its threads must not outlive the interpreter

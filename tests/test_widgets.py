@@ -7,7 +7,7 @@ from gsm8k_sft.grading.errors import grade_answer
 from gsm8k_sft.core.config import load_config, project_path
 from gsm8k_sft.models.loading import load_model, load_tokenizer
 from gsm8k_sft.site.widgets import (
-    Explorer, answer_html, evaluations, explorer, filter_answers, live, pair_answers, playground, stream_pair, text_html)
+    Explorer, answer_html, evaluations, explorer, filter_answers, live, pair_answers, planner, playground, stream_pair, text_html)
 
 RESULTS = project_path("results")
 FULL, LORA, BASE = [f"toy{name}__toy__main" for name in ("-full_main-s0__test__full", "-lora_main-s0__test__lora", "__test__base-0shot")]
@@ -275,3 +275,13 @@ def test_explorer_in_jupyterlab(lab, started, tmp_path):
     page.js(FILTER)
     page.wait("filter", lambda: "2 of 500" not in page.js("document.body.innerText") and "✗" in text() and "✓" in text())
     if "GSM8K_SFT_SCREENSHOT" in os.environ: page.screenshot(os.environ["GSM8K_SFT_SCREENSHOT"])
+
+
+def test_the_planner_plans_as_its_sliders_stand(capsys):
+    from gsm8k_sft.statistics.planning import plan_text
+    widget = planner()
+    sliders = {slider.description: slider for slider in widget.children[:-1]}
+    sliders["seeds"].value = 5
+    capsys.readouterr()
+    widget.f(**(values := {name: slider.value for name, slider in sliders.items()}))
+    assert capsys.readouterr().out == plan_text(**values) + "\n" and "5 seeds of each" in plan_text(**values)

@@ -9,7 +9,7 @@ __all__ = ['main']
 import os
 from fastcore.script import call_parse
 from ..core.config import load_config, project_path
-from ..core.runs import read_json
+from ..core.runs import plain_errors, read_json
 from ..training.memory import UnknownMemory, example_tokens, model_shape, plan_table, setup, smallest_card, trace_plan
 
 # %% ../../nbs/benchmarks/memory.ipynb #2be0ad9e
@@ -43,6 +43,7 @@ def _plan_text(preset, tokens=0, longest=0, overrides="", gpus=1):
 
 # %% ../../nbs/benchmarks/memory.ipynb #505dc7b9
 @call_parse
+@plain_errors(prefix="error")
 def main(
     preset: str = "gemma-2b-it", # a preset's name
     tokens: int = 0, # in one forward pass; 0: the largest batch of the configuration
@@ -54,11 +55,9 @@ def main(
     gpus: int = 0, # that train together; 0: as `accelerate launch` says, or one
 ):
     "Memory of a preset by method, and the time of an epoch"
-    try:
-        if tokens_per_second < 0: raise ValueError(f"tokens_per_second: {tokens_per_second} must be above 0")
-        if gpus < 0: raise ValueError(f"gpus: {gpus} must be at least 1")
-        text, known = _plan_text(preset, tokens, longest, overrides, gpus or int(os.environ.get("WORLD_SIZE", 1)))
-    except ValueError as e: raise SystemExit(f"error: {e}") from None
+    if tokens_per_second < 0: raise ValueError(f"tokens_per_second: {tokens_per_second} must be above 0")
+    if gpus < 0: raise ValueError(f"gpus: {gpus} must be at least 1")
+    text, known = _plan_text(preset, tokens, longest, overrides, gpus or int(os.environ.get("WORLD_SIZE", 1)))
     print(text)
     speeds, epoch = {"as given": tokens_per_second} if tokens_per_second else _measured_speeds(preset), tokens_per_epoch or known
     for name, speed in speeds.items() if epoch else ():

@@ -19,6 +19,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 # %% ../../nbs/core/config.ipynb #3d4d4bb1
 class ConfigError(ValueError):
@@ -66,7 +67,8 @@ def setting(
     path, ini = (root or project_root()) / "settings.ini", configparser.ConfigParser(interpolation=None)
     ini.read_dict(SETTINGS)
     try: ini.read(path, encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError) as e: raise SettingsError(f"{path}: can't be read: {str(e).splitlines()[0]}") from None
+    except (configparser.Error, UnicodeDecodeError) as e:
+        raise SettingsError(f"{path}: can't be read: {' '.join(str(e).split())}") from None
     for name, known in SETTINGS.items():
         for found in ini.options(name): check_choice(f"{path}: key in [{name}]", found, list(known))
     return ini.get(section, key).strip()
@@ -251,7 +253,7 @@ def check_lora(
 ) -> None:
     "Raise a `ConfigError` if `peft.LoraConfig` has no such field or can't take its value"
     targets = settings["target_modules"]
-    if targets != "all-linear" and not (targets and isinstance(targets, list)):
+    if targets != "all-linear" and not (targets and isinstance(targets, list) and all(isinstance(t, str) for t in targets)):
         raise ConfigError(f"lora_config.target_modules: {targets!r} is neither 'all-linear' nor a list of module names")
     extra = [key for key in settings if key not in {f.name for f in fields(LoraSettings)}]
     if not extra: return
@@ -292,6 +294,8 @@ def check_config(
     cfg: DictConfig, # complete
 ) -> None:
     "Raise a `ConfigError` at a value that can't be run, wherever it came from"
+    try: OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as e: raise ConfigError(f"{e.full_key}: {str(e).splitlines()[0]}") from None
     check_ranges(cfg)
     check_lora(OmegaConf.to_container(cfg.lora_config))
     _check_training(cfg)
@@ -305,8 +309,8 @@ def check_config(
                           "greedy ones are all the same")
     if e.engine == "transformers" and (e.temperature or e.calculator):
         raise ConfigError("evaluation.engine: transformers answers greedily and without a calculator; use auto or slots")
-    if name is not None and not re.fullmatch(r"\w[\w.+=-]*", name):
-        raise ConfigError(f"run_name: {name!r} is no name for a folder below runs/<preset>; use letters, digits and . _ - + =")
+    if name is not None and not (re.fullmatch(r"\w[\w.+=-]*(?<!\.previous)", name) and len(name.encode()) <= 150):
+        raise ConfigError(f"run_name: {name[:99]!r} can't be a folder below runs/<preset>; use at most 150 letters, digits and . _ - + =")
 
 # %% ../../nbs/core/config.ipynb #f56b137f
 def _check_hardware(cfg, bf16):
@@ -388,7 +392,7 @@ def read_yaml(
     path = Path(path)
     if not path.exists(): raise ConfigError(f"{path}: no such configuration file (looked in {Path.cwd()})")
     try: loaded = OmegaConf.load(path)
-    except Exception as e: raise ConfigError(f"{path}: not readable as YAML: {e}") from None
+    except Exception as e: raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(e).split())}") from None
     if not isinstance(loaded, DictConfig): raise ConfigError(f"{path}: a mapping of keys is needed, as in base.yaml")
     return loaded
 
@@ -396,7 +400,8 @@ def dotlist(
     overrides: str | list[str] | None, # "a=1 b=2", quoted as in a shell, or a list
 ) -> list[str]: # each key=value
     "Overrides as a list"
-    parts = shlex.split(overrides) if isinstance(overrides, str) else list(overrides or [])
+    try: parts = shlex.split(overrides) if isinstance(overrides, str) else list(overrides or [])
+    except ValueError as e: raise ConfigError(f"overrides: {overrides!r}: {e}; quote each pair as in a shell, as in 'a=b c'") from None
     for part in parts:
         if "=" not in part: raise ConfigError(f"overrides: {part!r} is not of the form key=value")
     return parts
@@ -404,11 +409,12 @@ def dotlist(
 # %% ../../nbs/core/config.ipynb #5bfad50d
 def merge_layer(
     base: DictConfig, # from `empty_config`, or merged already
-    layer: dict | DictConfig, # keys to set
+    layer: dict | DictConfig | str, # keys to set; as a text, key=value
     source: str, # where the layer comes from, for the message
 ) -> DictConfig: # `base` with `layer` over it
     "Merge with names and types checked"
-    try: return OmegaConf.merge(base, layer)
+    try: return OmegaConf.merge(base, OmegaConf.from_dotlist([layer]) if isinstance(layer, str) else layer)
+    except YAMLError as e: raise ConfigError(f"{source}: not readable as YAML: {' '.join(str(e).split())}") from None
     except OmegaConfBaseException as e:
         key, text = getattr(e, "full_key", None) or "", str(e).splitlines()[0].split(". Did you mean")[0]
         near = difflib.get_close_matches(key, [k for k, _ in _fields()], 1, cutoff=0.7)
@@ -433,7 +439,7 @@ def config_layers(
     layers = [("base.yaml", read_yaml(CONFIGS / "base.yaml")), ("parameters", OmegaConf.create(given))]
     layers += [(f"{kind}/{path.name}", read_yaml(path)) for kind, path in named]
     if config: layers.append((str(config), read_yaml(config)))
-    return layers + [(f"overrides ({o})", OmegaConf.from_dotlist([o])) for o in dotlist(overrides)]
+    return layers + [(s := f"overrides ({o})", merge_layer(OmegaConf.create(), o, s)) for o in dotlist(overrides)]
 
 # %% ../../nbs/core/config.ipynb #c1b523ca
 def fingerprint(

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'PACKAGES', 'run_folder', 'write_text', 'write_json', 'read_json', 'save_config', 'read_config',
-           'git_commit', 'environment', 'peak_memory', 'set_seed', 'device', 'main']
+           'git_commit', 'environment', 'peak_memory', 'set_seed', 'device', 'plain_errors', 'main']
 
 # %% ../../nbs/core/runs.ipynb #7c2940b8
-import importlib.metadata, json, os, platform, re, subprocess
+import importlib.metadata, json, os, platform, re, subprocess, sys
+from contextlib import contextmanager
 from pathlib import Path
 from fastcore.script import call_parse
 from omegaconf import DictConfig, OmegaConf
-from .config import CONFIGS, empty_config, load_config, merge_layer, project_path, read_yaml
+from .config import CONFIGS, ConfigError, empty_config, load_config, merge_layer, project_path, read_yaml
 
 # %% ../../nbs/core/runs.ipynb #676eccc1
 def run_folder(
@@ -55,7 +56,7 @@ def read_json(
     try: record = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as e: raise ValueError(f"{path}: not valid JSON ({e}); delete it and run that step again") from None
     found = record.get("schema_version") if isinstance(record, dict) else None
-    if found != SCHEMA_VERSION: raise ValueError(f"{path}: schema version {found}, but this version of gsm8k_sft reads {SCHEMA_VERSION}")
+    if found != SCHEMA_VERSION: raise ValueError(f"{path}: schema version {found}, not {SCHEMA_VERSION}; delete it and run that step again")
     return record
 
 # %% ../../nbs/core/runs.ipynb #9f8e6cb9
@@ -74,7 +75,10 @@ def read_config(
     base = read_yaml(CONFIGS / "base.yaml")
     train = {"packing": False, "speedup": "none"} | {k: base.train[k] for k in ("max_tokens", "check_memory")}
     earlier = {"evaluation": base.evaluation, "train": train}
-    return merge_layer(merge_layer(empty_config(), earlier, "base.yaml"), read_yaml(path), str(path))
+    cfg = merge_layer(merge_layer(empty_config(), earlier, "base.yaml"), read_yaml(path), str(path))
+    if lacking := sorted(OmegaConf.missing_keys(cfg)):
+        raise ConfigError(f"{path}: lacks {lacking[0]}: was it cut off? Put a whole one there, or move the folder away and train again")
+    return cfg
 
 # %% ../../nbs/core/runs.ipynb #83d9bc45
 def git_commit() -> str | None: # with "+changes" if files differ from it; where git knows nothing, the variable GSM8K_SFT_COMMIT, or None
@@ -126,8 +130,25 @@ def device() -> str: # cuda, or cpu where there is no CUDA GPU
     import torch
     return "cuda" if torch.cuda.is_available() else "cpu"
 
+# %% ../../nbs/core/runs.ipynb #0afd0bce
+@contextmanager
+def plain_errors(
+    *more: type, # exceptions that a user can mend, besides ValueError and OSError
+    prefix: str | None = None, # before the message; the exception's name by default
+):
+    "End a command in one line at an error that its user can mend"
+    try: yield
+    except Exception as e:
+        text, full = str(e), re.search(r"rror (27|28|122)\b|rrno (27|28|122)\b|PytorchStreamWriter|inline_container", str(e))
+        if not (full or isinstance(e, (ValueError, OSError, *more))): raise
+        if full: text = f"the disk is full ({text.splitlines()[0]}). What was saved is whole: make room, then the same command goes on"
+        elif isinstance(e, OSError) and e.filename:
+            text = f"{e.filename}: {e.strerror}; move away what is in the way, or name another folder (settings.ini [paths])"
+        sys.exit(f"{prefix or type(e).__name__}: {text}")
+
 # %% ../../nbs/core/runs.ipynb #4467f939
 @call_parse
+@plain_errors()
 def main(
     preset: str = "toy", # as in `load_config`
     tuning: str = "full", # full, lora, qlora
@@ -137,6 +158,5 @@ def main(
     overrides: str = "", # key=value pairs, separated by spaces
 ):
     "Print <preset>/<run_name> of a configuration"
-    try: cfg = load_config(preset, tuning, dataset, seed, config, overrides, training=False)
-    except ValueError as e: raise SystemExit(f"{type(e).__name__}: {e}") from None
+    cfg = load_config(preset, tuning, dataset, seed, config, overrides, training=False)
     print(f"{cfg.preset}/{cfg.run_name}")

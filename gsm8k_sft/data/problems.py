@@ -82,9 +82,9 @@ class Problems(list):
 
     def stop(self, limit=10):
         if not self: return
+        if len(self) == 1: raise DataError(f"{self[0]}. Correct the file, or: {DATA_HELP}")
         rest = [f"... and {len(self) - limit} more"] if len(self) > limit else []
-        count = "1 problem" if len(self) == 1 else f"{len(self)} problems"
-        raise DataError("\n".join([f"{count} in the data:", *self[:limit], *rest, f"Correct the file, or: {DATA_HELP}"]))
+        raise DataError("\n".join([f"{len(self)} problems in the data:", *self[:limit], *rest, f"Correct the file, or: {DATA_HELP}"]))
 
 # %% ../../nbs/data/problems.ipynb #a97e60d0
 def _parse_line(line):
@@ -133,7 +133,7 @@ def read_parquet(
             continue
         if not len(table): problems.add(path, "the file is empty")
         columns = {}
-        for name in {"question", "answer"} & set(table.column_names):
+        for name in [n for n in ("question", "answer") if n in table.column_names]:
             column = table[name]
             if pa.types.is_string(column.type) or pa.types.is_large_string(column.type): column = column.cast(pa.large_binary())
             columns[name] = [as_text(v) for v in column.to_pylist()]

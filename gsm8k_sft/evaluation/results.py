@@ -253,9 +253,18 @@ def whole_lines(
     lines, end = [], data.rfind(b"\n") + 1
     for number, line in enumerate(data[:end].split(b"\n")[:-1], 1):
         try: lines.append(dict(json.loads(line)))
-        except (ValueError, TypeError, RecursionError):
+        except (RecursionError, TypeError, ValueError):
             raise EvaluationError(f"{path}, line {number}: not valid JSON; delete the file to ask these problems again") from None
     return lines, end
+
+def _open_locked(path):
+    "The file, open for reading and appending by this process alone"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+b")
+    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError: file.close()
+    if file.closed: raise EvaluationError(f"{path}: another process is writing this evaluation; wait for it, or stop it")
+    return file
 
 # %% ../../nbs/evaluation/results.ipynb #8deb1c55
 def set_aside(
@@ -282,15 +291,6 @@ def append_lines(
     os.fsync(file.fileno())
 
 # %% ../../nbs/evaluation/results.ipynb #91af7a5d
-def _open_locked(path):
-    "The file, open for reading and appending by this process alone"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+b")
-    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError: file.close()
-    if file.closed: raise EvaluationError(f"{path}: another process is writing this evaluation; wait for it, or stop it")
-    return file
-
 @contextmanager
 def open_partial(
     folder: Path, # eval_results
@@ -310,7 +310,9 @@ def open_partial(
         file.truncate(end)
         if not lines: append_lines(file, [{"protocol": protocol, "name": name}])
         yield file, lines[1:]
-    finally: file.close()
+    finally:
+        file.close()
+        if path.exists() and whole_lines(path)[0][1:] == []: path.unlink() # no answer was reached
 
 # %% ../../nbs/evaluation/results.ipynb #3281c688
 class Predictions(list):
@@ -359,8 +361,8 @@ def complete_result(
     path, predictions = Path(folder) / f"{name}.json", prediction_bytes(name, folder)
     if predictions is None or read_bytes(path) is None: return None
     record = read_record(path)
-    same = protocol in (None, record["protocol"]["fingerprint"])
-    return record if same and record["predictions_sha256"] == sha256(predictions).hexdigest() else None
+    same = protocol in (None, record.get("protocol", {}).get("fingerprint"))
+    return record if same and record.get("predictions_sha256") == sha256(predictions).hexdigest() else None
 
 def read_predictions(
     name: str | dict, # a result's name, or the result

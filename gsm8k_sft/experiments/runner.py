@@ -13,8 +13,8 @@ from pathlib import Path
 from fastcore.basics import patch
 from fastcore.script import call_parse
 from omegaconf import DictConfig
-from ..core.config import ConfigError, SettingsError, TRAIN_NOTEBOOK, TUNINGS, load_config, project_path, project_root
-from ..core.runs import run_folder, write_text
+from ..core.config import ConfigError, TRAIN_NOTEBOOK, TUNINGS, load_config, project_path, project_root
+from ..core.runs import plain_errors, run_folder, write_text
 from ..evaluation.archive import add_files, evaluation_files, glob_files, read_bytes, read_record, run_files
 from ..evaluation.results import complete_result, is_plain
 from .study import (
@@ -257,6 +257,7 @@ def _run_all(study, workers, minutes, dry_run, rest):
 
 # %% ../../nbs/experiments/runner.ipynb #8ef995e6
 @call_parse(pos=["name"])
+@plain_errors()
 def main(
     name: str = "", # of configs/study, or a YAML file; empty: the matrix of settings.ini [sweep]
     overrides: str = "", # key=value pairs for all jobs of a study, separated by spaces, as in model.path=...
@@ -267,8 +268,7 @@ def main(
     rest: bool = False, # leave out what results/ has already
 ):
     "Do what can be done of a study, or of the matrix of settings.ini; the same command goes on"
-    try: study, jobs = (read_study(name), []) if name else (None, matrix_jobs())
-    except (ConfigError, SettingsError) as e: sys.exit(f"{type(e).__name__}: {e}")
+    study, jobs = (read_study(name), []) if name else (None, matrix_jobs())
     if not study:
         if dry_run: return print("\n".join(f"{j.preset} {j.name}" for j in jobs))
         outcomes = run_matrix(jobs)

@@ -7,7 +7,7 @@ __all__ = ['linear_layers', 'check_targets', 'add_adapter', 'prepare_for_trainin
            'check_base', 'load_tuned']
 
 # %% ../../nbs/models/adapters.ipynb #502a0a07
-import re, sys, warnings
+import json, re, sys, warnings
 from pathlib import Path
 from ..core.runs import device, read_config, read_json
 from .loading import adapter_folder, load_adapter, load_model, load_tokenizer, load_weights, torch_dtype
@@ -103,13 +103,17 @@ def merge_adapter(
 
 # %% ../../nbs/models/adapters.ipynb #12710a09
 def check_base(
-    run: Path | str, # run folder; without a record.json nothing can be checked
+    run: Path | str, # run folder; without a record.json only the name in the adapter's own file is compared
     base, # the base model as loaded, dense or in 4 bits
     source: Path | str, # the folder it was loaded from
 ) -> None:
     "Check that a run's adapter was trained on these base weights"
     record = Path(run) / "record.json"
     expected = read_json(record).get("model_fingerprint") if record.exists() else None
+    own = next((p for p in (Path(run) / "adapter" / "adapter_config.json", Path(run) / "adapter_config.json") if p.exists()), None)
+    name = own and not expected and json.loads(own.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if name and Path(name).name != Path(source).name and f"models--{name.replace('/', '--')}" not in Path(source).parts:
+        print(f"{own.parent}: made for {name}, and put on {source}", file=sys.stderr, flush=True)
     if not expected or expected in (weights_fingerprint(base), weights_fingerprint(source)): return
     raise ModelError(f"{run}: the adapter was trained on other base weights (fingerprint {expected[:12]}…) than those of {source}; "
                      "model.name, model.path or model.revision must lead to the same ones")

@@ -11,8 +11,8 @@ import json, os, sys, warnings
 from pathlib import Path
 from fastcore.script import call_parse
 from ..core.config import check_choice, gpu_has_bf16, load_config
-from ..core.runs import device
-from .sources import ModelError, TOKENIZER_FILES, error_text, resolve_model
+from ..core.runs import device, plain_errors
+from .sources import ModelError, TOKENIZER_FILES, error_text, read_object, resolve_model
 
 # %% ../../nbs/models/loading.ipynb #af81e166
 def load_tokenizer(
@@ -52,7 +52,7 @@ def weight_dtype(
 def _attention(folder, wanted):
     "The attention to ask for; never sdpa where the model caps its attention logits"
     try: capped = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("attn_logit_softcapping")
-    except (OSError, ValueError): return wanted # from_pretrained says what is wrong with the file
+    except (AttributeError, OSError, ValueError): return wanted # from_pretrained says what is wrong with the file
     if capped and wanted == "sdpa":
         raise ModelError("model.attn_implementation: 'sdpa' is not possible for this model: "
                          "it caps its attention logits, and sdpa would not; use eager or null")
@@ -61,6 +61,8 @@ def _attention(folder, wanted):
 def _load_advice(folder, error, attn_implementation):
     "A failed load in one line, with the key to change"
     text = error_text(error)
+    if "Unrecognized configuration class" in text: return f"{folder}: no causal language model of transformers, so it can't write answers"
+    if "ignore_mismatched_sizes" in text: return f"{folder}: its tensors have other shapes than its config.json says; fetch both again"
     if "custom code" in text:
         return (f"{folder}: this model comes with code of its own, which gsm8k_sft never runs; "
                 "choose an architecture that transformers has")
@@ -82,7 +84,8 @@ def load_weights(
     from transformers.utils import logging
     if not sys.stderr.isatty(): logging.disable_progress_bar() # in a log or a saved notebook a bar is a heap of lines
     place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device() == "cuda" else device() # Accelerate numbers its processes
-    attn_implementation = _attention(folder, attn_implementation)
+    attn_implementation, verbosity = _attention(folder, attn_implementation), logging.get_verbosity()
+    logging.set_verbosity_error() # its report of tensors that don't fit: an error below says it
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch_dtype(dtype), attn_implementation=attn_implementation, quantization_config=quantization,
@@ -90,6 +93,9 @@ def load_weights(
             **({"device_map": {"": place}} if quantization else {}))
     except torch.OutOfMemoryError: raise
     except Exception as e: raise ModelError(_load_advice(folder, e, attn_implementation)) from e
+    finally: logging.set_verbosity(verbosity)
+    bad = next((n for n, p in model.named_parameters() if p.is_floating_point() and not p.sum(dtype=torch.float32).isfinite()), None)
+    if bad: raise ModelError(f"{folder}: {bad} holds values that are not finite; take another checkpoint of this model")
     for keys, what in (("missing_keys", "of the model are not in its files"), ("unexpected_keys", "of its files are not in the model")):
         if info[keys]: raise ModelError(f"{folder}: {len(info[keys])} tensors {what}: {', '.join(sorted(info[keys])[:3])} …")
     return model.eval() if quantization else model.to(place).eval()
@@ -128,6 +134,7 @@ def adapter_folder(
         raise ModelError(f"{path}: no adapter here (adapter_config.json); has the run finished?")
     if not (folder / "adapter_model.safetensors").exists():
         raise ModelError(f"{folder}: no adapter_model.safetensors; pickled adapters are not loaded")
+    read_object(folder / "adapter_config.json", "peft_type")
     return folder
 
 # %% ../../nbs/models/loading.ipynb #01213124
@@ -158,9 +165,9 @@ def load_adapter(
 
 # %% ../../nbs/models/loading.ipynb #bb916a66
 @call_parse
+@plain_errors(prefix="error")
 def prepare(
     preset: str = "gemma-3-270m", # a preset's name, as in configs/preset
 ):
     "Fetch, assemble or convert the weights of a preset once; print their folder"
-    try: print(resolve_model(load_config(preset, training=False).model))
-    except ValueError as e: raise SystemExit(f"error: {e}") from None
+    print(resolve_model(load_config(preset, training=False).model))

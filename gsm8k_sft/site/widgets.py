@@ -374,5 +374,6 @@ def planner():
     sliders = {name: ipywidgets.FloatSlider(value, min=low, max=high, step=step, readout_format=".3f", continuous_update=False)
                for name, (low, high, step, value) in ranges.items()}
     counts = {"seeds": (2, 10, 3), "problems": (100, 10_000, 1319), "methods": (2, 12, 2)}
-    sliders |= {name: ipywidgets.IntSlider(value, min=low, max=high, continuous_update=False) for name, (low, high, value) in counts.items()}
+    for name, (low, high, value) in counts.items():
+        sliders[name] = ipywidgets.IntSlider(value, min=low, max=high, continuous_update=False)
     return ipywidgets.interactive(lambda **values: print(plan_text(**values)), **sliders)

@@ -6,7 +6,7 @@
 __all__ = ['TrainingError', 'TrainingInterrupted', 'last_checkpoint', 'lock_run', 'Run', 'open_run']
 
 # %% ../../nbs/training/checkpoints.ipynb #d4f370b6
-import fcntl, json, os, platform
+import fcntl, json, os, platform, zipfile
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -16,7 +16,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from fastcore.basics import patch
 from omegaconf import DictConfig, OmegaConf
-from ..core.config import project_path
+from safetensors import SafetensorError, safe_open
+from ..core.config import check_config
 from ..core.runs import read_config, read_json, run_folder, save_config, write_json
 
 # %% ../../nbs/training/checkpoints.ipynb #ee32a835
@@ -26,15 +27,21 @@ class TrainingError(RuntimeError):
 class TrainingInterrupted(TrainingError):
     "Training was stopped by a signal and has left a checkpoint"
 
+def _is_whole(checkpoint):
+    "Whether every file is there and none was cut off"
+    try: state = json.loads((checkpoint / "trainer_state.json").read_text()), [safe_open(p, "pt") for p in checkpoint.glob("*.safetensors")]
+    except (OSError, ValueError, SafetensorError): return False
+    there = all(any(checkpoint.glob(name)) for name in ("*.safetensors", "optimizer.*", "scheduler.pt", "rng_state*.pth"))
+    return there and "global_step" in state[0] and all(zipfile.is_zipfile(p) for p in checkpoint.iterdir() if p.suffix in (".pt", ".pth"))
+
 def last_checkpoint(
     folder: Path | str, # the run's folder
 ) -> Path | None: # the newest whole checkpoint; None if there is none
     "The checkpoint to resume from"
     steps = [(int(p.name.split("-")[1]), p) for p in Path(folder).glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
     for _, checkpoint in sorted(steps, reverse=True):
-        try: json.loads((checkpoint / "trainer_state.json").read_text())
-        except (OSError, ValueError): continue
-        if all(any(checkpoint.glob(name)) for name in ("*.safetensors", "optimizer.*", "scheduler.pt", "rng_state*.pth")): return checkpoint
+        if _is_whole(checkpoint): return checkpoint
+        print(f"{checkpoint.name} was cut off or is damaged: it isn't used")
 
 # %% ../../nbs/training/checkpoints.ipynb #68bf2e02
 def _trains_alike(a, b):
@@ -81,6 +88,7 @@ class Run:
     checkpoint: Path | None = None # to go on from; None: from the base weights
     record: dict = field(default_factory=dict) # what record.json holds
     main: bool = True # whether this process writes; of several, only the first does
+    cfg: DictConfig | None = None # saved as config.yaml when the run begins
 
     def update(self, **values):
         "Add to the record and write it"
@@ -93,7 +101,7 @@ def begin(self: Run,
     opening: dict, # what is known before the first step: model_fingerprint, data, environment ...
 ) -> None:
     "Compare a resumed run with how it began; start the record and note this process"
-    known = {"base weights": self.record.get("model_fingerprint"), "training examples": self.record.get("data", {}).get("fingerprint")}
+    known = {"base weights": self.record.get("model_fingerprint"), "training examples": (self.record.get("data") or {}).get("fingerprint")}
     now = {"base weights": opening["model_fingerprint"], "training examples": opening["data"]["fingerprint"]}
     for what, old in known.items() if self.checkpoint else ():
         if old not in (None, now[what]):
@@ -105,6 +113,7 @@ def begin(self: Run,
     step = int(self.checkpoint.name.split("-")[1]) if self.checkpoint else 0
     session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "from_step": step, **opening["environment"]}
     self.record = opening | {"sessions": [*self.record.get("sessions", []), session]}
+    if self.main and self.cfg: save_config(self.cfg, self.folder)
     self.update()
 
 # %% ../../nbs/training/checkpoints.ipynb #953ed01f
@@ -116,7 +125,6 @@ def _find_earlier(cfg, folder):
     if alike and complete and cfg.train.when_done == "reuse": return None, record
     checkpoint = last_checkpoint(folder) if alike and not complete else None
     if not checkpoint: _set_aside(folder)
-    save_config(cfg, folder)
     return checkpoint, record if checkpoint else {}
 
 @contextmanager
@@ -124,12 +132,9 @@ def open_run(
     cfg: DictConfig, # from `load_config`
 ): # yields a `Run`
     "The run of a configuration, owned by this process"
-    folder, name = run_folder(cfg), Path(cfg.run_name)
-    if name.is_absolute() or not name.parts or ".." in name.parts or name.suffix == ".previous":
-        raise TrainingError(f"run_name={cfg.run_name!r}: a run lies below {project_path('runs', cfg.preset)}, so its name can't be "
-                            "absolute, contain '..' or end in .previous")
-    state = PartialState(cpu=not torch.cuda.is_available())
+    check_config(cfg)
+    folder, state = run_folder(cfg), PartialState(cpu=not torch.cuda.is_available())
     with lock_run(folder) if state.is_main_process else nullcontext():
         found = [_find_earlier(cfg, folder) if state.is_main_process else None]
         if state.num_processes > 1: broadcast_object_list(found)
-        yield Run(folder, *found[0], state.is_main_process)
+        yield Run(folder, *found[0], state.is_main_process, cfg)
