@@ -213,8 +213,7 @@ def collect(
     out: Path | str | None = None, # results/<preset> by default
 ) -> list[str]: # names of the evaluations that are there
     "Keep what a report needs of a study's runs and evaluations"
-    out, source = Path(out or project_path("results", study.preset)), project_path("eval_results")
-    files, kept = {}, []
+    out, source, files, kept = Path(out or project_path("results", study.preset)), project_path("eval_results"), {}, []
     for job in all_jobs(study, source):
         group, found = _job_group(job), [n for n in result_names(job) if complete_result(source, n)]
         if found and job.tuning and read_bytes(out / group / job.name / "record.json") is None:
@@ -222,8 +221,8 @@ def collect(
         for name in found:
             e = read_record(source / f"{name}.json")
             whole = job.seed == 0 and group == "" and e["model_type"] in ("full", "lora", "base-0shot") and is_plain(e)
-            bare = group == "lr_search" and not (source / f"{name}.predictions.jsonl").exists() # taken over by `skip_kept`
-            answers = None if e["samples"] > 1 or bare else "predictions" if whole else "verdicts"
+            kept_before = group == "lr_search" and not (source / f"{name}.predictions.jsonl").exists() # by `skip_kept`
+            answers = None if e["samples"] > 1 or kept_before else "predictions" if whole else "verdicts"
             if read_bytes(results_folder(job, out) / f"{name}.json") is None: files |= evaluation_files(name, source, group, answers)
         kept += found
     if files: add_files(out, files)
@@ -235,9 +234,8 @@ def skip_kept(
 ): # function of a job: whether it is done here or kept there; for `run_study`
     "Take over the search results that are kept, and leave out what is done"
     out, here = Path(root or project_path("results")) / study.preset, project_path("eval_results")
-    for path in glob_files(out / "lr_search" / "validation", "*.json"):
-        for p in (path, path.with_suffix(".verdicts.jsonl")):
-            if not (here / p.name).exists() and (data := read_bytes(p)): write_text(here / p.name, data.decode())
+    for p in (q for e in glob_files(out / "lr_search" / "validation", "*.json") for q in (e, e.with_suffix(".verdicts.jsonl"))):
+        if not (here / p.name).exists() and (data := read_bytes(p)): write_text(here / p.name, data.decode())
     return lambda job: is_done(job) or all(find_result(n, results_folder(job, out)) for n in result_names(job))
 
 # %% ../../nbs/experiments/runner.ipynb #dc6220a7

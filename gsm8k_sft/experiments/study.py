@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Method', 'Runs', 'Base', 'Study', 'read_study', 'Job', 'matrix_jobs', 'Setting', 'search_job', 'run_jobs',
            'base_jobs', 'run_overrides', 'job_config', 'result_names', 'is_done', 'find_result', 'choose_rate',
-           'within_noise', 'chosen_setting', 'search_state', 'open_jobs']
+           'within_noise', 'search_state', 'chosen_setting', 'open_jobs']
 
 # %% ../../nbs/experiments/study.ipynb #1559b9c7
 import itertools, json
@@ -137,8 +137,8 @@ def search_job(
 ) -> Job: # evaluated on the validation problems
     "One step of a method's search"
     m = study.methods[method]
-    overrides = (*study.overrides, *m.overrides, *setting.overrides)
-    return Job(study.preset, f"{method}_main-lr{setting.name}-s{setting.seed}", m.tuning, seed=setting.seed, overrides=overrides, split="validation")
+    overrides, name = (*study.overrides, *m.overrides, *setting.overrides), f"{method}_main-lr{setting.name}-s{setting.seed}"
+    return Job(study.preset, name, m.tuning, seed=setting.seed, overrides=overrides, split="validation")
 
 def run_jobs(
     study: DictConfig, # from `read_study`
@@ -214,7 +214,7 @@ def choose_rate(
     beyond = sum(r < min(given) if down else r > max(given) for r in rates)
     return None, rates if beyond >= limit else sorted([*rates, best / 2 if down else 2 * best])
 
-# %% ../../nbs/experiments/study.ipynb #b81d3226
+# %% ../../nbs/experiments/study.ipynb #4c1f6a21
 def within_noise(
     a: Path, # an evaluation's record
     b: Path, # another one's, of the same problems
@@ -223,6 +223,14 @@ def within_noise(
     kept = [read_bytes(p.with_suffix(".predictions.jsonl")) or read_bytes(p.with_suffix(".verdicts.jsonl")) for p in (a, b)]
     return None in kept or compare(*([*map(json.loads, data.splitlines())] for data in kept)).p > 0.05
 
+def search_state(
+    setting: Setting | None, # from `chosen_setting`
+    right: dict, # likewise
+) -> str: # the setting's name, open, or not bracketed
+    "A method's search in a word"
+    return setting.name if setting else "open" if None in right.values() else "not bracketed"
+
+# %% ../../nbs/experiments/study.ipynb #b81d3226
 def chosen_setting(
     study: DictConfig, # from `read_study`
     method: str, # one of its methods
@@ -247,13 +255,6 @@ def chosen_setting(
     of_rate = [at[rate], *(Setting(rate, e, False, m.seeds[0]) for e in others)]
     right |= {s: count(s) for s in of_rate}
     return None if None in map(right.get, of_rate) else min(of_rate, key=lambda s: (-right[s], s.epochs or 0)), right
-
-def search_state(
-    setting: Setting | None, # from `chosen_setting`
-    right: dict, # likewise
-) -> str: # the setting's name, open, or not bracketed
-    "A method's search in a word"
-    return setting.name if setting else "open" if None in right.values() else "not bracketed"
 
 # %% ../../nbs/experiments/study.ipynb #3f1a2677
 def open_jobs(

@@ -54,8 +54,10 @@ def check_prompts(
 ):
     "Every prompt has tokens, and room for its answer"
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    known = model.get_input_embeddings().weight.shape[0]
     for name, ids in zip(names, token_ids):
         if not ids: raise GenerationError(f"{name}: the prompt is empty")
+        if max(ids) >= known: raise GenerationError(f"{name}: its token {max(ids)} is beyond the model's {known} embeddings; leave it out")
         if not room or len(ids) + max_new_tokens <= room: continue
         advice = f"set max_new_tokens to at most {room - len(ids)}" if len(ids) < room else "leave it out"
         raise GenerationError(f"{name}: {len(ids)} prompt tokens and up to {max_new_tokens} new ones "

@@ -331,7 +331,8 @@ def plot_rates(
             for best in part[part["chosen"] == "yes"].itertuples():
                 ax.plot(best.rate, 100 * best.mean / best.problems, "*", ms=15, color=colour, markeredgecolor=INK)
                 rates[method], words[-1] = best.rate, f"{words[-1]}; chosen: {part.loc[best.Index, 'learning rate']}"
-        ratio = f"LoRA's rate is {rates['lora'] / rates['full']:g} x full fine-tuning's (published: 10 x)" if {"full", "lora"} <= {*rates} else ""
+        ratio = rates["lora"] / rates["full"] if {"full", "lora"} <= {*rates} else None
+        ratio = ratio and f"LoRA's rate is {ratio:g} x full fine-tuning's (published: 10 x)"
         ax.set(xscale="log", xlabel="learning rate", title="\n".join(filter(None, (title, ratio))),
                ylabel="right validation problems, %\n(bars: 95 % Wilson interval)")
         ax.figure.legend(loc="outside lower center", ncols=3, fontsize=9)
