@@ -195,7 +195,8 @@ def findings(
                 needed.append(f"{study.preset} {plan_seeds(float(accuracy) / 100, 0.01)['seeds'] or 'more than 100'}")
     def said(kind): return "; ".join(f"{preset}: {', '.join(each)}" for preset, each in kind.items()) or "none"
     rule = "at the 5 % level, corrected (Holm) for the comparisons that each study named"
-    return [f"**Shown to differ**, {rule}, in points: {said(shown)}.", f"**Shown to lie within ±2 points**: {said(equal)}.",
+    graders = "in points (against untuned by the stated number, between tuned models by the exact form)"
+    return [f"**Shown to differ**, {rule}, {graders}: {said(shown)}.", f"**Shown to lie within ±2 points**: {said(equal)}.",
             f"**Neither shown**; in brackets the minimum detectable effect at 80 % power: {said(unseen)}."] + [
             "A difference of one point between full fine-tuning and LoRA would take so many seeds of each on these problems: "
             + ", ".join(needed) + " (`python -m gsm8k_sft.statistics.planning`)."] * bool(needed)
