@@ -11,7 +11,7 @@ from gsm8k_sft.core.runs import run_folder
 from gsm8k_sft.data.datasets import Collator
 from gsm8k_sft.data.synthetic import toy_model_path
 from gsm8k_sft.evaluate import evaluate_base
-from gsm8k_sft.generation import checks
+from gsm8k_sft.generation import checks, engine
 from gsm8k_sft.generation.batches import Request
 from gsm8k_sft.generation.engine import engine_answers
 from gsm8k_sft.generation.generate import generate, which_engine
@@ -19,7 +19,7 @@ from gsm8k_sft.generation.sampling import GenerationError, Sampling
 from gsm8k_sft.models.loading import load_model
 from gsm8k_sft.models.sources import ModelError
 from gsm8k_sft.train import train
-from gsm8k_sft.training.checks import packing_fault
+from gsm8k_sft.training.checks import packing_fault, two_examples
 from gsm8k_sft.training.trainer import build_trainer
 
 QUICK = "gemma2 gemma3_text llama phi gpt2 bloom nemotron granite gpt_oss lfm2 mamba".split()
@@ -122,6 +122,24 @@ def test_answers_are_transformers(family, tokenizer):
     choice = which_engine(model, "auto", tokenizer, tokenizer(PROMPTS)["input_ids"])
     assert choice.engine == "slots" or family not in SLOTS
     assert bool(choice.why) == (choice.engine == "transformers")
+
+
+@pytest.mark.parametrize("lengths,taken", [((300, 40, 256, 30, 700), [30, 256]), ((900, 600), [600, 600]), ((12,), [12, 12])])
+def test_the_check_takes_whole_texts(lengths, taken):
+    rows = examples(lengths)
+    found = two_examples(rows)
+    assert [len(e["labels"]) for e in found] == taken
+    assert all(e["input_ids"].tolist() in [r["input_ids"] for r in rows] for e in found)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gptj", "llama"])
+def test_rows_are_planned_for_families_without_an_intermediate_size(family, monkeypatch):
+    "What happens on a GPU alone, with 8 GB free"
+    model = tiny(family)
+    monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *a: (2**33, 2**33))
+    rows, tokens = engine._plan_rows(model, 100, None)
+    assert rows > 100 and tokens >= 100
 
 
 def test_a_neighbour_that_leaks_is_found(monkeypatch):

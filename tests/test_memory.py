@@ -1,5 +1,5 @@
 "Memory: the ledger against what autograd keeps, the plan against traced peaks, tables, refusals, the harness"
-import re, subprocess, sys
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 import bitsandbytes as bnb
@@ -182,13 +182,11 @@ def test_a_setup_of_the_largest_batch():
 # Tables and cards
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_presets_table_prints(preset):
+def test_every_presets_table_prints(preset, capsys):
     assert set(PRESETS) <= set(choices("preset"))
-    command = [sys.executable, "-m", "gsm8k_sft.benchmarks.memory", "--preset", preset,
-               "--tokens-per-second", "1000", "--dollars-per-hour", "2"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("qlora") == 2 and "GiB" in done.stdout and "dollars" in done.stdout
+    main(preset, tokens_per_second=1000, dollars_per_hour=2)
+    shown = capsys.readouterr().out
+    assert shown.count("qlora") == 2 and "GiB" in shown and "dollars" in shown
 
 def test_cards_grow_and_give_less_than_they_have():
     sizes = [usable(c) for c in CARDS]

@@ -31,5 +31,5 @@ def surroundings(monkeypatch):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_notebook_runs(path, surroundings):
     flags = get_config(ROOT).tst_flags.split()
-    passed, _ = nbdev.test.test_nb(path, skip_flags=flags, basepath=ROOT, cell_timeout=300)
+    passed, _ = nbdev.test.test_nb(path, skip_flags=flags, basepath=ROOT, cell_timeout=1800)
     assert passed, f"{path.name}: the failing cell is shown under 'Captured stderr'"

@@ -408,12 +408,12 @@ def dotlist(
 
 # %% ../../nbs/core/config.ipynb #5bfad50d
 def merge_layer(
-    base: DictConfig, # from `empty_config`, or merged already
+    base: DictConfig, # from `empty_config`, or merged already; it is changed
     layer: dict | DictConfig | str, # keys to set; as a text, key=value
     source: str, # where the layer comes from, for the message
 ) -> DictConfig: # `base` with `layer` over it
     "Merge with names and types checked"
-    try: return OmegaConf.merge(base, OmegaConf.from_dotlist([layer]) if isinstance(layer, str) else layer)
+    try: return OmegaConf.unsafe_merge(base, OmegaConf.from_dotlist([layer]) if isinstance(layer, str) else layer)
     except YAMLError as e: raise ConfigError(f"{source}: not readable as YAML: {' '.join(str(e).split())}") from None
     except OmegaConfBaseException as e:
         key, text = getattr(e, "full_key", None) or "", str(e).splitlines()[0].split(". Did you mean")[0]

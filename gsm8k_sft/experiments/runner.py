@@ -234,7 +234,7 @@ def skip_kept(
 ): # function of a job: whether it is done here or kept there; for `run_study`
     "Take over the search results that are kept, and leave out what is done"
     out, here = Path(root or project_path("results")) / study.preset, project_path("eval_results")
-    for p in (q for p in glob_files(out / "lr_search" / "validation", "*.json") for q in (p, p.with_suffix(".verdicts.jsonl"))):
+    for p in (q for e in glob_files(out / "lr_search" / "validation", "*.json") for q in (e, e.with_suffix(".verdicts.jsonl"))):
         if not (here / p.name).exists() and (data := read_bytes(p)): write_text(here / p.name, data.decode())
     return lambda job: is_done(job) or all(find_result(n, results_folder(job, out)) for n in result_names(job))
 

@@ -190,7 +190,8 @@ def _plan_rows(model, length, batch_size):
     torch.cuda.empty_cache()
     c, size = model.config.get_text_config(), next(model.parameters()).element_size()
     free = 0.9 * torch.cuda.mem_get_info(model.device)[0]
-    a_token = (8 * c.hidden_size + 4 * c.intermediate_size) * size + (c.vocab_size * (size + 4)) // 32 # logits: of one token in 32
+    wide = getattr(c, "intermediate_size", None) or getattr(c, "ffn_dim", None) or 4 * c.hidden_size # OPT's, GPT-2's
+    a_token = (8 * c.hidden_size + 4 * wide) * size + (c.vocab_size * (size + 4)) // 32 # logits: of one token in 32
     tokens = int(max(length, min(PROMPT_TOKENS, free / 4 / a_token)))
     fitting = max(1, int((free - tokens * a_token) / _row_bytes(model, length)))
     return min(batch_size or fitting, fitting), tokens
