@@ -175,12 +175,12 @@ def evaluate_run(
     "Evaluate the tuned model of a run, zero-shot"
     run, folder = find_run(run), _results_folder(folder)
     cfg = read_config(run)
-    cfg.run_name = run.resolve().name # an earlier run that was set aside has a name of its own
     for part in [*dotlist(overrides), *([f"evaluation.split={split}"] if split else [])]:
         if not part.startswith(("evaluation.", "data.")):
             raise ConfigError(f"overrides: {part!r} would change how {run} was trained; only evaluation.* and data.* can be changed here")
         cfg = merge_layer(cfg, part, f"overrides ({part})")
     check_config(cfg)
+    cfg.run_name = run.resolve().name # an earlier run that was set aside has a name of its own
     rows = load_gsm8k(cfg, splits=[cfg.evaluation.split])[cfg.evaluation.split]
     model, tokenizer = load_tuned(run, dtype=cfg.evaluation.dtype)
     return evaluate(model, tokenizer, rows, cfg, cfg.tuning_method, 0, limit, run, again, progress, folder)

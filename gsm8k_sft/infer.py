@@ -12,7 +12,6 @@ from pathlib import Path
 from fastcore.script import call_parse
 from .core.config import check_choice, choices, fingerprint, load_config
 from .core.runs import device, plain_errors, read_config, write_text
-from .data.problems import NOT_TEXT
 from .data.prompts import Renderer
 from .evaluation.results import append_lines, is_run, open_partial
 from .generation.generate import generate
@@ -176,8 +175,7 @@ def _check_request(model_path, input, output, question, dtype, prompt_style, **n
     "Raise if what was asked for is neither of the two things there are"
     if not model_path: raise InferError("--model_path is missing: a run folder, a model folder, a hub id, or a preset such as toy")
     if question is None and not (input and output): raise InferError('give --question "…", or both --input and --output')
-    if question is not None and not question.strip(): raise InferError("the question is empty")
-    if NOT_TEXT.search(question or ""): raise InferError("the question holds what is no text, such as half of an emoji")
+    if question is not None: _check_text(question)
     if question is not None and (input or output): raise InferError("--question and --input/--output exclude each other")
     if dtype: check_choice("--dtype", dtype, ("bf16", "fp32"))
     if prompt_style: check_choice("--prompt_style", prompt_style, ("auto", "chat", "plain"))

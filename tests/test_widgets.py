@@ -104,7 +104,7 @@ def test_filters_and_runs_redraw(box):
 def test_evaluations_that_do_not_pair_are_told_in_the_pane(box):
     w = box.controls
     w["second"].value = next(n for n in dict(map(reversed, w["second"].options)) if n.startswith("gemma"))
-    assert "no problem in common" in w["pane"].value and w["place"].value == "none"
+    assert "were not asked and graded alike" in w["pane"].value and w["place"].value == "none"
     w["next"].click()
     w["second"].value = FULL
     assert w["place"].value == "1 of 500"

@@ -7,7 +7,7 @@ __all__ = ['DTYPES', 'load_tokenizer', 'torch_dtype', 'weight_dtype', 'load_weig
            'adapter_folder', 'load_adapter', 'prepare']
 
 # %% ../../nbs/models/loading.ipynb #04a1f499
-import json, os, sys, warnings
+import json, os, re, sys, warnings
 from pathlib import Path
 from fastcore.script import call_parse
 from ..core.config import check_choice, gpu_has_bf16, load_config
@@ -61,7 +61,8 @@ def _attention(folder, wanted):
 def _load_advice(folder, error, attn_implementation):
     "A failed load in one line, with the key to change"
     text = error_text(error)
-    if "Unrecognized configuration class" in text: return f"{folder}: no causal language model of transformers, so it can't write answers"
+    if found := re.search(r"Unrecognized configuration class.*?(\w+)Config\b", text):
+        return f"{folder}: {found[1]} is no causal language model of transformers, so it can't write answers"
     if "ignore_mismatched_sizes" in text: return f"{folder}: its tensors have other shapes than its config.json says; fetch both again"
     if "custom code" in text:
         return (f"{folder}: this model comes with code of its own, which gsm8k_sft never runs; "
