@@ -69,10 +69,10 @@ check: $(STAMP) ## notebooks and modules in step, import contract, ruff, links (
 	@$(BIN)/ruff check -q gsm8k_sft tests
 	@$(BIN)/python -m pytest -q tests/test_house.py
 
-test: $(STAMP) ## run every notebook and every test on all cores (10 minutes on two)
+test: $(STAMP) ## run every notebook and every test on all cores (about 13 minutes on two)
 	@$(BIN)/python -m pytest $(PARALLEL) --durations=15
 
-test-all: $(STAMP) ## the slow grids too (20 minutes on two cores)
+test-all: $(STAMP) ## the slow grids and campaigns too (40 minutes on two cores)
 	@$(BIN)/python -m pytest $(PARALLEL) --durations=15 -m ""
 
 train: $(STAMP) ## train and evaluate one variant: PRESET, TUNING, DATASET, SEED, OVERRIDES
