@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from fastcore.script import call_parse
 from omegaconf import DictConfig
-from .core.config import ConfigError, check_config, dotlist, load_config, merge_layer, project_path, project_root
+from .core.config import ConfigError, check_config, dotlist, load_config, merge_layer, project_path, project_root, tuning_of
 from .core.runs import environment, peak_memory, plain_errors, read_config, read_json, write_json, write_text
 from .data.datasets import load_gsm8k, refuse_test
 from .data.prompts import Renderer
@@ -119,7 +119,7 @@ def evaluate(
     tokenizer, # its tokenizer
     rows, # `Dataset` of the problems, from `load_gsm8k`
     cfg: DictConfig, # from `load_config` or `read_config`
-    model_type: str, # base-0shot, base-1shot and so on, full, lora or qlora
+    model_type: str, # base-0shot, base-1shot and so on, or as `tuning_of` says
     shots: int = 0, # worked examples before each question
     limit: int | None = None, # only the first so many problems
     run: str | None = None, # the run's folder, for the record
@@ -183,7 +183,7 @@ def evaluate_run(
     cfg.run_name = run.resolve().name # an earlier run that was set aside has a name of its own
     rows = load_gsm8k(cfg, splits=[cfg.evaluation.split])[cfg.evaluation.split]
     model, tokenizer = load_tuned(run, dtype=cfg.evaluation.dtype)
-    return evaluate(model, tokenizer, rows, cfg, cfg.tuning_method, 0, limit, run, again, progress, folder)
+    return evaluate(model, tokenizer, rows, cfg, tuning_of(cfg), 0, limit, run, again, progress, folder)
 
 # %% ../nbs/03_evaluate.ipynb #0c251ff2
 def regrade(

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from omegaconf import DictConfig, MISSING, OmegaConf
 from ..core.config import (
-    ConfigError, TUNINGS, check_choice, choices, config_file, load_config, merge_layer, project_path, read_yaml, setting)
+    ConfigError, check_choice, choices, config_file, load_config, merge_layer, method_of, project_path, read_yaml, setting)
 from ..evaluation.compare import compare
 from ..evaluation.archive import glob_files, read_bytes, read_record
 from ..evaluation.results import complete_result, result_name
@@ -67,12 +67,12 @@ def read_study(
     study = merge_layer(OmegaConf.structured(Study), read_yaml(path), str(path))
     check_choice(f"{path}: preset", study.preset, choices("preset"))
     for name, m in study.methods.items():
-        check_choice(f"{path}: methods.{name}.tuning", m.tuning, TUNINGS)
+        method_of(m.tuning, f"{path}: methods.{name}.tuning")
         if not m.learning_rates: raise ConfigError(f"{path}: methods.{name}.learning_rates: needs at least one")
         if not m.seeds: raise ConfigError(f"{path}: methods.{name}.seeds: needs at least one")
     for name, r in study.runs.items():
         check_choice(f"{path}: runs.{name}.method", r.method, list(study.methods))
-        if r.tuning: check_choice(f"{path}: runs.{name}.tuning", r.tuning, TUNINGS)
+        if r.tuning: method_of(r.tuning, f"{path}: runs.{name}.tuning")
         for d in r.datasets: check_choice(f"{path}: runs.{name}.datasets", d, choices("dataset"))
     for b in study.base: check_choice(f"{path}: base.split", b.split, ("test", "validation"))
     experiments = ["base", *(f"{n}_{d}" for n, r in study.runs.items() for d in r.datasets)]
@@ -85,7 +85,7 @@ class Job:
     "One training and its evaluations; without tuning, the untuned model"
     preset: str
     name: str # of the run; "base" for the untuned model
-    tuning: str | None # full, lora, qlora; None for the untuned model
+    tuning: str | None # as `method_of` takes it; None for the untuned model
     dataset: str = "main"
     seed: int = 0
     overrides: tuple = ()
@@ -99,12 +99,13 @@ class Job:
 # %% ../../nbs/experiments/study.ipynb #650f308d
 def matrix_jobs() -> list[Job]: # one for each preset, tuning, data set and seed
     "Every combination that settings.ini [sweep] names"
-    allowed = {"preset": choices("preset"), "tuning": TUNINGS, "dataset": choices("dataset"), "seed": None}
+    allowed = {"preset": choices("preset"), "tuning": None, "dataset": choices("dataset"), "seed": None}
     values = {key: setting("sweep", key).split() for key in allowed}
     for key, found in values.items():
         if not found: raise ConfigError(f"settings.ini [sweep] {key}: needs at least one value")
         for value in found:
-            if allowed[key]: check_choice(f"settings.ini [sweep] {key}", value, allowed[key])
+            if key == "tuning": method_of(value, f"settings.ini [sweep] {key}")
+            elif allowed[key]: check_choice(f"settings.ini [sweep] {key}", value, allowed[key])
             elif not value.isdecimal(): raise ConfigError(f"settings.ini [sweep] {key}: {value!r} is not a non-negative whole number")
     return [Job(p, f"{t}_{d}-s{int(s)}", t, d, int(s)) for p, t, d, s in itertools.product(*values.values())]
 
