@@ -57,14 +57,18 @@ class Study:
     runs: dict[str, Runs] = field(default_factory=dict)
     base: list[Base] = field(default_factory=list)
     pairs: list[list[str]] = field(default_factory=list) # two experiments to compare: <run>_<dataset>, or base
+    archive: str = "" # folder of results/ that keeps it, set by `read_study`
 
 # %% ../../nbs/experiments/study.ipynb #45e0622e
 def read_study(
-    name: str, # of configs/study (the package's or your own), or a YAML file's path
+    name: str, # of configs/study (the package's or your own), folder/name of another folder of configs, or a YAML file's path
 ) -> DictConfig: # a `Study`, checked
     "A study's file"
-    path = config_file("study", name)
+    kind, _, stem = name.rpartition("/") if not name.endswith((".yaml", ".yml")) else ("", "", name)
+    if kind and not choices(kind): raise ConfigError(f"study {name!r}: no folder {kind} of configs has a YAML file")
+    path = config_file(kind or "study", stem)
     study = merge_layer(OmegaConf.structured(Study), read_yaml(path), str(path))
+    study.archive = "/".join(filter(None, (kind, study.preset)))
     check_choice(f"{path}: preset", study.preset, choices("preset"))
     for name, m in study.methods.items():
         method_of(m.tuning, f"{path}: methods.{name}.tuning")
