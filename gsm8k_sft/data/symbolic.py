@@ -19,7 +19,7 @@ from ..grading.arithmetic import calculate
 
 # %% ../../nbs/data/symbolic.ipynb #5b000005
 _PLAIN = [(r"(?m)^ *[-•] ", ""), (r"[$€£]", ""), (r"(?<=[\w)%]) x (?=[\d(])", "*"), (r"(?<=\d)\(", "*("), (r"÷(\d+/\d+)", r"÷(\1)"),
-          (r"(?<=[\d%]) ?/? ?[A-Za-z]{2}[A-Za-z/' ]*(?= *[-+*/×÷=])", "")]
+          (r"(?<=[\d%]) ?/? ?[A-Za-z]{2,}(?:[/' ]+[A-Za-z]+)*(?<! [A-Za-z])(?= *[-+*/×÷=])", "")]
 _NUMBER = r"\(*\d+(?:,\d{3})*(?:\.\d+)?%?\)*"
 _SUM = rf"{_NUMBER}(?: *[-+*/×÷] *{_NUMBER})*"
 _LEFT, _RIGHT = re.compile(rf"(?<![-+*/×÷\d.,])(?<![-+*/×÷] ){_SUM} *$"), re.compile(rf" *({_SUM})")
