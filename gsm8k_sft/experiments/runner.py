@@ -28,8 +28,7 @@ def do_job(
     "Train if need be, and evaluate"
     from gsm8k_sft.evaluate import evaluate_base, evaluate_run
     from gsm8k_sft.train import train
-    trained = ""
-    if not job.tuning: results = evaluate_base(job_config(job), list(job.shots))
+    if not job.tuning: trained, results = "", evaluate_base(job_config(job), list(job.shots))
     else:
         cfg = load_config(job.preset, job.tuning, job.dataset, job.seed, overrides=run_overrides(job))
         trained = f"trained in {train(cfg, evaluate=False)['train_seconds']:.0f} s, "
@@ -40,7 +39,6 @@ def do_job(
         raise ConfigError(f"the results are called {names}, where the study looks for {result_names(job)}")
     return trained + ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
 
-# %% ../../nbs/experiments/runner.ipynb #d7f403cb
 def run_notebook(
     job: Job, # of the matrix
 ) -> str: # where the executed notebook is
