@@ -6,10 +6,10 @@ from gsm8k_sft.data import symbolic
 from gsm8k_sft.data.problems import DataError
 from gsm8k_sft.data.symbolic import check_solution, draw_templates, largest_number, solution_steps
 from gsm8k_sft.data.synthetic import make_rows
-from gsm8k_sft.experiments.robustness import (
-    drop_table, gap_figures, gap_table, other_table, read_answers, robustness_sentences, version_sets)
+from gsm8k_sft.experiments.robustness import drop_table, gap_table, other_table, read_answers, robustness_sentences, version_sets
 from gsm8k_sft.experiments.runner import collect, do_job
 from gsm8k_sft.experiments.study import open_jobs, read_study
+from gsm8k_sft.report import make_report
 from gsm8k_sft.statistics import gain_gap
 
 
@@ -98,13 +98,13 @@ def test_the_gap_s_interval_holds_the_truth():
 
 ROBUST = """
 preset: toy
-overrides: [data.train_samples=24, data.test_samples=8, data.validation_fraction=0.1, train.max_steps=3, train.eval_steps=0,
+overrides: [data.train_samples=24, data.test_samples=8, data.validation_fraction=0.01, train.max_steps=3, train.eval_steps=0,
             train.validation_samples=0, evaluation.max_new_tokens=96]
 methods: {full: {tuning: full, learning_rates: [1.0e-5]}, lora: {tuning: lora, learning_rates: [1.0e-5]}}
 runs:
   full: {method: full, seeds: [0, 1], ask: ["evaluation.datasets=[main,symbolic,gsm_plus,gsm_plus_unanswerable,svamp]",
                                             "evaluation.calculator=true evaluation.datasets=[main,symbolic]"]}
-  lora: {method: lora, seeds: [0, 1], ask: ["evaluation.datasets=[main,symbolic,gsm_plus]"]}
+  lora: {method: lora, seeds: [0], ask: ["evaluation.datasets=[main,symbolic,gsm_plus,gsm_plus_unanswerable,svamp]"]}
 base: [{shots: [0], overrides: ["evaluation.datasets=[main,symbolic,gsm_plus,gsm_plus_unanswerable,svamp]"]}]
 pairs: [[base, full_main], [base, lora_main], [lora_main, full_main]]
 """
@@ -112,20 +112,45 @@ pairs: [[base, full_main], [base, lora_main], [lora_main, full_main]]
 
 def write_sets(folder):
     "The published layouts, with problems that the toy can read: `symbolic`, GSM-Plus, SVAMP"
-    problems = make_rows("test", n=60)
+    problems = make_rows("test", n=40)
     versions = [{**problems[8 + 2 * i + j], "template": str(i), "original": f"test/{i}", "steps": 2 + 3 * j, "largest": 10.0 * 9 ** j,
-                 "original_largest": 10.0} for i in range(8) for j in range(2)]
-    kinds = ["numerical substitution"] * 7 + ["distraction insertion", "critical thinking"]
+                 "original_largest": 10.0} for i in range(4) for j in range(2)]
+    kinds = ["numerical substitution"] * 6 + ["distraction insertion"] * 2
     plus = [{"question": p["question"], "solution": p["answer"], "answer": p["answer"].rpartition("#### ")[2], "perturbation_type": kind,
-             "seed_question": problems[i]["question"]} for i, (p, kind) in enumerate(zip(problems[30:], kinds)) if i < 8]
-    plus.append({**plus[0], "question": "How many nuts are there?", "solution": "It can't be known.\n#### None", "answer": "None",
-                 "perturbation_type": "critical thinking"})
-    plus.append({**plus[1], "question": problems[50]["question"], "seed_question": "no test problem"})
+             "seed_question": problems[i]["question"] if i else "no test problem"} for i, (p, kind) in enumerate(zip(problems[20:], kinds))]
+    plus += [{**p, "question": f"{p['question']} Who knows?", "solution": "It can't be known.\n#### None", "answer": "None",
+              "perturbation_type": "critical thinking"} for p in plus]
     svamp = [{"Body": "Ann had 3 pens.", "Question": f"She got {i}. How many?", "Equation": f"( 3.0 + {i}.0 )", "Answer": 3.0 + i, "Type": "Addition"}
-             for i in range(2, 6)]
+             for i in range(2, 10)]
     for name, rows in (("symbolic/test.jsonl", versions), ("gsm_plus/gsmplus_testmini.jsonl", plus), ("svamp/SVAMP.json", svamp)):
         (path := folder / name).parent.mkdir(parents=True)
         path.write_text(json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(r) + "\n" for r in rows))
+
+
+def made_up(model, right):
+    "For each seed and problem: is the original right, and how many of ten versions"
+    rows = [{"set": s, "model": model, "seed": k, "calculator": False, "id": f"test/{i}" if s == "main" else f"test/{i}-{j}", "numeric": j < n,
+             "original": None if s == "main" else f"test/{i}", "steps": "2", "largest": "10", "original_largest": str(4 + 5 * i),
+             "perturbation_type": None}
+            for k, problems in enumerate(right) for i, (original, versions) in enumerate(problems)
+            for s, n, of in (("main", original, 1), ("symbolic", versions, 10)) for j in range(of)]
+    return pd.DataFrame(rows)
+
+
+def test_gains_and_their_gap_by_hand(tmp_path):
+    "Originals in another order than versions would give other numbers"
+    base, full, lora = [[(0, 1), (1, 9), (0, 0)]], [[(1, 5), (1, 9), (0, 4)], [(1, 3), (1, 9), (1, 0)]], [[(1, 1), (0, 9), (0, 1)]] * 2
+    table = pd.concat([made_up(*x) for x in (("base", base), ("full", full), ("lora", lora))]).sample(frac=1, random_state=0)
+    (path := tmp_path / "study.yaml").write_text(
+        "preset: toy\nmethods: {full: {tuning: full, learning_rates: [1]}, lora: {tuning: lora, learning_rates: [1]}}\n"
+        "runs: {full: {method: full}, lora: {method: lora}}\npairs: [[base, full_main], [lora_main, full_main]]\n")
+    gaps = gap_table(read_study(str(path)), table).set_index(["versions", "a"])
+    untuned = gaps.loc[("other names and numbers", "base")] # gains: (5/6 - 1/3) on originals, (30/60 - 10/30) on versions
+    assert (untuned["gain on originals"], untuned["gain on versions"], untuned["gap"]) == (50.0, 16.7, -33.3)
+    assert gaps.loc[("other names and numbers", "lora"), "gap"] == -36.7 # (30/60 - 22/60) - (5/6 - 1/3)
+    matched = drop_table(table).set_index(["versions", "model"]).loc[("matched in size", "full")] # 10 against 9 and 14: problems 1 and 2
+    assert (matched.originals, matched["on originals"], matched["on versions"]) == (2, 75.0, 55.0)
+    assert gaps["p, Holm"].notna().tolist() == [True, True] + [False] * (len(gaps) - 2)
 
 
 def test_the_study_of_robustness_from_training_to_its_sentences(tmp_path, monkeypatch):
@@ -140,25 +165,19 @@ def test_the_study_of_robustness_from_training_to_its_sentences(tmp_path, monkey
     collect(study)
     assert not open_jobs(study)[0] and (tmp_path / "results" / "robustness" / "toy" / "answers.parquet").exists()
     table = read_answers(study)
-    counts = table[~table.calculator].groupby(["set", "model"]).size().to_dict()
-    assert counts == {("main", "base"): 8, ("main", "full"): 16, ("main", "lora"): 16, ("symbolic", "base"): 16, ("symbolic", "full"): 32,
-                      ("symbolic", "lora"): 32, ("gsm_plus", "base"): 9, ("gsm_plus", "full"): 18, ("gsm_plus", "lora"): 18,
-                      ("gsm_plus_unanswerable", "base"): 1, ("gsm_plus_unanswerable", "full"): 2, ("svamp", "base"): 4, ("svamp", "full"): 8}
+    counts = table[~table.calculator].groupby(["set", "model"]).size().unstack("model").T.to_dict()
+    assert counts == {"main": {"base": 8, "full": 16, "lora": 8}, "symbolic": {"base": 8, "full": 16, "lora": 8},
+                      "gsm_plus": {"base": 8, "full": 16, "lora": 8}, "gsm_plus_unanswerable": {"base": 8, "full": 16, "lora": 8},
+                      "svamp": {"base": 8, "full": 16, "lora": 8}}
     sizes = {name: part.id.nunique() for name, part in version_sets(table).items()}
-    assert sizes == {"other names and numbers": 16, "GSM-Plus": 8, "matched in size": 8, "larger numbers": 8, "up to 3 steps": 8,
-                     "4 steps and more": 8, "distraction insertion": 1, "numerical substitution": 7}, "an unknown seed question is left out"
+    assert sizes == {"other names and numbers": 8, "GSM-Plus": 7, "matched in size": 4, "larger numbers": 4, "up to 3 steps": 4,
+                     "4 steps and more": 4, "distraction insertion": 2, "numerical substitution": 5}, "an unknown seed question is left out"
     gaps = gap_table(study, table)
-    row = gaps[(gaps.versions == "other names and numbers") & (gaps.b == "full") & (gaps.a == "base")].iloc[0]
-    def right(model, asked): return table[(table.model == model) & (table.set == asked) & ~table.calculator].numeric.mean()
-    gains = [100 * (right("full", s) - right("base", s)) for s in ("symbolic", "main")]
-    assert row["gap"] == pytest.approx(gains[0] - gains[1], abs=0.051) and row.low <= row.gap <= row.high and row.originals == 8
-    assert gaps["p, Holm"].notna().sum() == 6 and (gaps["p, Holm"].dropna() >= gaps.p[gaps["p, Holm"].notna()] - 1e-12).all()
-    drops = drop_table(table).set_index(["versions", "model"])
-    assert drops.loc[("GSM-Plus", "full"), "problems"] == 8 and set(drops.index.get_level_values(1)) == {"base", "full", "lora"}
+    assert gaps["p, Holm"].notna().sum() == 6 and (gaps.low <= gaps.gap).all() and (gaps.gap <= gaps.high).all()
     assert set(gap_table(study, table, calculator=True).b) == {"full"}
     others = other_table(table).set_index(["set", "model"])
     assert others.loc[("svamp", "full"), "seeds"] == 2 and pd.isna(others.loc[("svamp", "base"), "gain"])
     said = robustness_sentences(study)
     assert len(said) == 6 and all(re.search(r"\[[-+]\d+\.\d, [-+]\d+\.\d\]", line) for line in said)
-    figures = dict(gap_figures())
-    assert "toy-robustness" in figures and "full against base" in figures["toy-robustness"].alt
+    text = make_report(tmp_path / "report").read_text()
+    assert "## Robustness: toy" in text and all(line in text for line in said) and "toy-robustness.png" in text

@@ -56,7 +56,7 @@ def version_sets(
         sets |= {"matched in size": s[ratio.between(0.5, 2)], "larger numbers": s[ratio > 2],
                  "up to 3 steps": s[steps < 4], "4 steps and more": s[steps > 3]}
     if len(plus): sets |= dict(tuple(plus.groupby("perturbation_type")))
-    return {name: part for name, part in sets.items() if len(part)}
+    return {name: part for name, part in sets.items() if part.original.nunique() > 1} # a single one has no interval
 
 def shares(
     table: pd.DataFrame, # from `read_answers`, with or without calculator

@@ -13,7 +13,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from fastcore.script import call_parse
 from omegaconf import DictConfig
-from ..core.config import ConfigError, TRAIN_NOTEBOOK, TUNINGS, load_config, project_path, project_root
+from ..core.config import ConfigError, DATASETS, TRAIN_NOTEBOOK, TUNINGS, load_config, project_path, project_root
 from ..core.runs import plain_errors, run_folder, write_text
 from ..evaluation.archive import add_files, evaluation_files, glob_files, read_bytes, read_record, run_files
 from ..evaluation.results import complete_result, is_plain
@@ -28,13 +28,13 @@ def do_job(
     "Train if need be, and evaluate"
     from gsm8k_sft.evaluate import evaluate_base, evaluate_run
     from gsm8k_sft.train import train
-    trained = ""
-    if not job.tuning: results = evaluate_base(job_config(job), list(job.shots))
+    if not job.tuning: trained, results = "", evaluate_base(job_config(job), list(job.shots))
     else:
         cfg = load_config(job.preset, job.tuning, job.dataset, job.seed, overrides=run_overrides(job))
         trained = f"trained in {train(cfg, evaluate=False)['train_seconds']:.0f} s, "
         asked = [[*job.overrides, f"evaluation.split={job.split}", *ask.split()] for ask in job.ask]
-        results = [evaluate_run(run_folder(cfg), overrides=[p for p in a if p.startswith(("evaluation.", "data."))]) for a in asked]
+        found = [evaluate_run(run_folder(cfg), overrides=[p for p in a if p.startswith(("evaluation.", "data."))]) for a in asked]
+        results = [r for f in found for r in (f if isinstance(f, list) else [f])]
     if (names := [r["name"] for r in results]) != result_names(job): # else the job would be done again and again
         raise ConfigError(f"the results are called {names}, where the study looks for {result_names(job)}")
     return trained + ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
@@ -220,7 +220,8 @@ def collect(
             files |= run_files(project_path("runs", study.preset, job.name), group)
         for name in found:
             e = read_record(source / f"{name}.json")
-            whole = job.seed == 0 and group == "" and e["model_type"] in ("full", "lora", "base-0shot") and is_plain(e) and e["dataset"] in DATASETS
+            whole = job.seed == 0 and group == "" and e["model_type"] in ("full", "lora", "base-0shot") and is_plain(e)
+            whole &= e["dataset"] in DATASETS # of other sets verdicts suffice
             kept_before = group == "lr_search" and not (source / f"{name}.predictions.jsonl").exists() # by `skip_kept`
             answers = None if e["samples"] > 1 or kept_before else "predictions" if whole else "verdicts"
             if read_bytes(results_folder(job, out) / f"{name}.json") is None: files |= evaluation_files(name, source, group, answers)
