@@ -22,7 +22,7 @@ from gsm8k_sft.evaluation.results import (
     protocol_fingerprint, read_predictions, refuse_trained, result_name, same_answers, sampled_accuracies, set_aside, whole_lines,
     write_result)
 from .evaluation.retention import held_out_loss
-from .generation.generate import generate
+from .generation.generate import generate, stop_tokens
 from .grading.answers import GRADERS, grade, grader_versions
 from .grading.errors import grade_answer
 from .models.adapters import load_tuned
@@ -38,7 +38,8 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, found, progress):
     todo = [(i, k) for i, row in enumerate(rows) for k in range(e.samples) if (row["id"], k) not in done]
     names = [rows[i]["id"] + (f"#{k}" if e.samples > 1 else "") for i, k in todo]
     renderer = Renderer(tokenizer, cfg.data.prompt_style)
-    answers = generate(model, tokenizer, [prompts[i] for i, _ in todo], e.max_new_tokens, e.batch_size, renderer.stop_ids, names, progress,
+    stops = stop_tokens(model, renderer)
+    answers = generate(model, tokenizer, [prompts[i] for i, _ in todo], e.max_new_tokens, e.batch_size, stops, names, progress,
                        **decoding(cfg, tokenizer), stop_texts=renderer.stop_texts)
     new = []
     try:
@@ -220,7 +221,8 @@ def quick_accuracy(
     refuse_test(rows)
     start, renderer, e = time.perf_counter(), Renderer(tokenizer, cfg.data.prompt_style), cfg.evaluation
     prompts = [renderer.prompt(q) for q in rows["question"]]
-    answers = list(generate(model, tokenizer, prompts, e.max_new_tokens, e.batch_size, renderer.stop_ids, list(rows["id"]), False,
+    stops, names = stop_tokens(model, renderer), list(rows["id"])
+    answers = list(generate(model, tokenizer, prompts, e.max_new_tokens, e.batch_size, stops, names, False,
                             engine=e.engine, stop_texts=renderer.stop_texts))
     grades = [grade(a.text, rows[a.index]["answer"]) for a in answers]
     n, shares = len(answers), {g: sum(x[g] for x in grades) / max(len(grades), 1) for g in GRADERS}

@@ -7,9 +7,10 @@ __all__ = ['SETTINGS', 'COUNT', 'SHARE', 'POSITIVE', 'FROM_0', 'SEED', 'SET_BY_U
            'DATASETS', 'ENTRY', 'SAVED_FIELDS', 'ConfigError', 'SettingsError', 'check_choice', 'project_root',
            'setting', 'project_path', 'within', 'DatasetEntry', 'DataConfig', 'OneShotExample', 'ModelConfig',
            'LoraSettings', 'QloraSettings', 'StepConfig', 'EvaluationConfig', 'TrainConfig', 'Config', 'empty_config',
-           'check_ranges', 'check_lora', 'check_config', 'gpu_has_bf16', 'choose_precision', 'choices', 'config_file',
-           'read_yaml', 'dotlist', 'merge_layer', 'merge_layers', 'method_of', 'tuning_of', 'config_layers',
-           'fingerprint', 'load_config', 'for_dataset', 'evaluated_datasets', 'check_parameters', 'config_table']
+           'check_ranges', 'check_lora', 'check_config', 'device', 'gpu_has_bf16', 'choose_precision', 'choices',
+           'config_file', 'read_yaml', 'dotlist', 'merge_layer', 'merge_layers', 'method_of', 'tuning_of',
+           'config_layers', 'fingerprint', 'load_config', 'for_dataset', 'evaluated_datasets', 'check_parameters',
+           'config_table']
 
 # %% ../../nbs/core/config.ipynb #251a68b1
 import configparser, difflib, hashlib, json, os, re, shlex, warnings
@@ -346,6 +347,13 @@ def check_config(
     if name is not None and not (re.fullmatch(r"\w[\w.+=-]*(?<!\.previous)", name) and len(name.encode()) <= 150):
         raise ConfigError(f"run_name: {name[:99]!r} can't be a folder below runs/<preset>; use at most 150 letters, digits and . _ - + =")
 
+# %% ../../nbs/core/config.ipynb #5d1c0de1
+def device() -> str: # cuda; mps for a process alone on an Apple machine; else cpu
+    "Where models and tensors go"
+    import torch
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return "cuda" if torch.cuda.is_available() else "mps" if alone and torch.backends.mps.is_available() else "cpu"
+
 # %% ../../nbs/core/config.ipynb #f56b137f
 def _check_hardware(cfg, bf16):
     "What only a CUDA GPU can do, what one without bf16 can't, and ways to use several that are not known here"
@@ -353,19 +361,22 @@ def _check_hardware(cfg, bf16):
     if "true" in (env.get("ACCELERATE_USE_DEEPSPEED"), env.get("ACCELERATE_USE_MEGATRON_LM")) or env.get("FSDP_VERSION") == "1":
         raise ConfigError("accelerate launch: DeepSpeed, Megatron-LM and FSDP 1 are not known here; "
                           f"give it --config_file {CONFIGS / 'accelerate'}/ddp.yaml or fsdp2.yaml")
+    if precision == "fp16" and env.get("ACCELERATE_USE_FSDP") == "true":
+        raise ConfigError("model.precision: fp16 with FSDP2 is not known here; give accelerate launch the ddp.yaml, "
+                          "or on a GPU with bf16 use model.precision=mixed")
     if bf16 is False and precision in ("mixed", "bf16"):
         raise ConfigError(f"model.precision: {precision} computes in bf16, which this GPU can't (it has compute capability below 8.0); "
                           "use model.precision=auto")
     if bf16 is not None: return
     wants = [("tuning_method", cfg.tuning_method, ("qlora",), "tuning=lora"),
-             ("model.precision", precision, ("fp16",), "model.precision=auto"),
+             ("model.precision", precision, ("mixed", "bf16", "fp16") if device() == "mps" else ("fp16",), "model.precision=auto"),
              ("train.optim", cfg.train.optim, ("paged_adamw_8bit", "adamw_bnb_8bit"), "train.optim=adamw_torch_fused"),
              ("train.speedup", cfg.train.speedup, ("compile", "record"), "train.speedup=auto")]
     for key, value, gpu_only, instead in wants:
         if value in gpu_only: raise ConfigError(f"{key}: {value} needs a CUDA GPU, and none is visible here; use {instead}")
 
 # %% ../../nbs/core/config.ipynb #8796cbc6
-def gpu_has_bf16() -> bool | None: # None: there is no GPU
+def gpu_has_bf16() -> bool | None: # None: there is no CUDA GPU
     "Whether this machine's GPU computes in bf16; a `ConfigError` if torch can't use it at all"
     import torch
     if not torch.cuda.is_available(): return None
@@ -383,7 +394,7 @@ def choose_precision(
 ) -> None:
     "Replace `auto` by what the GPU can do"
     if cfg.model.precision == "auto": cfg.model.precision = "fp16" if bf16 is False else "fp32" if bf16 is None and training else "mixed"
-    if cfg.evaluation.dtype == "auto": cfg.evaluation.dtype = "fp32" if bf16 is False else "bf16"
+    if cfg.evaluation.dtype == "auto": cfg.evaluation.dtype = "bf16" if bf16 or (bf16 is None and device() != "mps") else "fp32"
 
 # %% ../../nbs/core/config.ipynb #11b0cd15
 CONFIGS = Path(str(files("gsm8k_sft"))) / "configs"

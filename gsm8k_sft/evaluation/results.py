@@ -25,7 +25,7 @@ from ..data.problems import published_splits
 from ..data.prompts import Renderer
 from .archive import glob_files, read_bytes, read_record
 from ..generation.calculator import Calculator
-from ..generation.generate import which_engine
+from ..generation.generate import stop_tokens, which_engine
 from ..generation.sampling import Sampling
 from ..grading.answers import GRADERS, grader_versions
 from ..models.sources import weights_fingerprint
@@ -97,7 +97,7 @@ def evaluation_protocol(
         "prompts_fingerprint": fingerprint(prompts), "shots": examples, "prompt_style": renderer.style, "renderer": renderer.describe(),
         "decoding": {k: e[k] for k in ("temperature", "top_p", "samples", "seed")} if e.temperature else "greedy",
         "calculator": e.calculator, "engine": choice.engine, "max_new_tokens": e.max_new_tokens,
-        "stop_tokens": tokenizer.convert_ids_to_tokens(renderer.stop_ids),
+        "stop_tokens": tokenizer.convert_ids_to_tokens(stop_tokens(model, renderer)),
         **({"stop_texts": renderer.stop_texts} if renderer.stop_texts else {}), "grader": GRADER, "batch_size": e.batch_size,
         "dtype": "+".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})), # two where an adapter is in fp32
         "attn_implementation": model.config._attn_implementation, "device": model.device.type,
