@@ -12,7 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 from fastcore.script import call_parse
 from omegaconf import DictConfig
-from .core.config import ConfigError, check_config, dotlist, for_dataset, load_config, merge_layer, project_path, project_root
+from .core.config import (
+    ConfigError, check_config, dotlist, for_dataset, load_config, merge_layer, project_path, project_root, tuning_of)
 from .core.runs import environment, peak_memory, plain_errors, read_config, read_json, write_json, write_text
 from .data.datasets import COLUMNS, load_evaluated, refuse_test
 from .data.prompts import Renderer
@@ -120,7 +121,7 @@ def evaluate(
     tokenizer, # its tokenizer
     rows, # `Dataset` of the problems, from `load_gsm8k`
     cfg: DictConfig, # from `load_config` or `read_config`
-    model_type: str, # base-0shot, base-1shot and so on, full, lora or qlora
+    model_type: str, # base-0shot, base-1shot and so on, or as `tuning_of` says
     shots: int = 0, # worked examples before each question
     limit: int | None = None, # only the first so many problems
     run: str | None = None, # the run's folder, for the record
@@ -185,7 +186,7 @@ def evaluate_run(
     check_config(cfg)
     cfg.run_name = run.resolve().name # an earlier run that was set aside has a name of its own
     asked, (model, tokenizer) = load_evaluated(cfg), load_tuned(run, dtype=cfg.evaluation.dtype)
-    results = [evaluate(model, tokenizer, rows, c, c.tuning_method, 0, limit, run, again, progress, folder) for c, rows in asked]
+    results = [evaluate(model, tokenizer, rows, c, tuning_of(c), 0, limit, run, again, progress, folder) for c, rows in asked]
     return results if cfg.evaluation.datasets else results[0]
 
 # %% ../nbs/03_evaluate.ipynb #0c251ff2

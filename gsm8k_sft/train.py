@@ -11,7 +11,7 @@ import torch
 from types import SimpleNamespace
 from fastcore.script import call_parse
 from omegaconf import DictConfig
-from .core.config import load_config
+from .core.config import load_config, tuning_of
 from .core.runs import environment, peak_memory, plain_errors, set_seed
 from .data.datasets import TRAINING_SPLITS, data_fingerprint, load_evaluated, load_gsm8k, tokenize_split
 from .data.prompts import Renderer
@@ -59,7 +59,7 @@ def first_record(cfg, loaded):
     data = {"fingerprint": data_fingerprint(loaded.rows["train"]), "n_train": train["n"], "n_too_long": train["n_too_long"],
             "tokens": train["tokens"], "supervised_tokens": train["supervised"], "n_validation": validation.get("n", 0)}
     return {"status": "running", "preset": cfg.preset, "variant": cfg.variant, "run_name": cfg.run_name, "seed": cfg.seed,
-            "tuning_method": cfg.tuning_method, "dataset": cfg.data.dataset, "lanes": int(os.environ.get("GSM8K_SFT_WORKERS", 1)),
+            "tuning_method": tuning_of(cfg), "dataset": cfg.data.dataset, "lanes": int(os.environ.get("GSM8K_SFT_WORKERS", 1)),
             "base_model": cfg.model.path or cfg.model.name, "precision": cfg.model.precision, "dtypes": precision_of(loaded.model),
             "model_fingerprint": loaded.base_fingerprint, "data": data, "parameters": count_parameters(loaded.model),
             "memory": memory_record(loaded.plan), "environment": environment()}
@@ -141,7 +141,7 @@ def train(
 @plain_errors(TrainingError)
 def main(
     preset: str = "toy", # a file of configs/preset: toy, gemma-3-270m, gemma-2b-it ...
-    tuning: str = "full", # full, lora, qlora
+    tuning: str = "full", # full, lora, qlora, or a form of them such as dora
     dataset: str = "main", # main, socratic, or a file of your own
     seed: int = 0, # data order, adapter initialisation, dropout
     config: str = "", # your own YAML file with what it changes
