@@ -49,5 +49,4 @@ def same_latex(
     found, gold = plain_latex(found), plain_latex(last_box(gold) or gold)
     return found == gold or (value := to_number(gold)) is not None and to_number(found) == value
 
-# %% ../../nbs/grading/latex.ipynb #a7c1e00b
 MATH = Grader("math", extract_math, same_latex, "boxed", "gsm8k_sft 1", "The formula in the last box, compared by spelling or value.")
