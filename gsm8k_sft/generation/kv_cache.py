@@ -75,7 +75,7 @@ def _plain_decode(cache, query, key, value, scale, window, softcap):
         cache.memo[window] = (slot <= own) & (slot > own - (window or cache.length))
     rows = slice(n) if cache.first else cache.row
     key, value = (t.view(cache.rows, cache.length, *t.shape[1:])[:, :cache.reach][rows] for t in (key, value))
-    if softcap or query.is_cuda: return _grouped_attention(query[:, None], key, value, cache.memo[window], scale, softcap)[:, 0]
+    if softcap: return _grouped_attention(query[:, None], key, value, cache.memo[window], scale, softcap)[:, 0]
     return scaled_dot_product_attention(query.view(n, -1, heads // key.shape[2], d), key.transpose(1, 2), value.transpose(1, 2),
                                         attn_mask=cache.memo[window][:, None], scale=scale).reshape(n, heads, d)
 
