@@ -117,7 +117,8 @@ def write_sets(folder):
                  "original_largest": 10.0} for i in range(4) for j in range(2)]
     kinds = ["numerical substitution"] * 6 + ["distraction insertion"] * 2
     plus = [{"question": p["question"], "solution": p["answer"], "answer": p["answer"].rpartition("#### ")[2], "perturbation_type": kind,
-             "seed_question": problems[i]["question"] if i else "no test problem, Zoë’s"} for i, (p, kind) in enumerate(zip(problems[20:], kinds))]
+             "seed_question": problems[i]["question"] if i else "no test problem, Zoë’s"}
+            for i, (p, kind) in enumerate(zip(problems[20:], kinds))]
     plus += [{**p, "question": f"{p['question']} Who knows, José?", "solution": "It can't be known.\n#### None", "answer": "None",
               "perturbation_type": "critical thinking"} for p in plus]
     svamp = [{"Body": "Ann had 3 pens.", "Question": f"She got {i}. How many?", "Equation": f"( 3.0 + {i}.0 )", "Answer": 3.0 + i,
