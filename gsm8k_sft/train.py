@@ -21,7 +21,7 @@ from .models.adapters import enable_checkpointing, prepare_for_training
 from .models.loading import load_model, load_tokenizer
 from .models.parameters import count_parameters, precision_of
 from .models.sources import resolve_model, weights_fingerprint
-from .training.callbacks import wandb_run
+from .training.callbacks import reporting
 from .training.checkpoints import Run, TrainingError, TrainingInterrupted, open_run
 from .training.graphs import forget_run
 from .training.memory import check_fits, memory_record
@@ -118,15 +118,16 @@ def train(
             print(f"{run.folder} is complete and reused (train.when_done=reuse)")
             return run.record
         print(f"going on from {run.checkpoint}" if run.checkpoint else f"the run is written to {os.path.relpath(run.folder)}")
-        with wandb_run(cfg, run.folder, run.main) as tracker:
+        with reporting(cfg, run.folder, run.main) as summary:
             fit(cfg, run)
             forget_run(compiled=False)
             results = [evaluate_run(run.folder)] if evaluate and run.main else []
             run.update(status="complete", evaluations=[r["name"] for r in results])
-            if tracker:
-                tracker.summary.update({k: v for k, v in run.record.items() if isinstance(v, (int, float, str))})
-                tracker.summary.update({f"parameters/{k}": v for k, v in run.record["parameters"].items()})
-                for r in results: tracker.summary.update({f"{r['split']}/accuracy_{k}": v["value"] for k, v in r["accuracy"].items()})
+            summary |= {k: v for k, v in run.record.items() if isinstance(v, (int, float, str))}
+            summary |= {f"parameters/{k}": v for k, v in run.record["parameters"].items()}
+            for r in results:
+                for k, v in r["accuracy"].items():
+                    summary |= {f"{r['split']}/accuracy_{k}{end}": v[at] for end, at in (("", "value"), ("_low", "low"), ("_high", "high"))}
         for checkpoint in run.folder.glob("checkpoint-*") if run.main and not cfg.train.keep_checkpoints else ():
             shutil.rmtree(checkpoint)
         return run.record
