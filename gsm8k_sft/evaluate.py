@@ -12,9 +12,9 @@ from hashlib import sha256
 from pathlib import Path
 from fastcore.script import call_parse
 from omegaconf import DictConfig
-from .core.config import ConfigError, check_config, dotlist, load_config, merge_layer, project_path, project_root
+from .core.config import ConfigError, check_config, dotlist, for_dataset, load_config, merge_layer, project_path, project_root
 from .core.runs import environment, peak_memory, plain_errors, read_config, read_json, write_json, write_text
-from .data.datasets import load_gsm8k, refuse_test
+from .data.datasets import COLUMNS, load_evaluated, refuse_test
 from .data.prompts import Renderer
 from gsm8k_sft.evaluation.results import (
     EvaluationError, accuracies, append_lines, complete_result, decoding, deviations, evaluation_protocol, find_run, open_partial,
@@ -45,7 +45,7 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, found, progress):
             i, k = todo[a.index]
             new.append({"id": rows[i]["id"], "sample": k, "question": rows[i]["question"], "gold": rows[i]["final"], "prompt": prompts[i],
                         "text": a.text, "n_tokens": a.n_tokens, "finish_reason": a.finish_reason, "seconds": round(a.seconds, 5),
-                        "batch_size": a.batch_size})
+                        "batch_size": a.batch_size, **{k: v for k, v in rows[i].items() if k not in COLUMNS}})
             if len(new) >= e.save_every: new = append_lines(file, new) or []
     except BaseException:
         print(f"interrupted: the answers so far are in {Path(file.name).name}, and the same evaluation goes on from there", flush=True)
@@ -152,15 +152,15 @@ def evaluate_base(
     again: bool = False, # evaluate again even if the result is there
     progress: bool = True, # say what is happening
     folder: Path | None = None, # where the files go; eval_results by default
-) -> list[dict]: # a result for each number of examples
-    "Evaluate the base model of a configuration"
+) -> list[dict]: # a result for each data set and number of examples
+    "Evaluate the base model of a configuration, on each of `evaluation.datasets`"
     shots, folder = list(cfg.evaluation.shots) if shots is None else shots, _results_folder(folder)
     if not shots: raise EvaluationError("evaluation.shots: an empty list asks nothing; give numbers of examples, such as [0, 1]")
-    rows, tokenizer = load_gsm8k(cfg, splits=[cfg.evaluation.split])[cfg.evaluation.split], load_tokenizer(cfg)
+    asked, tokenizer = load_evaluated(cfg), load_tokenizer(cfg)
     model = load_model(cfg, dtype=cfg.evaluation.dtype)
     known = weights_fingerprint(model)
-    return [evaluate(model, tokenizer, rows, cfg, f"base-{k}shot", k, limit, None, again, progress, folder, known)
-            for k in shots]
+    return [evaluate(model, tokenizer, rows, c, f"base-{k}shot", k, limit, None, again, progress, folder, known)
+            for k in shots for c, rows in asked]
 
 # %% ../nbs/03_evaluate.ipynb #e80ac8e4
 def evaluate_run(
@@ -171,19 +171,21 @@ def evaluate_run(
     again: bool = False, # evaluate again even if the result is there
     progress: bool = True, # say what is happening
     folder: Path | None = None, # where the files go; eval_results by default
-) -> dict: # the result
+) -> dict | list[dict]: # the result; a list of them where `evaluation.datasets` names several data sets
     "Evaluate the tuned model of a run, zero-shot"
     run, folder = find_run(run), _results_folder(folder)
     cfg = read_config(run)
-    for part in [*dotlist(overrides), *([f"evaluation.split={split}"] if split else [])]:
+    parts = [*dotlist(overrides), *([f"evaluation.split={split}"] if split else [])]
+    for part in sorted(parts, key=lambda p: not p.startswith("data.dataset=")): # keys of the data set's own entry come first
         if not part.startswith(("evaluation.", "data.")):
             raise ConfigError(f"overrides: {part!r} would change how {run} was trained; only evaluation.* and data.* can be changed here")
-        cfg = merge_layer(cfg, part, f"overrides ({part})")
+        other = part.startswith("data.dataset=")
+        cfg = for_dataset(cfg, part.partition("=")[2]) if other else merge_layer(cfg, part, f"overrides ({part})")
     check_config(cfg)
     cfg.run_name = run.resolve().name # an earlier run that was set aside has a name of its own
-    rows = load_gsm8k(cfg, splits=[cfg.evaluation.split])[cfg.evaluation.split]
-    model, tokenizer = load_tuned(run, dtype=cfg.evaluation.dtype)
-    return evaluate(model, tokenizer, rows, cfg, cfg.tuning_method, 0, limit, run, again, progress, folder)
+    asked, (model, tokenizer) = load_evaluated(cfg), load_tuned(run, dtype=cfg.evaluation.dtype)
+    results = [evaluate(model, tokenizer, rows, c, c.tuning_method, 0, limit, run, again, progress, folder) for c, rows in asked]
+    return results if cfg.evaluation.datasets else results[0]
 
 # %% ../nbs/03_evaluate.ipynb #0c251ff2
 def regrade(
@@ -230,7 +232,7 @@ def quick_accuracy(
 def main(
     preset: str = "", # the base model of a file of configs/preset: toy, gemma-3-270m, gemma-2b-it ...
     run: str = "", # or a run's folder: its tuned model
-    dataset: str = "main", # main or socratic; a run knows its own
+    dataset: str = "main", # a file of configs/dataset; a run knows its own; several: evaluation.datasets=[main,svamp] in overrides
     split: str = "", # test or validation; as the configuration says by default
     limit: int = 0, # only the first so many problems; 0: all
     shots: str = "", # for the base model, as in "0 1 5"; as the configuration says by default

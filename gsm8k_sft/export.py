@@ -105,8 +105,8 @@ def export_run(
         weights = export_weights(run, part, dtype)
         card = model_card(run, name or out.name, run_evaluations(run, weights), weights, base, license or known)
         write_text(part / "README.md", card)
-        terms = [p for p in folder.iterdir() if re.match(r"(LICEN[CS]E|NOTICE|USE_POLICY|.*TERMS)", p.name, re.I)] if folder else []
-        for path in terms: shutil.copyfile(path, part / path.name)
+        for path in folder.iterdir() if folder else ():
+            if re.match(r"LICEN[CS]E|NOTICE|USE_POLICY|.*TERMS|tokenizer\.model$", path.name, re.I): shutil.copyfile(path, part / path.name)
     print(f"{out}: {weights['dtype']} weights; logits differ from the run's by {weights['difference']:.1g} of the largest, "
           f"the next token is the same at {weights['same_token']:.1%} of the places", flush=True)
     return out

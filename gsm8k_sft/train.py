@@ -13,7 +13,7 @@ from fastcore.script import call_parse
 from omegaconf import DictConfig
 from .core.config import load_config
 from .core.runs import environment, peak_memory, plain_errors, set_seed
-from .data.datasets import TRAINING_SPLITS, data_fingerprint, load_gsm8k, tokenize_split
+from .data.datasets import TRAINING_SPLITS, data_fingerprint, load_evaluated, load_gsm8k, tokenize_split
 from .data.prompts import Renderer
 from .evaluate import evaluate_run
 from .evaluation.results import keep_trained
@@ -113,6 +113,7 @@ def train(
     evaluate: bool = True, # ask the tuned model the problems of `cfg.evaluation.split`
 ) -> dict: # the run's record, as in record.json
     "Train one variant, resuming what was interrupted; save weights and record; evaluate"
+    if evaluate: load_evaluated(cfg) # what can't be asked afterwards is said before
     with open_run(cfg) as run:
         if run.record.get("status") == "complete":
             print(f"{run.folder} is complete and reused (train.when_done=reuse)")
@@ -121,13 +122,15 @@ def train(
         with reporting(cfg, run.folder, run.main) as summary:
             fit(cfg, run)
             forget_run(compiled=False)
-            results = [evaluate_run(run.folder)] if evaluate and run.main else []
+            results = evaluate_run(run.folder) if evaluate and run.main else []
+            results = results if isinstance(results, list) else [results]
             run.update(status="complete", evaluations=[r["name"] for r in results])
             summary |= {k: v for k, v in run.record.items() if isinstance(v, (int, float, str))}
             summary |= {f"parameters/{k}": v for k, v in run.record["parameters"].items()}
             for r in results:
+                where = f"{r['split'] if r['dataset'] == cfg.data.dataset else r['dataset'] + '/' + r['split']}/accuracy"
                 for k, v in r["accuracy"].items():
-                    summary |= {f"{r['split']}/accuracy_{k}{end}": v[at] for end, at in (("", "value"), ("_low", "low"), ("_high", "high"))}
+                    summary |= {f"{where}_{k}": v["value"], f"{where}_{k}_low": v["low"], f"{where}_{k}_high": v["high"]}
         for checkpoint in run.folder.glob("checkpoint-*") if run.main and not cfg.train.keep_checkpoints else ():
             shutil.rmtree(checkpoint)
         return run.record
@@ -138,7 +141,7 @@ def train(
 def main(
     preset: str = "toy", # a file of configs/preset: toy, gemma-3-270m, gemma-2b-it ...
     tuning: str = "full", # full, lora, qlora
-    dataset: str = "main", # main, socratic
+    dataset: str = "main", # main, socratic, or a file of your own
     seed: int = 0, # data order, adapter initialisation, dropout
     config: str = "", # your own YAML file with what it changes
     overrides: str = "", # key=value pairs, separated by spaces

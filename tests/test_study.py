@@ -249,7 +249,8 @@ def test_time_is_up_before_anything_began(tmp_path):
 
 def interrupt_when(command, ready):
     "Start a command, and Ctrl-C once `ready` says so"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # tests that run in the background of a shell inherit that it is ignored
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=listen)
     while not ready() and process.poll() is None: time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     process.wait(timeout=300)

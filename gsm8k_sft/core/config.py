@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'COUNT', 'SHARE', 'POSITIVE', 'FROM_0', 'SEED', 'SET_BY_US', 'REPORTERS', 'CONFIGS', 'TRAIN_NOTEBOOK',
-           'TUNINGS', 'DATASETS', 'ConfigError', 'SettingsError', 'check_choice', 'project_root', 'setting',
-           'project_path', 'within', 'ModelConfig', 'DataConfig', 'OneShotExample', 'LoraSettings', 'QloraSettings',
-           'StepConfig', 'EvaluationConfig', 'TrainConfig', 'Config', 'empty_config', 'check_ranges', 'check_lora',
-           'reporters', 'check_config', 'gpu_has_bf16', 'choose_precision', 'choices', 'config_file', 'read_yaml',
-           'dotlist', 'merge_layer', 'config_layers', 'fingerprint', 'load_config', 'check_parameters', 'config_table']
+           'TUNINGS', 'DATASETS', 'ENTRY', 'SAVED_FIELDS', 'ConfigError', 'SettingsError', 'check_choice',
+           'project_root', 'setting', 'project_path', 'within', 'DatasetEntry', 'DataConfig', 'OneShotExample',
+           'ModelConfig', 'LoraSettings', 'QloraSettings', 'StepConfig', 'EvaluationConfig', 'TrainConfig', 'Config',
+           'empty_config', 'check_ranges', 'check_lora', 'reporters', 'check_config', 'gpu_has_bf16',
+           'choose_precision', 'choices', 'config_file', 'read_yaml', 'dotlist', 'merge_layer', 'merge_layers',
+           'config_layers', 'fingerprint', 'load_config', 'for_dataset', 'evaluated_datasets', 'check_parameters',
+           'config_table']
 
 # %% ../../nbs/core/config.ipynb #251a68b1
 import configparser, difflib, hashlib, json, os, re, shlex, warnings
@@ -42,7 +44,8 @@ def check_choice(
 
 # %% ../../nbs/core/config.ipynb #21bfdde6
 SETTINGS = {
-    "paths": {"runs": "runs", "eval_results": "eval_results", "results": "results", "figures": "figures", "cache": ".cache", "gsm8k": ""},
+    "paths": {"runs": "runs", "eval_results": "eval_results", "results": "results", "figures": "figures", "cache": ".cache", "data": "data",
+              "gsm8k": ""},
     "wandb": {"mode": "off", "project": "gsm8k_sft", "entity": ""},
     "sweep": {"preset": "toy", "tuning": "full lora", "dataset": "main", "seed": "0 1 2"}}
 
@@ -75,7 +78,7 @@ def setting(
     return ini.get(section, key).strip()
 
 def project_path(
-    key: str, # runs, eval_results, results, figures or cache
+    key: str, # runs, eval_results, results, figures, cache or data
     *parts: str, # folders and file below it
 ) -> Path: # absolute path; nothing is created
     "A path that settings.ini names, with `parts` below it"
@@ -94,22 +97,32 @@ COUNT, SHARE, POSITIVE, FROM_0, SEED = "[1, inf)", "[0, 1)", "(0, inf)", "[0, in
 
 # %% ../../nbs/core/config.ipynb #e6640be0
 @dataclass
-class ModelConfig:
-    "Which weights, and in which precision"
-    name: str = MISSING
-    path: str | None = MISSING
-    revision: str | None = MISSING
-    precision: Literal["auto", "mixed", "bf16", "fp16", "fp32"] = MISSING
-    attn_implementation: str | None = MISSING
-
-@dataclass
-class DataConfig:
-    "Which problems, and how they become tokens"
-    source: Literal["auto", "folder", "hub", "synthetic"] = MISSING
-    dataset: str = MISSING
+class DatasetEntry:
+    "Where a data set lies and how its rows are read"
+    source: Literal["auto", "folder", "hub", "synthetic", "generator"] = MISSING
     hub_name: str = MISSING
+    hub_config: str | None = MISSING
     hub_revision: str | None = MISSING
     folder: str | None = MISSING
+    subfolder: str | None = MISSING
+    generator: str | None = MISSING
+    splits: dict[str, str] | None = MISSING
+    files: dict[str, str] | None = MISSING
+    question: str = MISSING
+    answer: str = MISSING
+    final: str = MISSING
+    finals: Literal["number", "none"] = MISSING
+    keep: dict[str, str] | None = MISSING
+    only: dict[str, Any] | None = MISSING
+    trainable: bool = MISSING
+    licence: str | None = MISSING
+    link: str | None = MISSING
+
+# %% ../../nbs/core/config.ipynb #606eb179
+@dataclass
+class DataConfig(DatasetEntry):
+    "Which problems, and how they become tokens"
+    dataset: str = MISSING
     validation_fraction: float = within(SHARE)
     validation_seed: int = within(SEED)
     train_samples: int | None = within(COUNT, "null means all")
@@ -122,6 +135,15 @@ class OneShotExample:
     "The worked example of one-shot evaluation"
     question: str = MISSING
     answer: str = MISSING
+
+@dataclass
+class ModelConfig:
+    "Which weights, and in which precision"
+    name: str = MISSING
+    path: str | None = MISSING
+    revision: str | None = MISSING
+    precision: Literal["auto", "mixed", "bf16", "fp16", "fp32"] = MISSING
+    attn_implementation: str | None = MISSING
 
 # %% ../../nbs/core/config.ipynb #a382c4bc
 @dataclass
@@ -154,6 +176,7 @@ class StepConfig:
 class EvaluationConfig:
     "How answers are generated"
     split: Literal["test", "validation"] = MISSING
+    datasets: list[str] = MISSING
     shots: list[int] = within(FROM_0)
     batch_size: int | None = within(COUNT, "null takes as many as fit")
     max_new_tokens: int = within(COUNT)
@@ -295,13 +318,31 @@ REPORTERS = ("wandb", "tensorboard", "trackio")
 
 def reporters(
     cfg: DictConfig, # with train.report_to
+    installed: bool = False, # also raise if the package of one isn't here
 ) -> list[str]: # auto or none alone, or some of `REPORTERS`
     "Where a run reports to"
     names = list(cfg.train.report_to) if OmegaConf.is_list(cfg.train.report_to) else [cfg.train.report_to]
-    for name in names: check_choice("train.report_to", name, REPORTERS if len(names) > 1 else ("auto", "none", *REPORTERS))
+    for name in names:
+        check_choice("train.report_to", name, REPORTERS if len(names) > 1 else ("auto", "none", *REPORTERS))
+        if installed and name in REPORTERS and not getattr(find_spec(name), "origin", None): # a mere folder of that name has none
+            raise ConfigError(f"train.report_to: {name} isn't installed: pip install {name}")
     return names
 
 # %% ../../nbs/core/config.ipynb #be37e0cb
+def _check_entry(d):
+    "Where a data set lies, its licence, its splits, and names that a saved answer has for itself"
+    on_hub = d.hub_name != "openai/gsm8k"
+    located = {"folder": d.folder, "hub": on_hub, "auto": d.folder or on_hub, "generator": d.generator, "synthetic": False}
+    if d.dataset not in DATASETS and not located[d.source]:
+        raise ConfigError(f"data.dataset: {d.dataset!r} is your own, so its file must say where it lies: {{source: folder, folder: ...}}, "
+                          "{source: hub, hub_name: ...} or {source: generator, generator: module.function}")
+    if not d.licence: raise ConfigError(f"data.licence: is missing; the file of {d.dataset!r} must name it, as in licence: MIT, or unknown")
+    for key in ("splits", "files"):
+        for split in d[key] or {}: check_choice(f"data.{key}", split, ("train", "validation", "test"))
+    for name in d.keep or {}:
+        if name in SAVED_FIELDS: raise ConfigError(f"data.keep: a saved answer has a field {name!r} already; give it another name")
+
+# %% ../../nbs/core/config.ipynb #89a2dcd7
 def check_config(
     cfg: DictConfig, # complete
 ) -> None:
@@ -313,10 +354,8 @@ def check_config(
     _check_training(cfg)
     reporters(cfg)
     e, d, name = cfg.evaluation, cfg.data, cfg.run_name
-    located = d.folder and d.source in ("auto", "folder") or d.source == "hub" and d.hub_name != "openai/gsm8k"
-    if d.dataset not in DATASETS and not located:
-        raise ConfigError(f"data.dataset: {d.dataset!r} is your own, so its file must say where it lies: "
-                          "{source: folder, folder: ...} or {source: hub, hub_name: ...}")
+    _check_entry(d)
+    for name in e.datasets: config_file("dataset", name)
     if e.samples > 1 and not e.temperature:
         raise ConfigError("evaluation.samples: several answers to a problem need evaluation.temperature above 0; "
                           "greedy ones are all the same")
@@ -368,6 +407,9 @@ def choose_precision(
 CONFIGS = Path(str(files("gsm8k_sft"))) / "configs"
 TRAIN_NOTEBOOK = CONFIGS.parent / "notebooks" / "02_train.ipynb" # what papermill runs; in the package too
 TUNINGS, DATASETS = ("full", "lora", "qlora"), ("main", "socratic")
+ENTRY = tuple(f.name for f in fields(DatasetEntry)) # the keys that a file of configs/dataset sets
+SAVED_FIELDS = frozenset("""id sample question answer gold final prompt text n_tokens finish_reason seconds batch_size strict numeric
+    flexible extracted_strict extracted_numeric extracted_flexible class slip_step gold_steps gold_length group evaluation""".split())
 
 def _folders(kind):
     "Folders with files of a kind: the package's, the working folder's, the project's"
@@ -434,6 +476,14 @@ def merge_layer(
         hint = f" Did you mean '{near[0]}'?" if near and near[0] != key else ""
         raise ConfigError(f"{source}: key '{key}': {text}.{hint}") from None
 
+def merge_layers(
+    layers: list[tuple[str, DictConfig]], # from `config_layers`
+) -> DictConfig: # with types, not checked yet
+    "One configuration from all layers"
+    cfg = empty_config()
+    for source, layer in layers: cfg = merge_layer(cfg, layer, source)
+    return cfg
+
 # %% ../../nbs/core/config.ipynb #1a7fdd35
 def config_layers(
     preset: str, # a name or a path
@@ -484,9 +534,8 @@ def load_config(
 ) -> DictConfig: # resolved, typed, checked
     "The configuration of one experiment"
     check_choice("tuning", tuning, TUNINGS)
-    cfg, layers = empty_config(), config_layers(preset, tuning, dataset, seed, config, overrides)
-    for source, layer in layers: cfg = merge_layer(cfg, layer, source)
-    check_config(cfg)
+    layers = config_layers(preset, tuning, dataset, seed, config, overrides)
+    check_config(cfg := merge_layers(layers))
     given = layers[1][1]
     for name, key in [("preset", "preset"), ("tuning", "tuning_method"), ("dataset", "data.dataset"), ("seed", "seed")]:
         if (found := OmegaConf.select(cfg, key)) != (value := OmegaConf.select(given, key)):
@@ -496,11 +545,33 @@ def load_config(
         bf16 = gpu_has_bf16() if bf16 is None else bf16
         choose_precision(cfg, bf16, training)
     if training: _check_hardware(cfg, bf16)
-    for name in reporters(cfg) if training else ():
-        if name in REPORTERS and not getattr(find_spec(name), "origin", None): # a mere folder of that name has none
-            raise ConfigError(f"train.report_to: {name} isn't installed: pip install {name}")
+    if training: reporters(cfg, installed=True)
+    if training and not cfg.data.trainable:
+        raise ConfigError(f"dataset: {cfg.data.dataset} is for testing only (data.trainable); train on another, as in dataset=main "
+                          f"overrides=evaluation.datasets=[{cfg.data.dataset}]")
     cfg.run_name = cfg.run_name or _run_name(cfg, config, overrides)
     return cfg
+
+# %% ../../nbs/core/config.ipynb #cf8a73ad
+def for_dataset(
+    cfg: DictConfig, # from `load_config` or `read_config`
+    dataset: str, # a name of `choices("dataset")`, or the path of a .yaml file
+) -> DictConfig: # checked; `cfg` itself for its own data set
+    "The same experiment on another data set"
+    if dataset == cfg.data.dataset: return cfg
+    own, before = (merge_layers(config_layers(cfg.preset, cfg.tuning_method, d, cfg.seed)) for d in (dataset, cfg.data.dataset))
+    new, place = cfg.copy(), own.data.subfolder
+    stay = ("source", "folder", "hub_revision") if place and place == cfg.data.subfolder else ()
+    for key in ("dataset", *(k for k in ENTRY if k not in stay)): new.data[key] = own.data[key]
+    if cfg.one_shot_example == before.one_shot_example: new.one_shot_example = own.one_shot_example
+    check_config(new)
+    return new
+
+def evaluated_datasets(
+    cfg: DictConfig, # from `load_config` or `read_config`
+) -> list[DictConfig]: # one for each of evaluation.datasets; `cfg` itself if that names none
+    "The configurations that an evaluation asks under"
+    return [for_dataset(cfg, d) for d in cfg.evaluation.datasets] or [cfg]
 
 # %% ../../nbs/core/config.ipynb #e45f8030
 def check_parameters(

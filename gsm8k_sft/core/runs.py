@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from fastcore.script import call_parse
 from omegaconf import DictConfig, OmegaConf
-from .config import CONFIGS, ConfigError, empty_config, load_config, merge_layer, project_path, read_yaml
+from .config import CONFIGS, ENTRY, ConfigError, empty_config, load_config, merge_layer, project_path, read_yaml
 
 # %% ../../nbs/core/runs.ipynb #676eccc1
 def run_folder(
@@ -74,8 +74,11 @@ def read_config(
     path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
     base = read_yaml(CONFIGS / "base.yaml")
     train = {"packing": False, "speedup": "none"} | {k: base.train[k] for k in ("max_tokens", "check_memory")}
-    earlier = {"evaluation": base.evaluation, "train": train}
-    cfg = merge_layer(merge_layer(empty_config(), earlier, "base.yaml"), read_yaml(path), str(path))
+    own = read_yaml(path)
+    entry = CONFIGS / "dataset" / f"{OmegaConf.select(own, 'data.dataset')}.yaml"
+    data = {k: base.data[k] for k in ENTRY} | {"licence": "unknown"} | (dict(read_yaml(entry).data) if entry.is_file() else {})
+    earlier = {"evaluation": base.evaluation, "train": train, "data": data}
+    cfg = merge_layer(merge_layer(empty_config(), earlier, "base.yaml"), own, str(path))
     if lacking := sorted(OmegaConf.missing_keys(cfg)):
         raise ConfigError(f"{path}: lacks {lacking[0]}: was it cut off? Put a whole one there, or move the folder away and train again")
     return cfg

@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
-from gsm8k_sft.core.config import (
-    CONFIGS, TUNINGS, ConfigError, check_choice, config_layers, empty_config, fingerprint, merge_layer, project_path, project_root,
-    read_yaml)
+from ..core.config import (
+    CONFIGS, TUNINGS, ConfigError, check_choice, config_layers, empty_config, fingerprint, for_dataset, merge_layer, project_path,
+    project_root, read_yaml)
 from ..core.runs import read_config, read_json, write_json, write_text
 from ..data.datasets import data_fingerprint, load_gsm8k, question_key
+from ..data.problems import published_splits
 from ..data.prompts import Renderer
 from .archive import glob_files, read_bytes, read_record
 from ..generation.calculator import Calculator
@@ -45,7 +46,8 @@ def shot_examples(
     if shots == 1 and question_key(example["question"]) in asked:
         raise EvaluationError("one_shot_example.question: is one of the problems to be asked; take one from the training part")
     if shots == 1: return [example]
-    train = [r for r in load_gsm8k(cfg, splits=["train"])["train"] if question_key(r["question"]) not in asked]
+    of = cfg if "train" in published_splits(cfg.data) else for_dataset(cfg, "main")
+    train = [r for r in load_gsm8k(of, splits=["train"])["train"] if question_key(r["question"]) not in asked]
     if shots > len(train): raise EvaluationError(f"shots: {shots} examples asked for, but the training part has {len(train)} problems")
     drawn = random.Random(cfg.evaluation.seed).sample(train, shots)
     return [{"question": r["question"], "answer": r["answer"]} for r in drawn]
@@ -473,6 +475,8 @@ def accuracy_table(
     "Accuracies with intervals in percent, share of finished answers, speed"
     import pandas as pd
     percent = lambda v: f"{100 * v['value']:.1f} [{100 * v['low']:.1f}, {100 * v['high']:.1f}]"
-    return pd.DataFrame([{"model": r["model_type"], "problems": r["n"], **{f"{g} %": percent(v) for g, v in r["accuracy"].items()},
+    sets = {"data set": "dataset"} if len({r["dataset"] for r in results}) > 1 else {}
+    return pd.DataFrame([{"model": r["model_type"], **{k: r[v] for k, v in sets.items()}, "problems": r["n"],
+                          **{f"{g} %": percent(v) for g, v in r["accuracy"].items()},
                           "finished": f"{r['finish_reasons'].get('stop', 0) / r['n']:.0%}", "seconds": round(r["seconds"], 1),
                           "tokens/s": round(r["tokens_per_second"])} for r in results])

@@ -28,13 +28,13 @@ def do_job(
     "Train if need be, and evaluate"
     from gsm8k_sft.evaluate import evaluate_base, evaluate_run
     from gsm8k_sft.train import train
-    trained = ""
-    if not job.tuning: results = evaluate_base(job_config(job), list(job.shots))
+    if not job.tuning: trained, results = "", evaluate_base(job_config(job), list(job.shots))
     else:
         cfg = load_config(job.preset, job.tuning, job.dataset, job.seed, overrides=run_overrides(job))
         trained = f"trained in {train(cfg, evaluate=False)['train_seconds']:.0f} s, "
         asked = [[*job.overrides, f"evaluation.split={job.split}", *ask.split()] for ask in job.ask]
-        results = [evaluate_run(run_folder(cfg), overrides=[p for p in a if p.startswith(("evaluation.", "data."))]) for a in asked]
+        found = [evaluate_run(run_folder(cfg), overrides=[p for p in a if p.startswith(("evaluation.", "data."))]) for a in asked]
+        results = [r for f in found for r in (f if isinstance(f, list) else [f])]
     if (names := [r["name"] for r in results]) != result_names(job): # else the job would be done again and again
         raise ConfigError(f"the results are called {names}, where the study looks for {result_names(job)}")
     return trained + ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)

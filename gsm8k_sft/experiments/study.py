@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from omegaconf import DictConfig, MISSING, OmegaConf
-from ..core.config import (
-    ConfigError, TUNINGS, check_choice, choices, config_file, load_config, merge_layer, project_path, read_yaml, setting)
+from gsm8k_sft.core.config import (
+    ConfigError, TUNINGS, check_choice, choices, config_file, evaluated_datasets, load_config, merge_layer, project_path, read_yaml,
+    setting)
 from ..evaluation.compare import compare
 from ..evaluation.archive import glob_files, read_bytes, read_record
 from ..evaluation.results import complete_result, result_name
@@ -181,7 +182,8 @@ def result_names(
 ) -> list[str]: # in eval_results/
     "The names of a job's evaluations"
     kinds = [(f"base-{k}shot", "") for k in job.shots] if not job.tuning else [(job.tuning, ask) for ask in job.ask]
-    return [result_name(cfg := job_config(job, ask), kind, cfg.data.test_samples if job.split == "test" else None) for kind, ask in kinds]
+    asked = [(cfg, kind) for kind, ask in kinds for cfg in evaluated_datasets(job_config(job, ask))]
+    return [result_name(cfg, kind, cfg.data.test_samples if job.split == "test" else None) for cfg, kind in asked]
 
 def is_done(
     job: Job, # of a study

@@ -300,6 +300,7 @@ def grade(
     prediction, gold = (t if isinstance(t, str) else "" for t in (prediction, gold))
     found = {name: g.extract(prediction) for name, g in GRADERS.items()}
     right = {name: v is not None and GRADERS[name].same(v, gold) for name, v in found.items()}
+    if final_number(gold) == "None": right = {name: v is None for name, v in found.items()} # no answer exists: right is to state none
     return right | {f"extracted_{name}": v for name, v in found.items()}
 
 def grader_versions() -> str: # one text; changes whenever a grader is added or its version changes

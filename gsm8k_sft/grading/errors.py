@@ -7,7 +7,7 @@ __all__ = ['CLASSES', 'solution_steps', 'first_slip', 'grade_answer', 'class_tab
 
 # %% ../../nbs/grading/errors.ipynb #8095f300
 from collections import Counter
-from .answers import grade, own_text
+from .answers import GRADERS, grade, own_text
 from .arithmetic import ANNOTATION, annotations, equations, verdict, without_latex
 
 # %% ../../nbs/grading/errors.ipynb #f8fa122c
@@ -35,6 +35,7 @@ def grade_answer(
 ) -> dict: # what `grade` returns; class (of CLASSES), slip_step (from 1, or None), gold_steps, gold_length (characters)
     "Grades, class and the size of the problem"
     grades, slip = grade(prediction, gold_answer), None
+    if finish_reason == "length" and str(gold_answer).endswith("#### None"): grades |= dict.fromkeys(GRADERS, False) # no end, no answer
     if grades["strict"]: kind = "right"
     elif grades["numeric"]: kind = "right number, wrong format"
     elif finish_reason == "length": kind = "cut at the limit"

@@ -118,11 +118,12 @@ EXAMPLES = { # their tokens: of the longest, of all together
 
 def example_tokens(
     shape: Shape, # from `model_shape`
-    dataset: str = "main", # main or socratic
+    dataset: str = "main", # main or socratic; another counts as main until its own lengths are known
 ) -> tuple[int, int]: # of the longest, of an epoch
     "Tokens of GSM8K's training examples for a model"
     if shape.kind not in KINDS: raise UnknownMemory(f"{shape.kind}: its tokens of GSM8K aren't known here; give longest")
-    return EXAMPLES["qwen2" if shape.kind == "qwen2" else "gemma"][dataset]
+    known = EXAMPLES["qwen2" if shape.kind == "qwen2" else "gemma"]
+    return known.get(dataset, known["main"])
 
 # %% ../../nbs/training/memory.ipynb #b6355915
 def _adapted(lora, known):
