@@ -7,7 +7,7 @@ __all__ = ['LICENSES', 'OWN', 'UNEVALUATED', 'base_model', 'run_evaluations', 'b
            'publish', 'main']
 
 # %% ../nbs/export.ipynb #8ac8972f
-import json, re, shutil
+import json, os, re, shutil
 import gsm8k_sft
 from pathlib import Path
 from fastcore.script import call_parse
@@ -107,7 +107,7 @@ def export_run(
         write_text(part / "README.md", card)
         for path in folder.iterdir() if folder else ():
             if re.match(r"LICEN[CS]E|NOTICE|USE_POLICY|.*TERMS|tokenizer\.model$", path.name, re.I): shutil.copyfile(path, part / path.name)
-    print(f"{out}: {weights['dtype']} weights; logits differ from the run's by {weights['difference']:.1g} of the largest, "
+    print(f"{os.path.relpath(out)}: {weights['dtype']} weights; logits differ from the run's by {weights['difference']:.1g} of the largest, "
           f"the next token is the same at {weights['same_token']:.1%} of the places", flush=True)
     return out
 
