@@ -12,7 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 from fastcore.script import call_parse
 from omegaconf import DictConfig
-from .core.config import ConfigError, check_config, dotlist, for_dataset, load_config, merge_layer, project_path, project_root
+from .core.config import (
+    ConfigError, check_config, dotlist, for_dataset, load_config, merge_layer, project_path, project_root, tuning_of)
 from .core.runs import environment, peak_memory, plain_errors, read_config, read_json, write_json, write_text
 from .data.datasets import COLUMNS, load_evaluated, refuse_test
 from .data.prompts import Renderer
@@ -21,7 +22,7 @@ from gsm8k_sft.evaluation.results import (
     protocol_fingerprint, read_predictions, refuse_trained, result_name, same_answers, sampled_accuracies, set_aside, whole_lines,
     write_result)
 from .evaluation.retention import held_out_loss
-from .generation.generate import generate
+from .generation.generate import generate, stop_tokens
 from .grading.answers import GRADERS, grade, grader_versions
 from .grading.errors import grade_answer
 from .models.adapters import load_tuned
@@ -37,7 +38,8 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, found, progress):
     todo = [(i, k) for i, row in enumerate(rows) for k in range(e.samples) if (row["id"], k) not in done]
     names = [rows[i]["id"] + (f"#{k}" if e.samples > 1 else "") for i, k in todo]
     renderer = Renderer(tokenizer, cfg.data.prompt_style)
-    answers = generate(model, tokenizer, [prompts[i] for i, _ in todo], e.max_new_tokens, e.batch_size, renderer.stop_ids, names, progress,
+    stops = stop_tokens(model, renderer)
+    answers = generate(model, tokenizer, [prompts[i] for i, _ in todo], e.max_new_tokens, e.batch_size, stops, names, progress,
                        **decoding(cfg, tokenizer), stop_texts=renderer.stop_texts)
     new = []
     try:
@@ -119,7 +121,7 @@ def evaluate(
     tokenizer, # its tokenizer
     rows, # `Dataset` of the problems, from `load_gsm8k`
     cfg: DictConfig, # from `load_config` or `read_config`
-    model_type: str, # base-0shot, base-1shot and so on, full, lora or qlora
+    model_type: str, # base-0shot, base-1shot and so on, or as `tuning_of` says
     shots: int = 0, # worked examples before each question
     limit: int | None = None, # only the first so many problems
     run: str | None = None, # the run's folder, for the record
@@ -184,7 +186,7 @@ def evaluate_run(
     check_config(cfg)
     cfg.run_name = run.resolve().name # an earlier run that was set aside has a name of its own
     asked, (model, tokenizer) = load_evaluated(cfg), load_tuned(run, dtype=cfg.evaluation.dtype)
-    results = [evaluate(model, tokenizer, rows, c, c.tuning_method, 0, limit, run, again, progress, folder) for c, rows in asked]
+    results = [evaluate(model, tokenizer, rows, c, tuning_of(c), 0, limit, run, again, progress, folder) for c, rows in asked]
     return results if cfg.evaluation.datasets else results[0]
 
 # %% ../nbs/03_evaluate.ipynb #0c251ff2
@@ -219,7 +221,8 @@ def quick_accuracy(
     refuse_test(rows)
     start, renderer, e = time.perf_counter(), Renderer(tokenizer, cfg.data.prompt_style), cfg.evaluation
     prompts = [renderer.prompt(q) for q in rows["question"]]
-    answers = list(generate(model, tokenizer, prompts, e.max_new_tokens, e.batch_size, renderer.stop_ids, list(rows["id"]), False,
+    stops, names = stop_tokens(model, renderer), list(rows["id"])
+    answers = list(generate(model, tokenizer, prompts, e.max_new_tokens, e.batch_size, stops, names, False,
                             engine=e.engine, stop_texts=renderer.stop_texts))
     grades = [grade(a.text, rows[a.index]["answer"]) for a in answers]
     n, shares = len(answers), {g: sum(x[g] for x in grades) / max(len(grades), 1) for g in GRADERS}

@@ -202,7 +202,7 @@ def test_a_configuration_counts():
 # What can't be
 
 def test_a_run_that_does_not_fit_is_refused_and_helped():
-    said = r"full fine-tuning of google/gemma-2b-it will need .* nothing was loaded\. Nearest: tuning=lora"
+    said = r"full fine-tuning of google/gemma-2b-it will need .* nothing was trained\. Nearest: tuning=lora"
     with pytest.raises(MemoryPlanError, match=said): check_fits(config(), CARDS["L4 24"])
     assert check_fits(config(), CARDS["A100 80"]).total < usable("A100 80")
 
@@ -286,7 +286,7 @@ def test_an_unknown_architecture_is_traced(tmp_path, tuning):
     cfg = config("gemma-3-270m", tuning, llama(tmp_path))
     needed = check_fits(cfg, 10**12, longest=64)
     assert needed.stage == "traced" and needed.total > needed.weights + needed.adapters + needed.optimizer
-    with pytest.raises(MemoryPlanError, match="nothing was loaded"): check_fits(cfg, 10**6, longest=64)
+    with pytest.raises(MemoryPlanError, match="nothing was trained"): check_fits(cfg, 10**6, longest=64)
 
 def test_an_unknown_architecture_never_gets_gemmas_tokens(tmp_path, capsys):
     overrides = llama(tmp_path)

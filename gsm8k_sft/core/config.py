@@ -7,10 +7,10 @@ __all__ = ['SETTINGS', 'COUNT', 'SHARE', 'POSITIVE', 'FROM_0', 'SEED', 'SET_BY_U
            'TUNINGS', 'DATASETS', 'ENTRY', 'SAVED_FIELDS', 'ConfigError', 'SettingsError', 'check_choice',
            'project_root', 'setting', 'project_path', 'within', 'DatasetEntry', 'DataConfig', 'OneShotExample',
            'ModelConfig', 'LoraSettings', 'QloraSettings', 'StepConfig', 'EvaluationConfig', 'TrainConfig', 'Config',
-           'empty_config', 'check_ranges', 'check_lora', 'reporters', 'check_config', 'gpu_has_bf16',
+           'empty_config', 'check_ranges', 'check_lora', 'reporters', 'check_config', 'device', 'gpu_has_bf16',
            'choose_precision', 'choices', 'config_file', 'read_yaml', 'dotlist', 'merge_layer', 'merge_layers',
-           'config_layers', 'fingerprint', 'load_config', 'for_dataset', 'evaluated_datasets', 'check_parameters',
-           'config_table']
+           'method_of', 'tuning_of', 'config_layers', 'fingerprint', 'load_config', 'for_dataset', 'evaluated_datasets',
+           'check_parameters', 'config_table']
 
 # %% ../../nbs/core/config.ipynb #251a68b1
 import configparser, difflib, hashlib, json, os, re, shlex, warnings
@@ -364,6 +364,13 @@ def check_config(
     if name is not None and not (re.fullmatch(r"\w[\w.+=-]*(?<!\.previous)", name) and len(name.encode()) <= 150):
         raise ConfigError(f"run_name: {name[:99]!r} can't be a folder below runs/<preset>; use at most 150 letters, digits and . _ - + =")
 
+# %% ../../nbs/core/config.ipynb #5d1c0de1
+def device() -> str: # cuda; mps for a process alone on an Apple machine; else cpu
+    "Where models and tensors go"
+    import torch
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return "cuda" if torch.cuda.is_available() else "mps" if alone and torch.backends.mps.is_available() else "cpu"
+
 # %% ../../nbs/core/config.ipynb #f56b137f
 def _check_hardware(cfg, bf16):
     "What only a CUDA GPU can do, what one without bf16 can't, and ways to use several that are not known here"
@@ -371,19 +378,22 @@ def _check_hardware(cfg, bf16):
     if "true" in (env.get("ACCELERATE_USE_DEEPSPEED"), env.get("ACCELERATE_USE_MEGATRON_LM")) or env.get("FSDP_VERSION") == "1":
         raise ConfigError("accelerate launch: DeepSpeed, Megatron-LM and FSDP 1 are not known here; "
                           f"give it --config_file {CONFIGS / 'accelerate'}/ddp.yaml or fsdp2.yaml")
+    if precision == "fp16" and env.get("ACCELERATE_USE_FSDP") == "true":
+        raise ConfigError("model.precision: fp16 with FSDP2 is not known here; give accelerate launch the ddp.yaml, "
+                          "or on a GPU with bf16 use model.precision=mixed")
     if bf16 is False and precision in ("mixed", "bf16"):
         raise ConfigError(f"model.precision: {precision} computes in bf16, which this GPU can't (it has compute capability below 8.0); "
                           "use model.precision=auto")
     if bf16 is not None: return
     wants = [("tuning_method", cfg.tuning_method, ("qlora",), "tuning=lora"),
-             ("model.precision", precision, ("fp16",), "model.precision=auto"),
+             ("model.precision", precision, ("mixed", "bf16", "fp16") if device() == "mps" else ("fp16",), "model.precision=auto"),
              ("train.optim", cfg.train.optim, ("paged_adamw_8bit", "adamw_bnb_8bit"), "train.optim=adamw_torch_fused"),
              ("train.speedup", cfg.train.speedup, ("compile", "record"), "train.speedup=auto")]
     for key, value, gpu_only, instead in wants:
         if value in gpu_only: raise ConfigError(f"{key}: {value} needs a CUDA GPU, and none is visible here; use {instead}")
 
 # %% ../../nbs/core/config.ipynb #8796cbc6
-def gpu_has_bf16() -> bool | None: # None: there is no GPU
+def gpu_has_bf16() -> bool | None: # None: there is no CUDA GPU
     "Whether this machine's GPU computes in bf16; a `ConfigError` if torch can't use it at all"
     import torch
     if not torch.cuda.is_available(): return None
@@ -401,7 +411,7 @@ def choose_precision(
 ) -> None:
     "Replace `auto` by what the GPU can do"
     if cfg.model.precision == "auto": cfg.model.precision = "fp16" if bf16 is False else "fp32" if bf16 is None and training else "mixed"
-    if cfg.evaluation.dtype == "auto": cfg.evaluation.dtype = "fp32" if bf16 is False else "bf16"
+    if cfg.evaluation.dtype == "auto": cfg.evaluation.dtype = "bf16" if bf16 or (bf16 is None and device() != "mps") else "fp32"
 
 # %% ../../nbs/core/config.ipynb #11b0cd15
 CONFIGS = Path(str(files("gsm8k_sft"))) / "configs"
@@ -484,21 +494,37 @@ def merge_layers(
     for source, layer in layers: cfg = merge_layer(cfg, layer, source)
     return cfg
 
+# %% ../../nbs/core/config.ipynb #f07a0002
+def method_of(
+    tuning: str, # full, lora, qlora, or a variant file that says `tuning_method`, as dora does
+    name: str = "tuning", # what is being chosen, for the message
+) -> str: # full, lora or qlora
+    "The method that a tuning is a form of"
+    if tuning in TUNINGS: return tuning
+    forms = {v: read_yaml(config_file("variant", v)).get("tuning_method") for v in choices("variant") if "_" not in v}
+    return forms[check_choice(name, tuning, [*TUNINGS, *(v for v, method in forms.items() if method)])]
+
+def tuning_of(
+    cfg: DictConfig, # from `load_config` or `read_config`
+) -> str: # full, lora, qlora, or the form of them that was asked for
+    "The name that a configuration's tuning goes by"
+    return cfg.variant.split("_")[0]
+
 # %% ../../nbs/core/config.ipynb #1a7fdd35
 def config_layers(
     preset: str, # a name or a path
-    tuning: str, # full, lora or qlora
+    tuning: str, # as `method_of` takes it
     dataset: str, # a name or a path
     seed: int, # of the run
     config: str | Path | None = None, # your own YAML file
     overrides: str | list[str] = "", # as `dotlist` takes them
 ) -> list[tuple[str, DictConfig]]: # pairs of where it comes from and the keys it sets, weakest first
     "What a configuration is made of"
-    named = [("preset", config_file("preset", preset)), ("dataset", config_file("dataset", dataset))]
+    named, method = [("preset", config_file("preset", preset)), ("dataset", config_file("dataset", dataset))], method_of(tuning)
     preset, dataset = (path.stem for _, path in named)
-    variants = [v for v in (tuning, f"{tuning}_{dataset}", f"{preset}_{tuning}", f"{preset}_{dataset}") if v in choices("variant")]
-    named += [("variant", config_file("variant", v)) for v in variants]
-    given = {"preset": preset, "variant": f"{tuning}_{dataset}", "seed": seed, "tuning_method": tuning, "data": {"dataset": dataset}}
+    variants = [*(v for t in (method, tuning) for v in (t, f"{t}_{dataset}", f"{preset}_{t}")), f"{preset}_{dataset}"]
+    named += [("variant", config_file("variant", v)) for v in dict.fromkeys(variants) if v in choices("variant")]
+    given = {"preset": preset, "variant": f"{tuning}_{dataset}", "seed": seed, "tuning_method": method, "data": {"dataset": dataset}}
     layers = [("base.yaml", read_yaml(CONFIGS / "base.yaml")), ("parameters", OmegaConf.create(given))]
     layers += [(f"{kind}/{path.name}", read_yaml(path)) for kind, path in named]
     if config: layers.append((str(config), read_yaml(config)))
@@ -524,7 +550,7 @@ def _run_name(cfg, config, overrides):
 # %% ../../nbs/core/config.ipynb #6c9c255a
 def load_config(
     preset: str = "toy", # a name of `choices("preset")`, or the path of a .yaml file
-    tuning: str = "full", # full, lora or qlora
+    tuning: str = "full", # full, lora, qlora, or a form of them such as dora
     dataset: str = "main", # main, socratic, or a file of your own
     seed: int = 0, # data order, adapter initialisation, dropout
     config: str | Path | None = None, # your own YAML file, holding only what it changes
@@ -533,7 +559,6 @@ def load_config(
     bf16: bool | None = None, # whether its GPU computes in bf16; None: ask it
 ) -> DictConfig: # resolved, typed, checked
     "The configuration of one experiment"
-    check_choice("tuning", tuning, TUNINGS)
     layers = config_layers(preset, tuning, dataset, seed, config, overrides)
     check_config(cfg := merge_layers(layers))
     given = layers[1][1]
@@ -559,7 +584,7 @@ def for_dataset(
 ) -> DictConfig: # checked; `cfg` itself for its own data set
     "The same experiment on another data set"
     if dataset == cfg.data.dataset: return cfg
-    own, before = (merge_layers(config_layers(cfg.preset, cfg.tuning_method, d, cfg.seed)) for d in (dataset, cfg.data.dataset))
+    own, before = (merge_layers(config_layers(cfg.preset, tuning_of(cfg), d, cfg.seed)) for d in (dataset, cfg.data.dataset))
     new, place = cfg.copy(), own.data.subfolder
     stay = ("source", "folder", "hub_revision") if place and place == cfg.data.subfolder else ()
     for key in ("dataset", *(k for k in ENTRY if k not in stay)): new.data[key] = own.data[key]

@@ -18,14 +18,14 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from ..core.config import (
     CONFIGS, TUNINGS, ConfigError, check_choice, config_layers, empty_config, fingerprint, for_dataset, merge_layer, project_path,
-    project_root, read_yaml)
+    project_root, read_yaml, tuning_of)
 from ..core.runs import read_config, read_json, write_json, write_text
 from ..data.datasets import data_fingerprint, load_gsm8k, question_key
 from ..data.problems import published_splits
 from ..data.prompts import Renderer
 from .archive import glob_files, read_bytes, read_record
 from ..generation.calculator import Calculator
-from ..generation.generate import which_engine
+from ..generation.generate import stop_tokens, which_engine
 from ..generation.sampling import Sampling
 from ..grading.answers import GRADERS, grader_versions
 from ..models.sources import weights_fingerprint
@@ -97,7 +97,7 @@ def evaluation_protocol(
         "prompts_fingerprint": fingerprint(prompts), "shots": examples, "prompt_style": renderer.style, "renderer": renderer.describe(),
         "decoding": {k: e[k] for k in ("temperature", "top_p", "samples", "seed")} if e.temperature else "greedy",
         "calculator": e.calculator, "engine": choice.engine, "max_new_tokens": e.max_new_tokens,
-        "stop_tokens": tokenizer.convert_ids_to_tokens(renderer.stop_ids),
+        "stop_tokens": tokenizer.convert_ids_to_tokens(stop_tokens(model, renderer)),
         **({"stop_texts": renderer.stop_texts} if renderer.stop_texts else {}), "grader": GRADER, "batch_size": e.batch_size,
         "dtype": "+".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})), # two where an adapter is in fp32
         "attn_implementation": model.config._attn_implementation, "device": model.device.type,
@@ -110,7 +110,7 @@ def evaluation_protocol(
 def _own(cfg):
     "The preset's own configuration; base.yaml where its files aren't here"
     own = empty_config()
-    try: layers = config_layers(cfg.preset, cfg.tuning_method, cfg.data.dataset, 0)
+    try: layers = config_layers(cfg.preset, tuning_of(cfg), cfg.data.dataset, 0)
     except ConfigError: layers = [("base.yaml", read_yaml(CONFIGS / "base.yaml"))]
     for source, layer in layers: own = merge_layer(own, layer, source)
     if own.evaluation.dtype == "auto": own.evaluation.dtype = "bf16" # what auto is, except on a GPU without it
@@ -118,7 +118,7 @@ def _own(cfg):
 
 def deviations(
     cfg: DictConfig, # from `load_config` or `read_config`
-    model_type: str, # base-0shot, base-1shot and so on, full, lora or qlora
+    model_type: str, # base-0shot, base-1shot and so on, or as `tuning_of` says
 ) -> dict[str, list[str]]: # style of the prompt, how, which problems, which data: words for a name
     "What changes an evaluation's answers and isn't the preset's own"
     own, base = _own(cfg), re.fullmatch(r"base-([0-9]+)shot", model_type)
@@ -140,12 +140,12 @@ def deviations(
 # %% ../../nbs/evaluation/results.ipynb #d4002003
 def result_name(
     cfg: DictConfig, # from `load_config` or `read_config`
-    model_type: str, # base-0shot, base-1shot and so on, full, lora or qlora
+    model_type: str, # base-0shot, base-1shot and so on, or as `tuning_of` says
     first: int | None = None, # only so many problems; None: the whole split
 ) -> str: # file name in eval_results/, without ending
     "The name of an evaluation's files"
     e, base, found = cfg.evaluation, bool(re.fullmatch(r"base-[0-9]+shot", model_type)), deviations(cfg, model_type)
-    if not base: check_choice("model_type", model_type, ("base-0shot", "base-1shot", *TUNINGS))
+    if not base: check_choice("model_type", model_type, ("base-0shot", "base-1shot", *TUNINGS, tuning_of(cfg)))
     drawn = [f"{e.samples}x-t{e.temperature!r}".removesuffix(".0")] if e.temperature else []
     kind = "-".join([model_type, *found["style"], *drawn, *(["calculator"] if e.calculator else []), *found["how"]])
     configuration = cfg.preset if base else f"{cfg.preset}-{cfg.run_name}"
@@ -432,7 +432,8 @@ def read_evaluations(
 
 # %% ../../nbs/evaluation/results.ipynb #abf79378
 LABELS = {"base-0shot": "base, zero-shot", "base-1shot": "base, one-shot", "base-8shot": "base, eight-shot",
-          "full": "full SFT", "lora": "LoRA", "qlora": "QLoRA"}
+          "full": "full SFT", "lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "rslora": "rsLoRA", "lora-mlp": "LoRA, MLP only",
+          "lora-attention": "LoRA, attention only"}
 
 def label(
     model: str, # model type of an evaluation
@@ -444,7 +445,7 @@ def model_order(
     model: str, # model type of an evaluation
 ) -> tuple: # to sort by
     "Where a model stands in a table: base models by their shots, then the tuned ones"
-    return (0, int(model[5:-4])) if model.startswith("base-") else (1, list(LABELS).index(model))
+    return (0, int(model[5:-4])) if model.startswith("base-") else (1, [*LABELS, model].index(model))
 
 def is_plain(
     evaluation: dict, # from `read_evaluations`

@@ -140,8 +140,11 @@ def same_number(
     gold: str, # the published answer, or only its final number
 ) -> bool: # True for equal values
     "Is it the published number, in whatever notation?"
-    value = to_number(final_number(gold) if "####" in gold else gold)
-    return value is not None and to_number(found) == value
+    working, mark, _ = gold.rpartition("####")
+    given, value = to_number(found), to_number(final_number(gold) if mark else gold)
+    if value is None or given is None or given == value: return value is not None and given == value
+    counted = re.finditer(_NUMBER, clean_number(working.strip().rpartition("\n")[2]), re.X) # "26 billion miles", and then "#### 26"
+    return any(m["scale"] and _value(m) == given == value * _SCALES[m["scale"].lower()] for m in counted)
 
 # %% ../../nbs/grading/answers.ipynb #57f3dd1f
 _ASKED = r"(?:Question|QUESTION)(?: [0-9]{1,4})?:|^[ \t*#]{0,8}(?:Q|Problem|Exercise|Human|User|Instruction)(?: [0-9]{1,4})?:"

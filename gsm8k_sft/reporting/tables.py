@@ -30,7 +30,7 @@ def _evaluation_row(e):
     ends = {"": "value", "_low": "low", "_high": "high"}
     rates = {f"{g}{suffix}": e["accuracy"].get(g, {}).get(key) for g in GRADERS for suffix, key in ends.items()}
     prompt = "".join(e["name"].split("__")[2:3])[len(e["model_type"]) + 1:] or None # of a base model, where it isn't the preset's: plain
-    run = e["configuration"].get("run_name") if e["model_type"] in ("full", "lora", "qlora") else prompt
+    run = prompt if e["model_type"].startswith("base") else e["configuration"].get("run_name")
     return {"preset": e["configuration"]["preset"], "dataset": e["dataset"], "model": e["model_type"], "run": run,
             "base_model": e["base_model"], "split": e["split"], "n": e["n"], **rates,
             "eval_seconds": e.get("seconds"), "eval_tokens_per_second": e.get("tokens_per_second")}

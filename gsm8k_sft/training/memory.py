@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'OPTIMIZERS', 'N_TRAIN', 'EXAMPLES', 'CONSTANTS', 'ANSWER', 
            'nearest_fit', 'check_fits', 'preset_for_card', 'memory_record']
 
 # %% ../../nbs/training/memory.ipynb #5f9430ef
-import math, weakref
+import math, os, weakref
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -575,15 +575,18 @@ def check_fits(
     cfg, # configuration from `load_config`
     device_free: int | None = None, # bytes free on the GPU; None: ask CUDA
     longest: int | None = None, # tokens of the longest training example; None: GSM8K's
+    held: int = 0, # bytes of the GPU that the run has already
     **changes, # fields of `Setup`
 ) -> Plan | None: # what it will need; None where that isn't known
     "Raise a `MemoryPlanError` if a run can't fit, and name the nearest that can"
     import torch
-    if device_free is None and torch.cuda.is_available(): device_free = torch.cuda.mem_get_info()[0]
+    changes = {"processes": int(os.environ.get("WORLD_SIZE", 1)), "sharded": os.environ.get("ACCELERATE_USE_FSDP") == "true"} | changes
+    if device_free is None and torch.cuda.is_available(): # a plan may be a tenth too large
+        device_free = int(1.1 * (torch.cuda.mem_get_info()[0] + held))
     free, nearest = int((device_free or 0) / (1 + CONSTANTS["fragmentation"])), "train.gradient_checkpointing=true, or tuning=lora."
     try: needed = plan_memory(cfg, longest=longest, **changes)
     except UnknownMemory:
-        if not (device_free and longest) or changes.get("sharded"): return None
+        if not (device_free and longest) or changes["sharded"]: return None
         try: needed = trace_plan(cfg, longest)
         except UnknownMemory: return None
     if not device_free or needed.total <= free: return needed
@@ -593,7 +596,7 @@ def check_fits(
         print(f"{text}; it is tried all the same (train.check_memory=false)", flush=True)
         return needed
     if needed.stage != "traced": nearest = nearest_fit(cfg, free, longest, **changes)
-    raise MemoryPlanError(f"{text}; nothing was loaded. Nearest: {nearest} To try it all the same: train.check_memory=false")
+    raise MemoryPlanError(f"{text}; nothing was trained. Nearest: {nearest} To try it all the same: train.check_memory=false")
 
 # %% ../../nbs/training/memory.ipynb #17a6e120
 def preset_for_card(
