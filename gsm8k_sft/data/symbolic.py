@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from fastcore.script import call_parse
 from ..core.config import fingerprint, project_path
-from ..core.runs import plain_errors, write_text
+from ..core.runs import plain_errors, write_json, write_text
 from .problems import DataError
 from ..grading.answers import final_number
 from ..grading.arithmetic import calculate
@@ -67,7 +67,7 @@ def _generators():
     "Template -> function of a `Random`; the templates that upstream doesn't trust"
     try: from reasoning_gym.arithmetic.gsm_symbolic import generators_00_49, generators_50_99, gsm_symbolic
     except ImportError as e:
-        raise DataError(f"data set symbolic: reasoning-gym can't be imported ({e}); pip install 'gsm8k_sft[symbolic]', or make the problems "
+        raise DataError(f"data set symbolic: reasoning-gym is missing ({e}); pip install 'gsm8k_sft[symbolic]', or make the problems "
                         "elsewhere by python -m gsm8k_sft.data.symbolic --out symbolic and copy that folder into [paths] data") from None
     found = {**vars(generators_00_49), **vars(generators_50_99)}
     return {k: found[f"generate_{k}"] for k in range(100)}, gsm_symbolic.tasks_need_fix
@@ -113,7 +113,7 @@ def make_rows(
 @call_parse
 @plain_errors()
 def main(
-    out: str, # folder
+    out: str = "symbolic", # folder
     n: int = 50, # instances of each template
     seed: int = 0, # another seed, other instances
 ):
@@ -121,5 +121,6 @@ def main(
     rows, lines = draw_templates(n, seed)
     Path(out).mkdir(parents=True, exist_ok=True)
     write_text(Path(out) / "test.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_text(Path(out) / "templates.json", json.dumps({"n": n, "seed": seed, "fingerprint": fingerprint(rows), "templates": lines}, indent=1))
+    said = {"n": n, "seed": seed, "fingerprint": fingerprint(rows), "templates": lines}
+    write_json(Path(out) / "templates.json", said)
     print(f"{len(rows):,} instances of {len(rows) // n} templates are in {out}; fingerprint {fingerprint(rows)}")

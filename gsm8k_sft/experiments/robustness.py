@@ -121,8 +121,8 @@ def plot_gaps(
         ax = plt.subplots(figsize=(6.8, 0.8 + 0.42 * len(names)))[1]
         for k, ((a, b), colour) in enumerate(zip(pairs, COLOURS.values())):
             part = table[(table.a == a) & (table.b == b)]
-            y, ends = [names.index(v) + 0.24 * (k - (len(pairs) - 1) / 2) for v in part.versions], [part.gap - part.low, part.high - part.gap]
-            said = f"{label(b)} - {'untuned' if a == 'base' else label(a)}"
+            y, said = [names.index(v) + 0.24 * (k - 1) for v in part.versions], f"{label(b)} - {'untuned' if a == 'base' else label(a)}"
+            ends = [part.gap - part.low, part.high - part.gap]
             ax.errorbar(part.gap, y, xerr=ends, fmt="o", ms=4, lw=1.2, capsize=2, color=colour, label=said)
         ax.axvline(0, color=INK, lw=0.8)
         ax.set(yticks=range(len(names)), yticklabels=names, xlabel="gain on versions minus gain on originals, points (95 %)", title=title)
