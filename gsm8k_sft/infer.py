@@ -10,11 +10,11 @@ import json, os, re, sys
 from fractions import Fraction
 from pathlib import Path
 from fastcore.script import call_parse
-from .core.config import check_choice, choices, fingerprint, load_config
-from .core.runs import device, plain_errors, read_config, write_text
+from .core.config import check_choice, choices, device, fingerprint, load_config
+from .core.runs import plain_errors, read_config, write_text
 from .data.prompts import Renderer
 from .evaluation.results import append_lines, is_run, open_partial
-from .generation.generate import generate
+from .generation.generate import generate, stop_tokens
 from .grading.answers import GRADERS, to_number
 from .grading.arithmetic import format_result
 from .models.adapters import check_base, load_tuned
@@ -28,14 +28,14 @@ class InferError(ValueError):
 def open_model(
     model_path: str | Path, # run folder, model folder, .gguf file, hub id or preset
     adapter_path: str | Path | None = None, # LoRA adapter, or the run folder that holds it
-    dtype: str | None = None, # bf16 or fp32; None: as the run says, else bf16 on a GPU, fp32 on a CPU
+    dtype: str | None = None, # bf16, fp16, fp32, auto; None: as the run says, else auto on a GPU, fp32 elsewhere
 ) -> tuple: # model, tokenizer, configuration of the run or preset (None if there is none)
     "Load what is to be asked"
     folders = [folder for path in (adapter_path, model_path) if path for folder in (Path(path), Path(path).expanduser().parent)]
     run = next(filter(is_run, folders), None)
     preset = str(model_path) in choices("preset")
     cfg = load_config(str(model_path), training=False) if preset else read_config(Path(run).expanduser()) if run else None
-    dtype = dtype or (cfg.evaluation.dtype if cfg else "bf16" if device() == "cuda" else "fp32")
+    dtype = dtype or (cfg.evaluation.dtype if cfg else "auto" if device() == "cuda" else "fp32")
     if is_run(model_path):
         if adapter_path: raise InferError(f"{model_path} is a finished run: it brings its own weights; leave --adapter_path out")
         return *load_tuned(model_path, dtype), cfg
@@ -61,7 +61,7 @@ def _check_text(text):
 def _answers(questions, model, tokenizer, prompt_style, max_new_tokens, batch_size, progress):
     "The index of a question and the record of its answer, as answers are finished"
     renderer = Renderer(tokenizer, prompt_style)
-    for g in generate(model, tokenizer, [renderer.prompt(q) for q in questions], max_new_tokens, batch_size, renderer.stop_ids,
+    for g in generate(model, tokenizer, [renderer.prompt(q) for q in questions], max_new_tokens, batch_size, stop_tokens(model, renderer),
                       progress=progress, stop_texts=renderer.stop_texts):
         found = {name: grader.extract(g.text) for name, grader in GRADERS.items()}
         yield g.index, {"question": questions[g.index], "answer": g.text, "final": _plain(to_number(found["numeric"])),
@@ -177,7 +177,7 @@ def _check_request(model_path, input, output, question, dtype, prompt_style, **n
     if question is None and not (input and output): raise InferError('give --question "…", or both --input and --output')
     if question is not None: _check_text(question)
     if question is not None and (input or output): raise InferError("--question and --input/--output exclude each other")
-    if dtype: check_choice("--dtype", dtype, ("bf16", "fp32"))
+    if dtype: check_choice("--dtype", dtype, ("auto", "bf16", "fp16", "fp32"))
     if prompt_style: check_choice("--prompt_style", prompt_style, ("auto", "chat", "plain"))
     for key, value in numbers.items():
         if value is not None and value < 1: raise InferError(f"--{key}: {value} must be at least 1")
@@ -208,7 +208,7 @@ def main(
     question: str = None, # one question, answered to stdout
     max_new_tokens: int = None, # at most so many new tokens; default: as the run says, else 512
     batch_size: int = 32, # questions answered together
-    dtype: str = None, # bf16 or fp32; default: as the run says, else bf16 on a GPU and fp32 on a CPU
+    dtype: str = None, # bf16, fp16, fp32 or auto (as the GPU can); default: as the run says, else auto on a GPU and fp32 elsewhere
     prompt_style: str = None, # chat, plain or auto; default: as the run says, else auto
     overwrite: bool = False, # replace an existing output
 ):

@@ -14,7 +14,7 @@ from .analysis import draw_figures
 from .core.config import choices, project_path, project_root
 from .core.runs import plain_errors, read_json, write_text
 from .evaluation.results import LABELS, is_plain, read_evaluations, read_runs
-from .experiments import tables as studies
+from .experiments import robustness, tables as studies
 from .experiments.study import Job, matrix_jobs, read_study
 from .grading.answers import GRADERS
 from .reporting import curves, tables
@@ -116,7 +116,7 @@ def _template(name):
     "A template of the package, which may call what the chapters on tables export"
     from jinja2 import Environment, PackageLoader, StrictUndefined
     loaded = Environment(loader=PackageLoader("gsm8k_sft", "assets"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    loaded.globals |= {name: getattr(module, name) for module in (curves, tables, studies) for name in module.__all__}
+    loaded.globals |= {name: getattr(module, name) for module in (curves, tables, studies, robustness) for name in module.__all__}
     loaded.tests |= {"is_plain": is_plain, "matching": lambda text, pattern: re.fullmatch(pattern, text)}
     return loaded.get_template(name)
 
@@ -149,7 +149,7 @@ def make_report(
     import matplotlib.pyplot as plt
     out, root = Path(out or project_root() / "report"), root or project_path("results")
     words = {path.name: said for path, said in draw_figures(out, root=root, kinds=("png",)).items()}
-    for name, axes in studies.rate_figures(root):
+    for name, axes in (*studies.rate_figures(root), *robustness.gap_figures(root)):
         words[save_figure(axes, out / name, ("png",))[0].name] = axes.alt
         plt.close(axes.figure)
     return write_text(out / "report.md", _sections(out, root, words).report().strip() + "\n")

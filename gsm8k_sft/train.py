@@ -11,9 +11,9 @@ import torch
 from types import SimpleNamespace
 from fastcore.script import call_parse
 from omegaconf import DictConfig
-from .core.config import load_config
+from .core.config import load_config, tuning_of
 from .core.runs import environment, peak_memory, plain_errors, set_seed
-from .data.datasets import TRAINING_SPLITS, data_fingerprint, load_gsm8k, tokenize_split
+from .data.datasets import TRAINING_SPLITS, data_fingerprint, load_evaluated, load_gsm8k, tokenize_split
 from .data.prompts import Renderer
 from .evaluate import evaluate_run
 from .evaluation.results import keep_trained
@@ -30,7 +30,7 @@ from .training.trainer import build_trainer, check_trained, save_weights, weight
 # %% ../nbs/02_train.ipynb #40372252
 def load_for_training(
     cfg: DictConfig, # from `load_config`
-) -> SimpleNamespace: # tokenizer, model, base_fingerprint; plan of the memory or None; rows, tokens and reports, each by split
+) -> SimpleNamespace: # tokenizer, model, base_fingerprint; plan of the memory or None; longest; rows, tokens and reports, each by split
     "Data and model of a run"
     tokenizer, rows, longest = load_tokenizer(cfg), load_gsm8k(cfg, splits=TRAINING_SPLITS), cfg.data.max_length
     renderer, tokens, reports = Renderer(tokenizer, cfg.data.prompt_style), {}, {}
@@ -38,17 +38,18 @@ def load_for_training(
         tokens[split], reports[split] = tokenize_split(rows[split], tokenizer, renderer, longest)
         if n := reports[split]["n_too_long"]: print(f"{split}: {n} examples are longer than data.max_length={longest} and left out")
     if not len(tokens["train"]): raise TrainingError("no training example is left; check data.max_length and data.train_samples")
-    free = int(1.1 * torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
-    sharded, processes = os.environ.get("ACCELERATE_USE_FSDP") == "true", int(os.environ.get("WORLD_SIZE", 1))
-    plan = check_fits(cfg, free, min(reports["train"]["longest"], longest), processes=processes, sharded=sharded)
+    plan = check_fits(cfg, longest=(longest := min(reports["train"]["longest"], longest)))
     set_seed(cfg.seed)
     model, base_fingerprint = load_model(cfg, training=True), weights_fingerprint(resolve_model(cfg.model))
-    known, top = model.get_input_embeddings().num_embeddings, max(max(ids) for split in tokens.values() for ids in split["input_ids"])
+    examples = [ids for split in tokens.values() for ids in split["input_ids"]]
+    known, top = model.get_input_embeddings().num_embeddings, max(map(max, examples))
     if top >= known: raise TrainingError(f"{tokenizer.convert_ids_to_tokens(top)!r} is in the data, but the model knows {known} tokens; "
                                          "the tokenizer belongs to another model, or resize_token_embeddings was not saved")
+    room, n = getattr(model.config.get_text_config(), "max_position_embeddings", None), max(map(len, examples))
+    if room and n > room: raise TrainingError(f"an example has {n} tokens and the model {room} positions; set data.max_length={room}")
     model = prepare_for_training(model, cfg)
     if cfg.train.gradient_checkpointing: enable_checkpointing(model)
-    return SimpleNamespace(tokenizer=tokenizer, rows=rows, tokens=tokens, reports=reports, plan=plan, model=model,
+    return SimpleNamespace(tokenizer=tokenizer, rows=rows, tokens=tokens, reports=reports, plan=plan, model=model, longest=longest,
                            base_fingerprint=base_fingerprint)
 
 # %% ../nbs/02_train.ipynb #3180216d
@@ -58,7 +59,7 @@ def first_record(cfg, loaded):
     data = {"fingerprint": data_fingerprint(loaded.rows["train"]), "n_train": train["n"], "n_too_long": train["n_too_long"],
             "tokens": train["tokens"], "supervised_tokens": train["supervised"], "n_validation": validation.get("n", 0)}
     return {"status": "running", "preset": cfg.preset, "variant": cfg.variant, "run_name": cfg.run_name, "seed": cfg.seed,
-            "tuning_method": cfg.tuning_method, "dataset": cfg.data.dataset, "lanes": int(os.environ.get("GSM8K_SFT_WORKERS", 1)),
+            "tuning_method": tuning_of(cfg), "dataset": cfg.data.dataset, "lanes": int(os.environ.get("GSM8K_SFT_WORKERS", 1)),
             "base_model": cfg.model.path or cfg.model.name, "precision": cfg.model.precision, "dtypes": precision_of(loaded.model),
             "model_fingerprint": loaded.base_fingerprint, "data": data, "parameters": count_parameters(loaded.model),
             "memory": memory_record(loaded.plan), "environment": environment()}
@@ -82,13 +83,15 @@ def fit(
     run: Run, # from `open_run`
 ) -> None:
     "Train from the base weights or from the run's checkpoint, and save"
-    if before := torch.cuda.memory_allocated() if torch.cuda.is_available() else 0: torch.cuda.reset_peak_memory_stats()
+    if before := torch.cuda.memory_allocated(): torch.cuda.reset_peak_memory_stats()
     loaded = load_for_training(cfg)
     run.begin(first_record(cfg, loaded))
     if run.main: keep_trained(run.folder, loaded.rows["train"])
     norms = weight_norms(loaded.model)
     trainer, log, signals = build_trainer(cfg, run.folder, loaded.tokenizer, loaded.rows, loaded.tokens, loaded.model)
     try:
+        if cfg.train.packing and not trainer.cfg.train.packing: # padded after all: other memory
+            loaded.plan = check_fits(trainer.cfg, longest=loaded.longest, held=torch.cuda.memory_reserved() - before)
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
         state, outcome = trainer.state, {"speedup": trainer.speedup, "processes": trainer.args.world_size}
         if signals.stopped and state.global_step < state.max_steps:
@@ -97,11 +100,9 @@ def fit(
         check_trained(trainer, norms)
         save_weights(trainer, run.folder, cfg.tuning_method)
         outcome |= {"status": "trained", "tuned_fingerprint": weights_fingerprint(trainer.model)}
-    except TrainingInterrupted:
-        outcome = {"status": "interrupted"}
-        raise
     except BaseException as e:
-        outcome = {"status": "failed", "error": f"{type(e).__name__}: {e}"}
+        stopped = isinstance(e, TrainingInterrupted)
+        outcome = {"status": "interrupted"} if stopped else {"status": "failed", "error": f"{type(e).__name__}: {e}"}
         raise
     finally:
         signals.restore()
@@ -113,6 +114,7 @@ def train(
     evaluate: bool = True, # ask the tuned model the problems of `cfg.evaluation.split`
 ) -> dict: # the run's record, as in record.json
     "Train one variant, resuming what was interrupted; save weights and record; evaluate"
+    if evaluate: load_evaluated(cfg) # what can't be asked afterwards is said before
     with open_run(cfg) as run:
         if run.record.get("status") == "complete":
             print(f"{run.folder} is complete and reused (train.when_done=reuse)")
@@ -121,12 +123,15 @@ def train(
         with wandb_run(cfg, run.folder, run.main) as tracker:
             fit(cfg, run)
             forget_run(compiled=False)
-            results = [evaluate_run(run.folder)] if evaluate and run.main else []
+            results = evaluate_run(run.folder) if evaluate and run.main else []
+            results = results if isinstance(results, list) else [results]
             run.update(status="complete", evaluations=[r["name"] for r in results])
             if tracker:
                 tracker.summary.update({k: v for k, v in run.record.items() if isinstance(v, (int, float, str))})
                 tracker.summary.update({f"parameters/{k}": v for k, v in run.record["parameters"].items()})
-                for r in results: tracker.summary.update({f"{r['split']}/accuracy_{k}": v["value"] for k, v in r["accuracy"].items()})
+                for r in results:
+                    where = r["split"] if r["dataset"] == cfg.data.dataset else f"{r['dataset']}/{r['split']}"
+                    tracker.summary.update({f"{where}/accuracy_{k}": v["value"] for k, v in r["accuracy"].items()})
         for checkpoint in run.folder.glob("checkpoint-*") if run.main and not cfg.train.keep_checkpoints else ():
             shutil.rmtree(checkpoint)
         return run.record
@@ -136,8 +141,8 @@ def train(
 @plain_errors(TrainingError)
 def main(
     preset: str = "toy", # a file of configs/preset: toy, gemma-3-270m, gemma-2b-it ...
-    tuning: str = "full", # full, lora, qlora
-    dataset: str = "main", # main, socratic
+    tuning: str = "full", # full, lora, qlora, or a form of them such as dora
+    dataset: str = "main", # main, socratic, or a file of your own
     seed: int = 0, # data order, adapter initialisation, dropout
     config: str = "", # your own YAML file with what it changes
     overrides: str = "", # key=value pairs, separated by spaces

@@ -116,13 +116,13 @@ def test_a_dataset_of_ones_own(empty, monkeypatch):
     for split in ("train", "test"):
         rows = [{"question": f"What is {i} and 1 in the {split} part?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(20)]
         write(empty / "mine" / f"{split}.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
-    write(empty / "configs" / "dataset" / "adding.yaml", "data: {source: folder, folder: mine}\n")
+    write(empty / "configs" / "dataset" / "adding.yaml", "data: {source: folder, folder: mine, licence: MIT}\n")
     cfg = load("data.validation_fraction=0.1", dataset="adding")
     assert (cfg.variant, cfg.run_name[:13], cfg.data.dataset) == ("lora_adding", "lora_adding-s", "adding")
     assert len(load_gsm8k(cfg, splits=["train"])["train"]) == 18
 
 
-@pytest.mark.parametrize("text", ["", "data: {folder: mine}", "data: {source: auto, hub_name: me/mine}"])
+@pytest.mark.parametrize("text", ["", "data: {folder: mine}", "data: {source: auto, licence: MIT}"])
 def test_a_dataset_of_ones_own_says_where_it_lies(empty, text):
     "Under the toy, whose source is synthetic, and under a variable that names GSM8K's folder, it would be another's problems"
     write(empty / "configs" / "dataset" / "adding.yaml", text or "data: {}")

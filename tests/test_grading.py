@@ -359,6 +359,22 @@ KINDS = {
         ('#### 1. Count the eggs\n16 - 7 = 9.\nThe answer is 18.', '18', True),
         ('#### 18. She sells them.', '18', True),
     ],
+    "magnitudes": [ # counted as the published solution counts, or in full
+        ('#### 26 billion', 'It travels 14 + 12 = <<14+12=26>>26 billion miles.\n#### 26', True),
+        ('The answer is 26 billion miles.', 'It travels 14 + 12 = <<14+12=26>>26 billion miles.\n#### 26', True),
+        ('#### 26,000,000,000', 'It travels 26 billion miles.\n#### 26', True),
+        ('#### 26', 'It travels 26 billion miles.\n#### 26', True),
+        ('#### 26 million', 'It travels 26 billion miles.\n#### 26', False),
+        ('#### 2.6 billion', 'It travels 26 billion miles.\n#### 26', False),
+        ('#### $4 million', 'There is 32 - 28 = $<<32-28=4>>4 million left.\n#### 4', True),
+        ('#### 26 billion', '2 billion a day and 24 more.\nSo it has 26 legs.\n#### 26', False),
+        ('#### 26 billion', '26', False),
+        ('#### 1.5 million', '1500000', True),
+        ('#### 2 hundred', '200', True),
+        ('#### 2 dozen', '2', True),                 # GSM8K asks for dozens, and then counts them
+        ('#### 2 dozen', '24', False),
+        ('The answer is two hundred.', '200', False), # numbers in words are not read
+    ],
     "two numbers": [
         ('The answer is 5 or 6.', '5', False),
         ('The answer is 5 or 6.', '6', False),

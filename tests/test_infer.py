@@ -213,7 +213,7 @@ def test_command_answers_a_question(toy, start):
 @pytest.mark.parametrize("args, says", [(["--question", "What?"], "--model_path is missing"), (["--model_path", "toy"], 'give --question'),
     (["--model_path", "toy", "--input", "none.jsonl", "--output", "a.jsonl"], "none.jsonl: no such file"),
     (["--model_path", "toy", "--question", ""], "the question is empty"),
-    (["--model_path", "toy", "--question", "What?", "--dtype", "int4"], "not one of bf16, fp32"),
+    (["--model_path", "toy", "--question", "What?", "--dtype", "int4"], "not one of auto, bf16, fp16, fp32"),
     (["--model_path", "toi", "--question", "What?"], "toi"), (["--model_path", "./none", "--question", "What?"], "no such model folder")])
 def test_command_says_what_is_wrong(args, says, tmp_path):
     done = command(*args, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"})

@@ -1,10 +1,12 @@
 "Loading from every source and every way it fails; precision, LoRA, QLoRA, merging, fingerprints, tuned runs"
-import hashlib, importlib.util, json, os, shutil, signal, subprocess, sys, textwrap, threading, time
+import hashlib, importlib.util, json, os, shutil, signal, string, subprocess, sys, textwrap, threading, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 import pytest, torch
 from gsm8k_sft.core.config import ConfigError, choose_precision, gpu_has_bf16, load_config, project_path
 from gsm8k_sft.core.runs import read_json, run_folder as folder_of, save_config, set_seed, write_json
+from gsm8k_sft.data.prompts import Renderer, special_tokens
+from gsm8k_sft.generation.generate import generate, stop_tokens
 from gsm8k_sft.generation.kv_cache import plain_prefill
 from gsm8k_sft.models import sources
 from gsm8k_sft.models.adapters import add_adapter, linear_layers, load_tuned, merge_adapter, prepare_for_training
@@ -15,6 +17,7 @@ from gsm8k_sft.models.sources import (
     resolve_model, weights_fingerprint)
 from gsm8k_sft.reporting.logs import read_log
 from gsm8k_sft.train import train
+from gsm8k_sft.training.checkpoints import TrainingError
 from gsm8k_sft.training.graphs import choose_speedup
 from gsm8k_sft.training.loss import linear_cross_entropy
 from gsm8k_sft.training.packing import Packed
@@ -133,6 +136,161 @@ def test_tokenizer_without_pad_token(folder):
     t.eos_token = None
     t.save_pretrained(folder)
     assert load_tokenizer(str(folder)).pad_token_id is not None
+
+
+# Folders that people have: each as transformers loads it, or one sentence
+
+def edited(file, **values): file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+def sharded_snapshot(folder):
+    "As the hub's cache lays it out: shards, and only links to them"
+    model, tokenizer, blobs = load_weights(folder, "fp32"), load_tokenizer(str(folder)), folder.parent / "cache" / "blobs"
+    snapshot, made = blobs.parent / "snapshots" / "0123abc", folder.parent / "made"
+    model.save_pretrained(made, max_shard_size="2MB")
+    tokenizer.save_pretrained(made)
+    for path in (blobs, snapshot): path.mkdir(parents=True)
+    for i, file in enumerate(made.iterdir()):
+        file.rename(blobs / f"blob{i}")
+        (snapshot / file.name).symlink_to(f"../../blobs/blob{i}")
+    assert len([*snapshot.glob("model-*.safetensors")]) > 1
+    return snapshot
+
+def untied_but_called_tied(folder):
+    from safetensors.torch import load_file, save_file
+    tensors = load_file(folder / "model.safetensors")
+    torch.manual_seed(0)
+    embedding = tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": embedding + torch.randn_like(embedding) / 50}, folder / "model.safetensors", {"format": "pt"})
+
+def pad_beyond_the_embedding(folder):
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id >= 768
+    tokenizer.save_pretrained(folder)
+
+def more_tokens_than_rows(folder):
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_tokens(["<new>", "<newer>"])
+    tokenizer.save_pretrained(folder)
+
+def only_vocabulary_and_merges(folder):
+    "GPT-2 with the files of a slow tokenizer"
+    from transformers import GPT2Config, GPT2LMHeadModel
+    shutil.rmtree(folder)
+    words = ["<|endoftext|>", *string.ascii_letters, *string.digits, *string.punctuation, "Ġ", "Ċ", "th", "the", "Ġt"]
+    torch.manual_seed(0)
+    shape = dict(n_positions=2048, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(words), **shape)).save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nt h\nth e\nĠ t\n")
+    tokens = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", **tokens}))
+
+def beside(folder):
+    "Other formats of the same weights, and what a training left"
+    for name in ("pytorch_model.bin", "model.gguf", "optimizer.pt", "training_args.bin"): (folder / name).write_bytes(b"none of ours")
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+
+def renamed(name):
+    def rename(folder): return folder.rename(folder.parent / name)
+    return rename
+
+GENERATION = "generation_config.json"
+FOLDERS = {
+    "shards that are links": sharded_snapshot,
+    "a head of its own that is called tied": untied_but_called_tied,
+    "a tokenizer without a padding token": lambda f: edited(f / "tokenizer_config.json", pad_token=None),
+    "a tokenizer without padding and end": lambda f: edited(f / "tokenizer_config.json", pad_token=None, eos_token=None),
+    "a padding token without a row": pad_beyond_the_embedding,
+    "more tokens than rows": more_tokens_than_rows,
+    "a slow tokenizer": only_vocabulary_and_merges,
+    "other formats beside": beside,
+    "sampling switched on": lambda f: edited(f / GENERATION, do_sample=True, temperature=0.7, top_k=5, num_beams=3, max_length=20),
+    "sampling left over": lambda f: edited(f / GENERATION, do_sample=False, temperature=0.6, top_p=0.9),
+    "another token ends answers": lambda f: edited(f / GENERATION, eos_token_id=[3, 1], pad_token_id=99999),
+    "no token ends answers": lambda f: edited(f / GENERATION, eos_token_id=[]),
+    "a damaged generation_config": lambda f: (f / GENERATION).write_text("{") and None,
+    "a leading dash, spaces, quotes": renamed("-a 'model' $(of) mine"),
+    "no ASCII": renamed("модель ☃ mañana"),
+    "a name that ends as a GGUF file's": renamed("model.gguf"),
+}
+
+TRAINED = [k for k in FOLDERS if k.startswith(("a head", "a padding", "more", "a slow", "sampling", "a leading"))] # where saving could fail
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_odd_folders_load_as_transformers_loads_them(folder, kind, own_runs):
+    "Logits and greedy answers of transformers itself; some are trained, and loaded again"
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    found = FOLDERS[kind](folder)
+    folder = found if isinstance(found, Path) else folder
+    model, tokenizer = load_weights(resolve_model(str(folder)), "fp32"), load_tokenizer(str(folder))
+    plain, own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
+    text = "<bos>Tom has 12 apples and the others. How many has he?"
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+    assert ids.tolist() == own(text, add_special_tokens=False, return_tensors="pt").input_ids.tolist()
+    torch.testing.assert_close(logits(model, ids), logits(plain, ids), rtol=0, atol=0)
+    stops = [plain.generation_config.eos_token_id]
+    stops = [i for i in (stops[0] if isinstance(stops[0], list) else stops) if i is not None]
+    if tokenizer.eos_token or tokenizer.chat_template:
+        renderer = Renderer(tokenizer)
+        assert set(renderer.stop_ids) <= set(ours := stop_tokens(model, renderer))
+        assert all(i in ours for i in stops if i in special_tokens(tokenizer).values())
+        prompts = [renderer.prompt(q) for q in ("How many are 3 and 4?", "Tom has 12 apples and eats 3. How many has he?")]
+        for engine in ("auto", "transformers"):
+            for answer in generate(model, tokenizer, prompts, 12, 2, ours, progress=False, engine=engine):
+                asked = tokenizer(prompts[answer.index], add_special_tokens=False, return_tensors="pt")
+                greedy = dict(max_new_tokens=12, do_sample=False, num_beams=1, top_k=None, temperature=1.0, eos_token_id=ours)
+                expected = plain.generate(**asked, **greedy)
+                new = expected[0, asked.input_ids.shape[1]:]
+                assert answer.text == tokenizer.decode(new[:-1] if new[-1] in ours else new, skip_special_tokens=True), engine
+    if kind not in TRAINED: return
+    more = ["train.max_steps=1", "train.warmup_steps=0", "train.eval_steps=0", "train.learning_rate=1e-3", "train.packing=false",
+            "data.train_samples=8", "data.max_length=2000"]
+    cfg = load_config("toy", "lora", overrides=[f"model.path={json.dumps(str(folder), ensure_ascii=False)}", *more])
+    train(cfg, evaluate=False)
+    tuned, _ = load_tuned(folder_of(cfg), "fp32")
+    assert not torch.equal(logits(tuned, ids), logits(model, ids))
+
+def test_examples_longer_than_the_model_are_refused(folder, own_runs):
+    edited(folder / "config.json", max_position_embeddings=40)
+    with pytest.raises(TrainingError, match="the model 40 positions; set data.max_length=40"):
+        train(load_config("toy", overrides=[f"model.path={folder}", "data.train_samples=8"]), evaluate=False)
+
+def only(*names):
+    def leave(folder):
+        (folder / "model.safetensors").unlink()
+        for name in names: (folder / name).write_bytes(b"x")
+    return leave
+
+def cache_itself(folder): return sharded_snapshot(folder).parents[1]
+def a_broken_link(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("../blobs/gone")
+def only_pieces(folder): (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+def no_merges(folder):
+    only_vocabulary_and_merges(folder)
+    (folder / "merges.txt").unlink()
+
+REFUSED = {
+    "an optimizer alone": (only("optimizer.bin", "training_args.bin"), r"no \*.safetensors"),
+    "GGUF alone": (only("a.gguf"), "a.gguf: name that file itself"),
+    "a variant of the weights": (only("model.fp16.safetensors"), "no file named model.safetensors"),
+    "a broken link": (a_broken_link, "model.safetensors"),
+    "a model's cache": (cache_itself, "name one of the folders in its snapshots"),
+    "tied, and called untied": (lambda f: edited(f / "config.json", tie_word_embeddings=False), "not in its files: lm_head.weight"),
+    "generation settings that transformers refuses": (lambda f: edited(f / GENERATION, num_return_sequences=4), "num_return_sequences"),
+    "a vocabulary without merges": (no_merges, "its tokenizer can't be loaded.*merges"),
+    "SentencePiece without its library": (only_pieces, "install sentencepiece"),
+}
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_odd_folders_are_refused_in_one_sentence(folder, kind):
+    if "library" in kind and importlib.util.find_spec("sentencepiece"): pytest.skip("sentencepiece is there")
+    change, says = REFUSED[kind]
+    found = change(folder)
+    folder = found if isinstance(found, Path) else folder
+    with pytest.raises(ModelError, match=says) as e: load_weights(resolve_model(str(folder)), "fp32"), load_tokenizer(str(folder))
+    assert folder.name in str(e.value) and "\n" not in str(e.value)
 
 
 # Attention
@@ -375,6 +533,11 @@ def test_a_gpu_without_bf16_is_asked_for_none():
 def test_bf16_on_a_gpu_without_it_is_refused(precision):
     with pytest.raises(ConfigError, match=f"model.precision: {precision} .*use model.precision=auto"):
         load_config("toy", overrides=f"model.precision={precision}", bf16=False)
+
+def test_fp16_with_fsdp_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="fp16 with FSDP2 is not known here.*ddp.yaml"): load_config("gemma-3-270m", bf16=False)
+    assert load_config("gemma-3-270m", bf16=True).model.precision == "mixed"
 
 def test_fp16_without_a_gpu_is_refused():
     if torch.cuda.is_available(): pytest.skip("a GPU is there")

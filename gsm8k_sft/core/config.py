@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'COUNT', 'SHARE', 'POSITIVE', 'FROM_0', 'SEED', 'SET_BY_US', 'CONFIGS', 'TRAIN_NOTEBOOK', 'TUNINGS',
-           'DATASETS', 'ConfigError', 'SettingsError', 'check_choice', 'project_root', 'setting', 'project_path',
-           'within', 'ModelConfig', 'DataConfig', 'OneShotExample', 'LoraSettings', 'QloraSettings', 'StepConfig',
-           'EvaluationConfig', 'TrainConfig', 'Config', 'empty_config', 'check_ranges', 'check_lora', 'check_config',
-           'gpu_has_bf16', 'choose_precision', 'choices', 'config_file', 'read_yaml', 'dotlist', 'merge_layer',
-           'config_layers', 'fingerprint', 'load_config', 'check_parameters', 'config_table']
+           'DATASETS', 'ENTRY', 'SAVED_FIELDS', 'ConfigError', 'SettingsError', 'check_choice', 'project_root',
+           'setting', 'project_path', 'within', 'DatasetEntry', 'DataConfig', 'OneShotExample', 'ModelConfig',
+           'LoraSettings', 'QloraSettings', 'StepConfig', 'EvaluationConfig', 'TrainConfig', 'Config', 'empty_config',
+           'check_ranges', 'check_lora', 'check_config', 'device', 'gpu_has_bf16', 'choose_precision', 'choices',
+           'config_file', 'read_yaml', 'dotlist', 'merge_layer', 'merge_layers', 'method_of', 'tuning_of',
+           'config_layers', 'fingerprint', 'load_config', 'for_dataset', 'evaluated_datasets', 'check_parameters',
+           'config_table']
 
 # %% ../../nbs/core/config.ipynb #251a68b1
 import configparser, difflib, hashlib, json, os, re, shlex, warnings
@@ -41,7 +43,8 @@ def check_choice(
 
 # %% ../../nbs/core/config.ipynb #21bfdde6
 SETTINGS = {
-    "paths": {"runs": "runs", "eval_results": "eval_results", "results": "results", "figures": "figures", "cache": ".cache", "gsm8k": ""},
+    "paths": {"runs": "runs", "eval_results": "eval_results", "results": "results", "figures": "figures", "cache": ".cache", "data": "data",
+              "gsm8k": ""},
     "wandb": {"mode": "off", "project": "gsm8k_sft", "entity": ""},
     "sweep": {"preset": "toy", "tuning": "full lora", "dataset": "main", "seed": "0 1 2"}}
 
@@ -74,7 +77,7 @@ def setting(
     return ini.get(section, key).strip()
 
 def project_path(
-    key: str, # runs, eval_results, results, figures or cache
+    key: str, # runs, eval_results, results, figures, cache or data
     *parts: str, # folders and file below it
 ) -> Path: # absolute path; nothing is created
     "A path that settings.ini names, with `parts` below it"
@@ -93,22 +96,34 @@ COUNT, SHARE, POSITIVE, FROM_0, SEED = "[1, inf)", "[0, 1)", "(0, inf)", "[0, in
 
 # %% ../../nbs/core/config.ipynb #e6640be0
 @dataclass
-class ModelConfig:
-    "Which weights, and in which precision"
-    name: str = MISSING
-    path: str | None = MISSING
-    revision: str | None = MISSING
-    precision: Literal["auto", "mixed", "bf16", "fp16", "fp32"] = MISSING
-    attn_implementation: str | None = MISSING
-
-@dataclass
-class DataConfig:
-    "Which problems, and how they become tokens"
-    source: Literal["auto", "folder", "hub", "synthetic"] = MISSING
-    dataset: str = MISSING
+class DatasetEntry:
+    "Where a data set lies and how its rows are read"
+    source: Literal["auto", "folder", "hub", "synthetic", "generator"] = MISSING
     hub_name: str = MISSING
+    hub_config: str | None = MISSING
     hub_revision: str | None = MISSING
     folder: str | None = MISSING
+    subfolder: str | None = MISSING
+    generator: str | None = MISSING
+    splits: dict[str, str] | None = MISSING
+    files: dict[str, str] | None = MISSING
+    mix: dict[str, float] | None = MISSING
+    messages: str | None = MISSING
+    question: str = MISSING
+    answer: str = MISSING
+    final: str = MISSING
+    finals: Literal["number", "latex", "text", "none"] = MISSING
+    keep: dict[str, str] | None = MISSING
+    only: dict[str, Any] | None = MISSING
+    trainable: bool = MISSING
+    licence: str | None = MISSING
+    link: str | None = MISSING
+
+# %% ../../nbs/core/config.ipynb #606eb179
+@dataclass
+class DataConfig(DatasetEntry):
+    "Which problems, and how they become tokens"
+    dataset: str = MISSING
     validation_fraction: float = within(SHARE)
     validation_seed: int = within(SEED)
     train_samples: int | None = within(COUNT, "null means all")
@@ -121,6 +136,15 @@ class OneShotExample:
     "The worked example of one-shot evaluation"
     question: str = MISSING
     answer: str = MISSING
+
+@dataclass
+class ModelConfig:
+    "Which weights, and in which precision"
+    name: str = MISSING
+    path: str | None = MISSING
+    revision: str | None = MISSING
+    precision: Literal["auto", "mixed", "bf16", "fp16", "fp32"] = MISSING
+    attn_implementation: str | None = MISSING
 
 # %% ../../nbs/core/config.ipynb #a382c4bc
 @dataclass
@@ -153,6 +177,7 @@ class StepConfig:
 class EvaluationConfig:
     "How answers are generated"
     split: Literal["test", "validation"] = MISSING
+    datasets: list[str] = MISSING
     shots: list[int] = within(FROM_0)
     batch_size: int | None = within(COUNT, "null takes as many as fit")
     max_new_tokens: int = within(COUNT)
@@ -290,6 +315,22 @@ def _check_training(cfg):
                           f"so save_steps ({t.save_steps}) must equal eval_steps ({t.eval_steps})")
 
 # %% ../../nbs/core/config.ipynb #be37e0cb
+def _check_entry(d):
+    "Where a data set lies, its licence, its splits, and names that a saved answer has for itself"
+    on_hub = d.hub_name != "openai/gsm8k"
+    located = {"folder": d.folder, "hub": on_hub, "auto": d.folder or on_hub, "generator": d.generator, "synthetic": False}
+    if d.dataset not in DATASETS and not (located[d.source] or d.mix):
+        raise ConfigError(f"data.dataset: {d.dataset!r} is your own, so its file must say where it lies: {{source: folder, folder: ...}}, "
+                          "{source: hub, hub_name: ...}, {source: generator, generator: module.function} or {mix: {main: 1, ...}}")
+    if not (d.licence or d.mix): raise ConfigError(f"data.licence: is missing; the file of {d.dataset!r} must name it, as in MIT")
+    for name, weight in (d.mix or {}).items():
+        if config_file("dataset", name) and not 0 < weight <= 100: raise ConfigError(f"data.mix.{name}: {weight} is outside (0, 100]")
+    for key in ("splits", "files"):
+        for split in d[key] or {}: check_choice(f"data.{key}", split, ("train", "validation", "test"))
+    for name in d.keep or {}:
+        if name in SAVED_FIELDS: raise ConfigError(f"data.keep: a saved answer has a field {name!r} already; give it another name")
+
+# %% ../../nbs/core/config.ipynb #89a2dcd7
 def check_config(
     cfg: DictConfig, # complete
 ) -> None:
@@ -300,10 +341,10 @@ def check_config(
     check_lora(OmegaConf.to_container(cfg.lora_config))
     _check_training(cfg)
     e, d, name = cfg.evaluation, cfg.data, cfg.run_name
-    located = d.folder and d.source in ("auto", "folder") or d.source == "hub" and d.hub_name != "openai/gsm8k"
-    if d.dataset not in DATASETS and not located:
-        raise ConfigError(f"data.dataset: {d.dataset!r} is your own, so its file must say where it lies: "
-                          "{source: folder, folder: ...} or {source: hub, hub_name: ...}")
+    _check_entry(d)
+    if d.finals == "text" and cfg.train.eval_steps and cfg.train.validation_samples:
+        raise ConfigError("train.validation_samples: data.finals is text, so there is no answer to grade; set it to 0")
+    for name in e.datasets: config_file("dataset", name)
     if e.samples > 1 and not e.temperature:
         raise ConfigError("evaluation.samples: several answers to a problem need evaluation.temperature above 0; "
                           "greedy ones are all the same")
@@ -312,6 +353,13 @@ def check_config(
     if name is not None and not (re.fullmatch(r"\w[\w.+=-]*(?<!\.previous)", name) and len(name.encode()) <= 150):
         raise ConfigError(f"run_name: {name[:99]!r} can't be a folder below runs/<preset>; use at most 150 letters, digits and . _ - + =")
 
+# %% ../../nbs/core/config.ipynb #5d1c0de1
+def device() -> str: # cuda; mps for a process alone on an Apple machine; else cpu
+    "Where models and tensors go"
+    import torch
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return "cuda" if torch.cuda.is_available() else "mps" if alone and torch.backends.mps.is_available() else "cpu"
+
 # %% ../../nbs/core/config.ipynb #f56b137f
 def _check_hardware(cfg, bf16):
     "What only a CUDA GPU can do, what one without bf16 can't, and ways to use several that are not known here"
@@ -319,19 +367,22 @@ def _check_hardware(cfg, bf16):
     if "true" in (env.get("ACCELERATE_USE_DEEPSPEED"), env.get("ACCELERATE_USE_MEGATRON_LM")) or env.get("FSDP_VERSION") == "1":
         raise ConfigError("accelerate launch: DeepSpeed, Megatron-LM and FSDP 1 are not known here; "
                           f"give it --config_file {CONFIGS / 'accelerate'}/ddp.yaml or fsdp2.yaml")
+    if precision == "fp16" and env.get("ACCELERATE_USE_FSDP") == "true":
+        raise ConfigError("model.precision: fp16 with FSDP2 is not known here; give accelerate launch the ddp.yaml, "
+                          "or on a GPU with bf16 use model.precision=mixed")
     if bf16 is False and precision in ("mixed", "bf16"):
         raise ConfigError(f"model.precision: {precision} computes in bf16, which this GPU can't (it has compute capability below 8.0); "
                           "use model.precision=auto")
     if bf16 is not None: return
     wants = [("tuning_method", cfg.tuning_method, ("qlora",), "tuning=lora"),
-             ("model.precision", precision, ("fp16",), "model.precision=auto"),
+             ("model.precision", precision, ("mixed", "bf16", "fp16") if device() == "mps" else ("fp16",), "model.precision=auto"),
              ("train.optim", cfg.train.optim, ("paged_adamw_8bit", "adamw_bnb_8bit"), "train.optim=adamw_torch_fused"),
              ("train.speedup", cfg.train.speedup, ("compile", "record"), "train.speedup=auto")]
     for key, value, gpu_only, instead in wants:
         if value in gpu_only: raise ConfigError(f"{key}: {value} needs a CUDA GPU, and none is visible here; use {instead}")
 
 # %% ../../nbs/core/config.ipynb #8796cbc6
-def gpu_has_bf16() -> bool | None: # None: there is no GPU
+def gpu_has_bf16() -> bool | None: # None: there is no CUDA GPU
     "Whether this machine's GPU computes in bf16; a `ConfigError` if torch can't use it at all"
     import torch
     if not torch.cuda.is_available(): return None
@@ -349,12 +400,15 @@ def choose_precision(
 ) -> None:
     "Replace `auto` by what the GPU can do"
     if cfg.model.precision == "auto": cfg.model.precision = "fp16" if bf16 is False else "fp32" if bf16 is None and training else "mixed"
-    if cfg.evaluation.dtype == "auto": cfg.evaluation.dtype = "fp32" if bf16 is False else "bf16"
+    if cfg.evaluation.dtype == "auto": cfg.evaluation.dtype = "bf16" if bf16 or (bf16 is None and device() != "mps") else "fp32"
 
 # %% ../../nbs/core/config.ipynb #11b0cd15
 CONFIGS = Path(str(files("gsm8k_sft"))) / "configs"
 TRAIN_NOTEBOOK = CONFIGS.parent / "notebooks" / "02_train.ipynb" # what papermill runs; in the package too
 TUNINGS, DATASETS = ("full", "lora", "qlora"), ("main", "socratic")
+ENTRY = tuple(f.name for f in fields(DatasetEntry)) # the keys that a file of configs/dataset sets
+SAVED_FIELDS = frozenset("""id sample question answer gold final prompt text n_tokens finish_reason seconds batch_size strict numeric
+    flexible extracted_strict extracted_numeric extracted_flexible class slip_step gold_steps gold_length group evaluation""".split())
 
 def _folders(kind):
     "Folders with files of a kind: the package's, the working folder's, the project's"
@@ -421,21 +475,45 @@ def merge_layer(
         hint = f" Did you mean '{near[0]}'?" if near and near[0] != key else ""
         raise ConfigError(f"{source}: key '{key}': {text}.{hint}") from None
 
+def merge_layers(
+    layers: list[tuple[str, DictConfig]], # from `config_layers`
+) -> DictConfig: # with types, not checked yet
+    "One configuration from all layers"
+    cfg = empty_config()
+    for source, layer in layers: cfg = merge_layer(cfg, layer, source)
+    return cfg
+
+# %% ../../nbs/core/config.ipynb #f07a0002
+def method_of(
+    tuning: str, # full, lora, qlora, or a variant file that says `tuning_method`, as dora does
+    name: str = "tuning", # what is being chosen, for the message
+) -> str: # full, lora or qlora
+    "The method that a tuning is a form of"
+    if tuning in TUNINGS: return tuning
+    forms = {v: read_yaml(config_file("variant", v)).get("tuning_method") for v in choices("variant") if "_" not in v}
+    return forms[check_choice(name, tuning, [*TUNINGS, *(v for v, method in forms.items() if method)])]
+
+def tuning_of(
+    cfg: DictConfig, # from `load_config` or `read_config`
+) -> str: # full, lora, qlora, or the form of them that was asked for
+    "The name that a configuration's tuning goes by"
+    return cfg.variant.split("_")[0]
+
 # %% ../../nbs/core/config.ipynb #1a7fdd35
 def config_layers(
     preset: str, # a name or a path
-    tuning: str, # full, lora or qlora
+    tuning: str, # as `method_of` takes it
     dataset: str, # a name or a path
     seed: int, # of the run
     config: str | Path | None = None, # your own YAML file
     overrides: str | list[str] = "", # as `dotlist` takes them
 ) -> list[tuple[str, DictConfig]]: # pairs of where it comes from and the keys it sets, weakest first
     "What a configuration is made of"
-    named = [("preset", config_file("preset", preset)), ("dataset", config_file("dataset", dataset))]
+    named, method = [("preset", config_file("preset", preset)), ("dataset", config_file("dataset", dataset))], method_of(tuning)
     preset, dataset = (path.stem for _, path in named)
-    variants = [v for v in (tuning, f"{tuning}_{dataset}", f"{preset}_{tuning}", f"{preset}_{dataset}") if v in choices("variant")]
-    named += [("variant", config_file("variant", v)) for v in variants]
-    given = {"preset": preset, "variant": f"{tuning}_{dataset}", "seed": seed, "tuning_method": tuning, "data": {"dataset": dataset}}
+    variants = [*(v for t in (method, tuning) for v in (t, f"{t}_{dataset}", f"{preset}_{t}")), f"{preset}_{dataset}"]
+    named += [("variant", config_file("variant", v)) for v in dict.fromkeys(variants) if v in choices("variant")]
+    given = {"preset": preset, "variant": f"{tuning}_{dataset}", "seed": seed, "tuning_method": method, "data": {"dataset": dataset}}
     layers = [("base.yaml", read_yaml(CONFIGS / "base.yaml")), ("parameters", OmegaConf.create(given))]
     layers += [(f"{kind}/{path.name}", read_yaml(path)) for kind, path in named]
     if config: layers.append((str(config), read_yaml(config)))
@@ -461,7 +539,7 @@ def _run_name(cfg, config, overrides):
 # %% ../../nbs/core/config.ipynb #6c9c255a
 def load_config(
     preset: str = "toy", # a name of `choices("preset")`, or the path of a .yaml file
-    tuning: str = "full", # full, lora or qlora
+    tuning: str = "full", # full, lora, qlora, or a form of them such as dora
     dataset: str = "main", # main, socratic, or a file of your own
     seed: int = 0, # data order, adapter initialisation, dropout
     config: str | Path | None = None, # your own YAML file, holding only what it changes
@@ -470,10 +548,8 @@ def load_config(
     bf16: bool | None = None, # whether its GPU computes in bf16; None: ask it
 ) -> DictConfig: # resolved, typed, checked
     "The configuration of one experiment"
-    check_choice("tuning", tuning, TUNINGS)
-    cfg, layers = empty_config(), config_layers(preset, tuning, dataset, seed, config, overrides)
-    for source, layer in layers: cfg = merge_layer(cfg, layer, source)
-    check_config(cfg)
+    layers = config_layers(preset, tuning, dataset, seed, config, overrides)
+    check_config(cfg := merge_layers(layers))
     given = layers[1][1]
     for name, key in [("preset", "preset"), ("tuning", "tuning_method"), ("dataset", "data.dataset"), ("seed", "seed")]:
         if (found := OmegaConf.select(cfg, key)) != (value := OmegaConf.select(given, key)):
@@ -483,8 +559,32 @@ def load_config(
         bf16 = gpu_has_bf16() if bf16 is None else bf16
         choose_precision(cfg, bf16, training)
     if training: _check_hardware(cfg, bf16)
+    if training and not cfg.data.trainable:
+        raise ConfigError(f"dataset: {cfg.data.dataset} is for testing only (data.trainable); train on another, as in dataset=main "
+                          f"overrides=evaluation.datasets=[{cfg.data.dataset}]")
     cfg.run_name = cfg.run_name or _run_name(cfg, config, overrides)
     return cfg
+
+# %% ../../nbs/core/config.ipynb #cf8a73ad
+def for_dataset(
+    cfg: DictConfig, # from `load_config` or `read_config`
+    dataset: str, # a name of `choices("dataset")`, or the path of a .yaml file
+) -> DictConfig: # checked; `cfg` itself for its own data set
+    "The same experiment on another data set"
+    if dataset == cfg.data.dataset and not cfg.data.mix: return cfg
+    own, before = (merge_layers(config_layers(cfg.preset, tuning_of(cfg), d, cfg.seed)) for d in (dataset, cfg.data.dataset))
+    new, place = cfg.copy(), own.data.subfolder
+    stay = ("source", "folder", "hub_revision") if place and place == cfg.data.subfolder else ()
+    for key in ("dataset", *(k for k in ENTRY if k not in stay)): new.data[key] = own.data[key]
+    if cfg.one_shot_example == before.one_shot_example: new.one_shot_example = own.one_shot_example
+    check_config(new)
+    return new
+
+def evaluated_datasets(
+    cfg: DictConfig, # from `load_config` or `read_config`
+) -> list[DictConfig]: # one for each of evaluation.datasets, else of the sets that are mixed; else `cfg` itself
+    "The configurations that an evaluation asks under"
+    return [for_dataset(cfg, d) for d in cfg.evaluation.datasets or cfg.data.mix or ()] or [cfg]
 
 # %% ../../nbs/core/config.ipynb #e45f8030
 def check_parameters(

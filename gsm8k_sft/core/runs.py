@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'PACKAGES', 'run_folder', 'write_text', 'write_json', 'read_json', 'save_config', 'read_config',
-           'git_commit', 'environment', 'peak_memory', 'set_seed', 'device', 'plain_errors', 'main']
+           'git_commit', 'environment', 'peak_memory', 'set_seed', 'plain_errors', 'main']
 
 # %% ../../nbs/core/runs.ipynb #7c2940b8
 import importlib.metadata, json, os, platform, re, subprocess, sys
@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from fastcore.script import call_parse
 from omegaconf import DictConfig, OmegaConf
-from .config import CONFIGS, ConfigError, empty_config, load_config, merge_layer, project_path, read_yaml
+from .config import (
+    CONFIGS, ENTRY, ConfigError, empty_config, load_config, merge_layer, project_path, project_root, read_yaml)
 
 # %% ../../nbs/core/runs.ipynb #676eccc1
 def run_folder(
@@ -74,8 +75,11 @@ def read_config(
     path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
     base = read_yaml(CONFIGS / "base.yaml")
     train = {"packing": False, "speedup": "none"} | {k: base.train[k] for k in ("max_tokens", "check_memory")}
-    earlier = {"evaluation": base.evaluation, "train": train}
-    cfg = merge_layer(merge_layer(empty_config(), earlier, "base.yaml"), read_yaml(path), str(path))
+    own = read_yaml(path)
+    entry = CONFIGS / "dataset" / f"{OmegaConf.select(own, 'data.dataset')}.yaml"
+    data = {k: base.data[k] for k in ENTRY} | {"licence": "unknown"} | (dict(read_yaml(entry).data) if entry.is_file() else {})
+    earlier = {"evaluation": base.evaluation, "train": train, "data": data}
+    cfg = merge_layer(merge_layer(empty_config(), earlier, "base.yaml"), own, str(path))
     if lacking := sorted(OmegaConf.missing_keys(cfg)):
         raise ConfigError(f"{path}: lacks {lacking[0]}: was it cut off? Put a whole one there, or move the folder away and train again")
     return cfg
@@ -125,11 +129,6 @@ def set_seed(
     import transformers
     transformers.set_seed(seed)
 
-def device() -> str: # cuda, or cpu where there is no CUDA GPU
-    "Where models and tensors go"
-    import torch
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
 # %% ../../nbs/core/runs.ipynb #0afd0bce
 @contextmanager
 def plain_errors(
@@ -153,10 +152,11 @@ def main(
     preset: str = "toy", # as in `load_config`
     tuning: str = "full", # full, lora, qlora
     dataset: str = "main", # main, socratic, or a file of your own
-    seed: int = 0, # of the run
+    seed: str = "0", # of the run
     config: str = "", # your own YAML file
     overrides: str = "", # key=value pairs, separated by spaces
 ):
-    "Print <preset>/<run_name> of a configuration"
-    cfg = load_config(preset, tuning, dataset, seed, config, overrides, training=False)
-    print(f"{cfg.preset}/{cfg.run_name}")
+    "Print the folder of a configuration's run, as seen from the project's root"
+    if not re.fullmatch("-?[0-9]+", seed): raise ConfigError(f"seed: {seed!r} is not a whole number")
+    cfg = load_config(preset, tuning, dataset, int(seed), config, overrides, training=False)
+    print(os.path.relpath(run_folder(cfg), project_root()))

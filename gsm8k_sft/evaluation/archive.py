@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
+from ..core.config import SAVED_FIELDS
 from ..core.runs import read_json, write_text
 from ..grading.answers import GRADERS
 
@@ -95,7 +96,7 @@ def read_record(
     return json.loads(archived) if archived else read_json(path)
 
 # %% ../../nbs/evaluation/archive.ipynb #05b39cda
-VERDICTS = ("id", "sample", *GRADERS, "class", "finish_reason", "n_tokens") # what is kept without texts
+VERDICTS = ("id", "sample", *GRADERS, "class", "finish_reason", "n_tokens") # kept without texts, with what a data set keeps for grouping
 
 def run_files(
     run: Path | str, # the run's folder
@@ -117,8 +118,8 @@ def evaluation_files(
     found = {f"{place}/{name}.json": read_bytes(folder / f"{name}.json")}
     whole = read_bytes(folder / f"{name}.predictions.jsonl") if answers else None
     if answers == "verdicts":
-        rows = [{k: row[k] for k in VERDICTS if k in row} for row in map(json.loads, whole.splitlines())]
-        whole = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        rows = [{k: v for k, v in row.items() if k in VERDICTS or k not in SAVED_FIELDS} for row in map(json.loads, whole.splitlines())]
+        whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     return found | ({f"{place}/{name}.{answers}.jsonl": whole} if whole else {})
 
 # %% ../../nbs/evaluation/archive.ipynb #b8fb9331

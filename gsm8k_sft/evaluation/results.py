@@ -16,15 +16,16 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
-from gsm8k_sft.core.config import (
-    CONFIGS, TUNINGS, ConfigError, check_choice, config_layers, empty_config, fingerprint, merge_layer, project_path, project_root,
-    read_yaml)
+from ..core.config import (
+    CONFIGS, TUNINGS, ConfigError, check_choice, config_layers, empty_config, fingerprint, for_dataset, merge_layer, project_path,
+    project_root, read_yaml, tuning_of)
 from ..core.runs import read_config, read_json, write_json, write_text
 from ..data.datasets import data_fingerprint, load_gsm8k, question_key
+from ..data.problems import published_splits
 from ..data.prompts import Renderer
 from .archive import glob_files, read_bytes, read_record
 from ..generation.calculator import Calculator
-from ..generation.generate import which_engine
+from ..generation.generate import stop_tokens, which_engine
 from ..generation.sampling import Sampling
 from ..grading.answers import GRADERS, grader_versions
 from ..models.sources import weights_fingerprint
@@ -45,7 +46,8 @@ def shot_examples(
     if shots == 1 and question_key(example["question"]) in asked:
         raise EvaluationError("one_shot_example.question: is one of the problems to be asked; take one from the training part")
     if shots == 1: return [example]
-    train = [r for r in load_gsm8k(cfg, splits=["train"])["train"] if question_key(r["question"]) not in asked]
+    of = cfg if "train" in published_splits(cfg.data) else for_dataset(cfg, "main")
+    train = [r for r in load_gsm8k(of, splits=["train"])["train"] if question_key(r["question"]) not in asked]
     if shots > len(train): raise EvaluationError(f"shots: {shots} examples asked for, but the training part has {len(train)} problems")
     drawn = random.Random(cfg.evaluation.seed).sample(train, shots)
     return [{"question": r["question"], "answer": r["answer"]} for r in drawn]
@@ -95,7 +97,7 @@ def evaluation_protocol(
         "prompts_fingerprint": fingerprint(prompts), "shots": examples, "prompt_style": renderer.style, "renderer": renderer.describe(),
         "decoding": {k: e[k] for k in ("temperature", "top_p", "samples", "seed")} if e.temperature else "greedy",
         "calculator": e.calculator, "engine": choice.engine, "max_new_tokens": e.max_new_tokens,
-        "stop_tokens": tokenizer.convert_ids_to_tokens(renderer.stop_ids),
+        "stop_tokens": tokenizer.convert_ids_to_tokens(stop_tokens(model, renderer)),
         **({"stop_texts": renderer.stop_texts} if renderer.stop_texts else {}), "grader": GRADER, "batch_size": e.batch_size,
         "dtype": "+".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})), # two where an adapter is in fp32
         "attn_implementation": model.config._attn_implementation, "device": model.device.type,
@@ -108,7 +110,7 @@ def evaluation_protocol(
 def _own(cfg):
     "The preset's own configuration; base.yaml where its files aren't here"
     own = empty_config()
-    try: layers = config_layers(cfg.preset, cfg.tuning_method, cfg.data.dataset, 0)
+    try: layers = config_layers(cfg.preset, tuning_of(cfg), cfg.data.dataset, 0)
     except ConfigError: layers = [("base.yaml", read_yaml(CONFIGS / "base.yaml"))]
     for source, layer in layers: own = merge_layer(own, layer, source)
     if own.evaluation.dtype == "auto": own.evaluation.dtype = "bf16" # what auto is, except on a GPU without it
@@ -116,7 +118,7 @@ def _own(cfg):
 
 def deviations(
     cfg: DictConfig, # from `load_config` or `read_config`
-    model_type: str, # base-0shot, base-1shot and so on, full, lora or qlora
+    model_type: str, # base-0shot, base-1shot and so on, or as `tuning_of` says
 ) -> dict[str, list[str]]: # style of the prompt, how, which problems, which data: words for a name
     "What changes an evaluation's answers and isn't the preset's own"
     own, base = _own(cfg), re.fullmatch(r"base-([0-9]+)shot", model_type)
@@ -138,12 +140,12 @@ def deviations(
 # %% ../../nbs/evaluation/results.ipynb #d4002003
 def result_name(
     cfg: DictConfig, # from `load_config` or `read_config`
-    model_type: str, # base-0shot, base-1shot and so on, full, lora or qlora
+    model_type: str, # base-0shot, base-1shot and so on, or as `tuning_of` says
     first: int | None = None, # only so many problems; None: the whole split
 ) -> str: # file name in eval_results/, without ending
     "The name of an evaluation's files"
     e, base, found = cfg.evaluation, bool(re.fullmatch(r"base-[0-9]+shot", model_type)), deviations(cfg, model_type)
-    if not base: check_choice("model_type", model_type, ("base-0shot", "base-1shot", *TUNINGS))
+    if not base: check_choice("model_type", model_type, ("base-0shot", "base-1shot", *TUNINGS, tuning_of(cfg)))
     drawn = [f"{e.samples}x-t{e.temperature!r}".removesuffix(".0")] if e.temperature else []
     kind = "-".join([model_type, *found["style"], *drawn, *(["calculator"] if e.calculator else []), *found["how"]])
     configuration = cfg.preset if base else f"{cfg.preset}-{cfg.run_name}"
@@ -213,7 +215,7 @@ def accuracies(
 ) -> dict: # grader -> k right of n answers, share of problems, low and high
     "Right answers by each grader, with their 95 % intervals"
     found, groups = {}, _by_problem(answers)
-    for g in GRADERS:
+    for g in (*GRADERS, *(["math"] if "math" in answers[0] else [])):
         shares = [sum(a[g] for a in group) / len(group) for group in groups]
         n, value = len(shares), sum(shares) / len(shares)
         several = len(answers) > n and len(set(shares)) > 1
@@ -430,7 +432,8 @@ def read_evaluations(
 
 # %% ../../nbs/evaluation/results.ipynb #abf79378
 LABELS = {"base-0shot": "base, zero-shot", "base-1shot": "base, one-shot", "base-8shot": "base, eight-shot",
-          "full": "full SFT", "lora": "LoRA", "qlora": "QLoRA"}
+          "full": "full SFT", "lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "rslora": "rsLoRA", "lora-mlp": "LoRA, MLP only",
+          "lora-attention": "LoRA, attention only"}
 
 def label(
     model: str, # model type of an evaluation
@@ -442,7 +445,7 @@ def model_order(
     model: str, # model type of an evaluation
 ) -> tuple: # to sort by
     "Where a model stands in a table: base models by their shots, then the tuned ones"
-    return (0, int(model[5:-4])) if model.startswith("base-") else (1, list(LABELS).index(model))
+    return (0, int(model[5:-4])) if model.startswith("base-") else (1, [*LABELS, model].index(model))
 
 def is_plain(
     evaluation: dict, # from `read_evaluations`
@@ -473,6 +476,8 @@ def accuracy_table(
     "Accuracies with intervals in percent, share of finished answers, speed"
     import pandas as pd
     percent = lambda v: f"{100 * v['value']:.1f} [{100 * v['low']:.1f}, {100 * v['high']:.1f}]"
-    return pd.DataFrame([{"model": r["model_type"], "problems": r["n"], **{f"{g} %": percent(v) for g, v in r["accuracy"].items()},
+    sets = {"data set": "dataset"} if len({r["dataset"] for r in results}) > 1 else {}
+    return pd.DataFrame([{"model": r["model_type"], **{k: r[v] for k, v in sets.items()}, "problems": r["n"],
+                          **{f"{g} %": percent(v) for g, v in r["accuracy"].items()},
                           "finished": f"{r['finish_reasons'].get('stop', 0) / r['n']:.0%}", "seconds": round(r["seconds"], 1),
                           "tokens/s": round(r["tokens_per_second"])} for r in results])

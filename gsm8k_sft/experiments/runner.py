@@ -13,8 +13,9 @@ from pathlib import Path
 from fastcore.basics import patch
 from fastcore.script import call_parse
 from omegaconf import DictConfig
-from ..core.config import ConfigError, TRAIN_NOTEBOOK, TUNINGS, load_config, project_path, project_root
+from ..core.config import ConfigError, DATASETS, TRAIN_NOTEBOOK, TUNINGS, load_config, project_path, project_root
 from ..core.runs import plain_errors, run_folder, write_text
+from ..data.datasets import load_evaluated
 from ..evaluation.archive import add_files, evaluation_files, glob_files, read_bytes, read_record, run_files
 from ..evaluation.results import complete_result, is_plain
 from .study import (
@@ -28,13 +29,14 @@ def do_job(
     "Train if need be, and evaluate"
     from gsm8k_sft.evaluate import evaluate_base, evaluate_run
     from gsm8k_sft.train import train
-    trained = ""
-    if not job.tuning: results = evaluate_base(job_config(job), list(job.shots))
+    if not job.tuning: trained, results = "", evaluate_base(job_config(job), list(job.shots))
     else:
         cfg = load_config(job.preset, job.tuning, job.dataset, job.seed, overrides=run_overrides(job))
+        for ask in job.ask: load_evaluated(job_config(job, ask)) # what can't be asked is said before training
         trained = f"trained in {train(cfg, evaluate=False)['train_seconds']:.0f} s, "
         asked = [[*job.overrides, f"evaluation.split={job.split}", *ask.split()] for ask in job.ask]
-        results = [evaluate_run(run_folder(cfg), overrides=[p for p in a if p.startswith(("evaluation.", "data."))]) for a in asked]
+        found = [evaluate_run(run_folder(cfg), overrides=[p for p in a if p.startswith(("evaluation.", "data."))]) for a in asked]
+        results = [r for f in found for r in (f if isinstance(f, list) else [f])]
     if (names := [r["name"] for r in results]) != result_names(job): # else the job would be done again and again
         raise ConfigError(f"the results are called {names}, where the study looks for {result_names(job)}")
     return trained + ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
@@ -210,17 +212,17 @@ def all_jobs(
 # %% ../../nbs/experiments/runner.ipynb #80c12c68
 def collect(
     study: DictConfig, # from `read_study`
-    out: Path | str | None = None, # results/<preset> by default
+    out: Path | str | None = None, # the study's archive in results/ by default
 ) -> list[str]: # names of the evaluations that are there
     "Keep what a report needs of a study's runs and evaluations"
-    out, source, files, kept = Path(out or project_path("results", study.preset)), project_path("eval_results"), {}, []
+    out, source, files, kept = Path(out or project_path("results", study.archive)), project_path("eval_results"), {}, []
     for job in all_jobs(study, source):
         group, found = _job_group(job), [n for n in result_names(job) if complete_result(source, n)]
         if found and job.tuning and read_bytes(out / group / job.name / "record.json") is None:
             files |= run_files(project_path("runs", study.preset, job.name), group)
         for name in found:
             e = read_record(source / f"{name}.json")
-            whole = job.seed == 0 and group == "" and e["model_type"] in ("full", "lora", "base-0shot") and is_plain(e)
+            whole = not (job.seed or group) and e["model_type"] in ("full", "lora", "base-0shot") and is_plain(e) and e["dataset"] in DATASETS
             kept_before = group == "lr_search" and not (source / f"{name}.predictions.jsonl").exists() # by `skip_kept`
             answers = None if e["samples"] > 1 or kept_before else "predictions" if whole else "verdicts"
             if read_bytes(results_folder(job, out) / f"{name}.json") is None: files |= evaluation_files(name, source, group, answers)
@@ -233,7 +235,7 @@ def skip_kept(
     root: Path | str | None = None, # results/ by default
 ): # function of a job: whether it is done here or kept there; for `run_study`
     "Take over the search results that are kept, and leave out what is done"
-    out, here = Path(root or project_path("results")) / study.preset, project_path("eval_results")
+    out, here = Path(root or project_path("results")) / study.archive, project_path("eval_results")
     for p in (q for e in glob_files(out / "lr_search" / "validation", "*.json") for q in (e, e.with_suffix(".verdicts.jsonl"))):
         if not (here / p.name).exists() and (data := read_bytes(p)): write_text(here / p.name, data.decode())
     return lambda job: is_done(job) or all(find_result(n, results_folder(job, out)) for n in result_names(job))
@@ -273,5 +275,5 @@ def main(
         print("\n".join(f"{run}: {outcome}" for run, outcome in outcomes.items()))
         return sys.exit(1) if any(outcome != "done" for outcome in outcomes.values()) else None
     study.overrides = [*study.overrides, *overrides.split()]
-    if keep: return print(f"{len(collect(study))} evaluations are in {os.path.relpath(project_path('results', study.preset))}")
+    if keep: return print(f"{len(collect(study))} evaluations are in {os.path.relpath(project_path('results', study.archive))}")
     _run_all(study, workers, minutes, dry_run, rest)

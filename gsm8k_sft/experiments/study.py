@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from omegaconf import DictConfig, MISSING, OmegaConf
-from ..core.config import (
-    ConfigError, TUNINGS, check_choice, choices, config_file, load_config, merge_layer, project_path, read_yaml, setting)
+from gsm8k_sft.core.config import (
+    ConfigError, check_choice, choices, config_file, evaluated_datasets, load_config, merge_layer, method_of, project_path, read_yaml,
+    setting)
 from ..evaluation.compare import compare
 from ..evaluation.archive import glob_files, read_bytes, read_record
 from ..evaluation.results import complete_result, result_name
@@ -57,22 +58,26 @@ class Study:
     runs: dict[str, Runs] = field(default_factory=dict)
     base: list[Base] = field(default_factory=list)
     pairs: list[list[str]] = field(default_factory=list) # two experiments to compare: <run>_<dataset>, or base
+    archive: str = "" # folder of results/ that keeps it, set by `read_study`
 
 # %% ../../nbs/experiments/study.ipynb #45e0622e
 def read_study(
-    name: str, # of configs/study (the package's or your own), or a YAML file's path
+    name: str, # of configs/study (the package's or your own), folder/name of another folder of configs, or a YAML file's path
 ) -> DictConfig: # a `Study`, checked
     "A study's file"
-    path = config_file("study", name)
+    kind, _, stem = name.rpartition("/") if not name.endswith((".yaml", ".yml")) else ("", "", name)
+    if kind and not choices(kind): raise ConfigError(f"study {name!r}: no folder {kind} of configs has a YAML file")
+    path = config_file(kind or "study", stem)
     study = merge_layer(OmegaConf.structured(Study), read_yaml(path), str(path))
+    study.archive = "/".join(filter(None, (kind, study.preset)))
     check_choice(f"{path}: preset", study.preset, choices("preset"))
     for name, m in study.methods.items():
-        check_choice(f"{path}: methods.{name}.tuning", m.tuning, TUNINGS)
+        method_of(m.tuning, f"{path}: methods.{name}.tuning")
         if not m.learning_rates: raise ConfigError(f"{path}: methods.{name}.learning_rates: needs at least one")
         if not m.seeds: raise ConfigError(f"{path}: methods.{name}.seeds: needs at least one")
     for name, r in study.runs.items():
         check_choice(f"{path}: runs.{name}.method", r.method, list(study.methods))
-        if r.tuning: check_choice(f"{path}: runs.{name}.tuning", r.tuning, TUNINGS)
+        if r.tuning: method_of(r.tuning, f"{path}: runs.{name}.tuning")
         for d in r.datasets: check_choice(f"{path}: runs.{name}.datasets", d, choices("dataset"))
     for b in study.base: check_choice(f"{path}: base.split", b.split, ("test", "validation"))
     experiments = ["base", *(f"{n}_{d}" for n, r in study.runs.items() for d in r.datasets)]
@@ -85,7 +90,7 @@ class Job:
     "One training and its evaluations; without tuning, the untuned model"
     preset: str
     name: str # of the run; "base" for the untuned model
-    tuning: str | None # full, lora, qlora; None for the untuned model
+    tuning: str | None # as `method_of` takes it; None for the untuned model
     dataset: str = "main"
     seed: int = 0
     overrides: tuple = ()
@@ -99,12 +104,13 @@ class Job:
 # %% ../../nbs/experiments/study.ipynb #650f308d
 def matrix_jobs() -> list[Job]: # one for each preset, tuning, data set and seed
     "Every combination that settings.ini [sweep] names"
-    allowed = {"preset": choices("preset"), "tuning": TUNINGS, "dataset": choices("dataset"), "seed": None}
+    allowed = {"preset": choices("preset"), "tuning": None, "dataset": choices("dataset"), "seed": None}
     values = {key: setting("sweep", key).split() for key in allowed}
     for key, found in values.items():
         if not found: raise ConfigError(f"settings.ini [sweep] {key}: needs at least one value")
         for value in found:
-            if allowed[key]: check_choice(f"settings.ini [sweep] {key}", value, allowed[key])
+            if key == "tuning": method_of(value, f"settings.ini [sweep] {key}")
+            elif allowed[key]: check_choice(f"settings.ini [sweep] {key}", value, allowed[key])
             elif not value.isdecimal(): raise ConfigError(f"settings.ini [sweep] {key}: {value!r} is not a non-negative whole number")
     return [Job(p, f"{t}_{d}-s{int(s)}", t, d, int(s)) for p, t, d, s in itertools.product(*values.values())]
 
@@ -156,7 +162,7 @@ def base_jobs(
     study: DictConfig, # from `read_study`
 ) -> list[Job]: # one for each item of `base`
     "How the untuned model is evaluated"
-    named = lambda b: "-".join(["base", *(o.split("=", 1)[1] for o in b.overrides)])
+    named = lambda b: "-".join(["base", *(o.split("=", 1)[1] for o in b.overrides if not o.startswith("evaluation.datasets="))])
     return [Job(study.preset, named(b), None, overrides=(*study.overrides, *b.overrides), split=b.split, shots=tuple(b.shots))
             for b in study.base]
 
@@ -181,7 +187,8 @@ def result_names(
 ) -> list[str]: # in eval_results/
     "The names of a job's evaluations"
     kinds = [(f"base-{k}shot", "") for k in job.shots] if not job.tuning else [(job.tuning, ask) for ask in job.ask]
-    return [result_name(cfg := job_config(job, ask), kind, cfg.data.test_samples if job.split == "test" else None) for kind, ask in kinds]
+    asked = [(cfg, kind) for kind, ask in kinds for cfg in evaluated_datasets(job_config(job, ask))]
+    return [result_name(cfg, kind, cfg.data.test_samples if job.split == "test" else None) for cfg, kind in asked]
 
 def is_done(
     job: Job, # of a study

@@ -33,7 +33,7 @@ def choice_table(
     root: Path | str | None = None, # results/ by default
 ) -> pd.DataFrame: # a row a setting: right with the first seed, seeds, right in the mean over them, problems, what was chosen
     "What each learning rate has reached on validation"
-    rows, folder = [], _archive(study.preset, root) / "lr_search" / "validation"
+    rows, folder = [], _archive(study.archive, root) / "lr_search" / "validation"
     for name, m in study.methods.items():
         setting, right = chosen_setting(study, name, folder)
         known = sorted((s for s, n in right.items() if n is not None and s.seed == m.seeds[0]), key=lambda s: s.rate)
@@ -56,7 +56,7 @@ def rate_figures(
 # %% ../../nbs/experiments/tables.ipynb #e1246c2a
 def _evaluations(study, root):
     "All evaluations of a study, with file, run and experiment"
-    places = [_archive(study.preset, root) / place for place in ("eval", "ablations/eval", "lr_search/validation")]
+    places = [_archive(study.archive, root) / place for place in ("eval", "ablations/eval", "lr_search/validation")]
     found = [{**read_record(path), "file": path} for place in places for path in glob_files(place, "*.json")]
     shared = set.intersection(*(set(e.get("differs", [])) for e in found)) if found else () # settings of the whole study name no protocol
     for e in found:
@@ -314,7 +314,7 @@ def missing_jobs(
     root: Path | str | None = None, # results/ by default
 ) -> list[str]: # names
     "What of a study isn't kept yet; a method without a chosen rate stands for all its runs"
-    archive = _archive(study.preset, root)
+    archive = _archive(study.archive, root)
     searched = archive / "lr_search" / "validation"
     missing = [f"learning rate of {m} ({search_state(None, right)})" for m in study.methods
                for setting, right in [chosen_setting(study, m, searched)] if not setting]

@@ -52,7 +52,8 @@ def answer_batch(
 ) -> list[tuple[list[int], str]]: # per prompt its new tokens, stop token included, and stop or length
     "Greedy answers to a batch of tokenised prompts"
     from transformers import GenerationConfig
-    pad = [*stop_ids, 0][0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad, rows = tokenizer.pad_token_id, model.get_input_embeddings().weight.shape[0]
+    pad = [*stop_ids, 0][0] if pad is None or pad >= rows else pad
     config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
                               eos_token_id=list(stop_ids), pad_token_id=pad)
     input_ids, mask = (t.to(model.device) for t in left_pad(token_ids, pad))

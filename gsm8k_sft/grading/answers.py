@@ -140,8 +140,11 @@ def same_number(
     gold: str, # the published answer, or only its final number
 ) -> bool: # True for equal values
     "Is it the published number, in whatever notation?"
-    value = to_number(final_number(gold) if "####" in gold else gold)
-    return value is not None and to_number(found) == value
+    working, mark, _ = gold.rpartition("####")
+    given, value = to_number(found), to_number(final_number(gold) if mark else gold)
+    if value is None or given is None or given == value: return value is not None and given == value
+    counted = re.finditer(_NUMBER, clean_number(working.strip().rpartition("\n")[2]), re.X) # "26 billion miles", and then "#### 26"
+    return any(m["scale"] and _value(m) == given == value * _SCALES[m["scale"].lower()] for m in counted)
 
 # %% ../../nbs/grading/answers.ipynb #57f3dd1f
 _ASKED = r"(?:Question|QUESTION)(?: [0-9]{1,4})?:|^[ \t*#]{0,8}(?:Q|Problem|Exercise|Human|User|Instruction)(?: [0-9]{1,4})?:"
@@ -300,6 +303,7 @@ def grade(
     prediction, gold = (t if isinstance(t, str) else "" for t in (prediction, gold))
     found = {name: g.extract(prediction) for name, g in GRADERS.items()}
     right = {name: v is not None and GRADERS[name].same(v, gold) for name, v in found.items()}
+    if final_number(gold) == "None": right = {name: v is None for name, v in found.items()} # no answer exists: right is to state none
     return right | {f"extracted_{name}": v for name, v in found.items()}
 
 def grader_versions() -> str: # one text; changes whenever a grader is added or its version changes

@@ -9,7 +9,8 @@ __all__ = ['linear_layers', 'check_targets', 'add_adapter', 'prepare_for_trainin
 # %% ../../nbs/models/adapters.ipynb #502a0a07
 import json, re, sys, warnings
 from pathlib import Path
-from ..core.runs import device, read_config, read_json
+from ..core.config import device
+from ..core.runs import read_config, read_json
 from .loading import adapter_folder, load_adapter, load_model, load_tokenizer, load_weights, torch_dtype
 from .sources import ModelError, check_folder, resolve_model, weights_fingerprint
 
@@ -138,6 +139,7 @@ def load_tuned(
     base = load_model(cfg, dtype=dtype, quantized=cfg.tuning_method == "qlora" if quantized is None else quantized)
     check_base(folder, base, resolve_model(cfg.model))
     model, tokenizer = load_adapter(base, adapter), load_tokenizer(cfg, adapter)
-    if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows and len(tokenizer) > len(load_tokenizer(cfg)): # tokens that a base lacks rows for, nobody uses
         raise ModelError(f"{adapter}: its tokenizer has {len(tokenizer)} tokens, but model and adapter have embeddings for {rows}")
     return merge_adapter(model) if merge else model, tokenizer

@@ -7,14 +7,20 @@ __all__ = ['DTYPES', 'load_tokenizer', 'torch_dtype', 'weight_dtype', 'load_weig
            'adapter_folder', 'load_adapter', 'prepare']
 
 # %% ../../nbs/models/loading.ipynb #04a1f499
-import json, os, re, sys, warnings
+import importlib.util, json, os, re, sys, warnings
 from pathlib import Path
 from fastcore.script import call_parse
-from ..core.config import check_choice, gpu_has_bf16, load_config
-from ..core.runs import device, plain_errors
+from ..core.config import check_choice, device, gpu_has_bf16, load_config
+from ..core.runs import plain_errors
 from .sources import ModelError, TOKENIZER_FILES, error_text, read_object, resolve_model
 
 # %% ../../nbs/models/loading.ipynb #af81e166
+def _config(folder):
+    "What a model's config.json says; nothing where it can't be read, which from_pretrained reports"
+    try: found = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError): return {}
+    return found if isinstance(found, dict) else {}
+
 def load_tokenizer(
     source, # configuration from `load_config`, or what `resolve_model` takes
     adapter: Path | str | None = None, # an adapter's folder; its own tokenizer is used if it has one
@@ -24,8 +30,13 @@ def load_tokenizer(
     own = adapter and any((Path(adapter) / f).exists() for f in TOKENIZER_FILES)
     folder = Path(adapter) if own else resolve_model(getattr(source, "model", source))
     try: tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as e: raise ModelError(f"{folder}: its tokenizer can't be loaded: {error_text(e)}") from e
-    if tokenizer.pad_token_id is None:
+    except Exception as e:
+        pieces = any(folder.glob("*.model")) and importlib.util.find_spec("sentencepiece") is None
+        advice = "it is a SentencePiece model, so install sentencepiece and protobuf" if pieces else error_text(e)
+        raise ModelError(f"{folder}: its tokenizer can't be loaded: {advice}") from e
+    config = _config(folder)
+    rows = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or sys.maxsize
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows: # none, or one that the model has no embedding for
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
 
@@ -33,11 +44,11 @@ def load_tokenizer(
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 def torch_dtype(
-    name: str, # fp32, fp16, bf16; auto: bf16. On a GPU without bf16 that is fp32
+    name: str, # fp32, fp16, bf16; auto: bf16. On a GPU without bf16 and on Apple's that is fp32
 ): # the torch.dtype
     "The torch type of a precision's name"
     import torch
-    if name in ("auto", "bf16"): name = "fp32" if gpu_has_bf16() is False else "bf16"
+    if name in ("auto", "bf16"): name = "fp32" if gpu_has_bf16() is False or device() == "mps" else "bf16"
     return getattr(torch, DTYPES[check_choice("dtype", name, tuple(DTYPES))])
 
 def weight_dtype(
@@ -51,8 +62,7 @@ def weight_dtype(
 # %% ../../nbs/models/loading.ipynb #c1cb53ce
 def _attention(folder, wanted):
     "The attention to ask for; never sdpa where the model caps its attention logits"
-    try: capped = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("attn_logit_softcapping")
-    except (AttributeError, OSError, ValueError): return wanted # from_pretrained says what is wrong with the file
+    capped = _config(folder).get("attn_logit_softcapping")
     if capped and wanted == "sdpa":
         raise ModelError("model.attn_implementation: 'sdpa' is not possible for this model: "
                          "it caps its attention logits, and sdpa would not; use eager or null")

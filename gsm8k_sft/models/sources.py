@@ -42,7 +42,7 @@ def read_object(
     return found
 
 # %% ../../nbs/models/sources.ipynb #44021d14
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
 
 def check_folder(
     folder: Path | str, # a model as `save_pretrained` writes it
@@ -52,14 +52,17 @@ def check_folder(
     index, adapter = folder / "model.safetensors.index.json", (folder / "adapter_config.json").exists()
     if not folder.is_dir(): raise ModelError(f"{folder}: no such model folder. model.name also takes a hub id, toy or gemma-3-270m-gguf.")
     if not (folder / "config.json").exists():
-        raise ModelError(f"{folder}: no config.json; {'it holds an adapter: load it onto its base model' if adapter else 'is it a model?'}")
+        kind = "it holds an adapter: load it onto its base model" if adapter else "is it a model?"
+        if (folder / "snapshots").is_dir(): kind = "it is a model's cache: name one of the folders in its snapshots/"
+        raise ModelError(f"{folder}: no config.json; {kind}")
     if index.exists():
         shards = set(dict(read_object(index, "weight_map")["weight_map"]).values())
         missing = sorted(s for s in shards if not (folder / s).exists())
         if missing: raise ModelError(f"{folder}: {len(missing)} of {len(shards)} weight files are missing ({missing[0]} …): fetch it again")
     elif not [p for p in folder.glob("*.safetensors") if not p.name.startswith("adapter_")]:
-        pickled = ", ".join(sorted(p.name for p in folder.glob("*.bin")))
+        pickled, gguf = (", ".join(sorted(p.name for p in folder.glob(f))) for f in ("pytorch_model*.bin", "*.gguf"))
         has = f"only pickled weights ({pickled}), which can run code when they are loaded" if pickled else "no *.safetensors"
+        if gguf: raise ModelError(f"{folder}: {has}, but {gguf}: name that file itself")
         raise ModelError(f"{folder}: {has}. Save it once with `model.save_pretrained(folder)` where you trust it, and use that folder.")
     if adapter:
         raise ModelError(f"{folder}: holds weights and an adapter (adapter_config.json), and transformers would apply both. "
@@ -243,7 +246,7 @@ def resolve_model(
     if not (local.is_absolute() or local.exists()):
         try: local = project_root() / local if (project_root() / local).exists() else local
         except SettingsError: pass # outside a clone there is only the working folder
-    if local.suffix == ".gguf": return convert_gguf(local)
+    if local.suffix == ".gguf" and not local.is_dir(): return convert_gguf(local)
     if path or local.is_dir() or str(name).startswith((".", "/", "~")): return check_folder(local)
     return check_folder(download_model(name, revision))
 

@@ -11,13 +11,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from fastcore.basics import patch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
-from ..core.config import check_config
+from ..core.config import check_config, device
 from ..core.runs import read_config, read_json, run_folder, save_config, write_json
 
 # %% ../../nbs/training/checkpoints.ipynb #ee32a835
@@ -133,7 +132,7 @@ def open_run(
 ): # yields a `Run`
     "The run of a configuration, owned by this process"
     check_config(cfg)
-    folder, state = run_folder(cfg), PartialState(cpu=not torch.cuda.is_available())
+    folder, state = run_folder(cfg), PartialState(cpu=device() == "cpu")
     with lock_run(folder) if state.is_main_process else nullcontext():
         found = [_find_earlier(cfg, folder) if state.is_main_process else None]
         if state.num_processes > 1: broadcast_object_list(found)

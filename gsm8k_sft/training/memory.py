@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'OPTIMIZERS', 'N_TRAIN', 'EXAMPLES', 'CONSTANTS', 'ANSWER', 
            'nearest_fit', 'check_fits', 'preset_for_card', 'memory_record']
 
 # %% ../../nbs/training/memory.ipynb #5f9430ef
-import math, weakref
+import math, os, weakref
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -85,6 +85,7 @@ class Setup:
     precision: str = "mixed" # mixed, bf16, fp16 or fp32, as model.precision
     tokens: int = 2048 # in one forward pass, padding included
     longest: int = 512 # tokens of the longest row
+    rows: int = 0 # packed examples, which plain attention pads to the longest; 0: all are as long
     checkpointing: bool = False # recompute each layer in the backward pass
     attention: str = "sdpa" # sdpa, eager; packed rows: flash, or plain where flash isn't possible
     padded: bool = True # rows of different length in a batch, so there is a mask
@@ -104,9 +105,8 @@ class Setup:
 def _compute(s): return 4 if s.precision == "fp32" else 2
 def _residual(s): return 4 if s.precision in ("fp32", "fp16") or (s.precision == "mixed" and s.tuning == "full") else 2
 def _learning(s): return 2 if s.precision == "bf16" else 4
-def _widens(s): return s.precision == "mixed" and (s.tuning == "lora" or (s.tuning == "qlora" and s.device == "cpu"))
+def _widens(s): return s.precision in ("mixed", "fp16") and (s.tuning == "lora" or (s.tuning == "qlora" and s.device == "cpu"))
 def _mask_bytes(s): return 0 if not s.dropout or s.tuning == "full" else 1 if s.device == "cuda" else _learning(s)
-def _norm_bytes(shape, s): return 4 + (0 if s.tuning != "full" else _residual(s) if shape.kind == "qwen2" else 4)
 
 # %% ../../nbs/training/memory.ipynb #9286d2be
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit")
@@ -118,11 +118,12 @@ EXAMPLES = { # their tokens: of the longest, of all together
 
 def example_tokens(
     shape: Shape, # from `model_shape`
-    dataset: str = "main", # main or socratic
+    dataset: str = "main", # main or socratic; another counts as main until its own lengths are known
 ) -> tuple[int, int]: # of the longest, of an epoch
     "Tokens of GSM8K's training examples for a model"
     if shape.kind not in KINDS: raise UnknownMemory(f"{shape.kind}: its tokens of GSM8K aren't known here; give longest")
-    return EXAMPLES["qwen2" if shape.kind == "qwen2" else "gemma"][dataset]
+    known = EXAMPLES["qwen2" if shape.kind == "qwen2" else "gemma"]
+    return known.get(dataset, known["main"])
 
 # %% ../../nbs/training/memory.ipynb #b6355915
 def _adapted(lora, known):
@@ -154,12 +155,13 @@ def setup(
     if t.optim not in OPTIMIZERS:
         raise UnknownMemory(f"train.optim: the memory of {t.optim} isn't known here, only that of {', '.join(OPTIMIZERS)}")
     longest = longest or min(cfg.data.max_length, example_tokens(shape, cfg.data.dataset)[0])
-    mean, rows = example_tokens(shape, cfg.data.dataset)[1] / N_TRAIN, t.per_device_train_batch_size
-    several = packed and rows * min(longest, mean) > t.max_tokens
+    mean, rows = min(longest, example_tokens(shape, cfg.data.dataset)[1] / N_TRAIN), t.per_device_train_batch_size
+    several = packed and rows * mean > t.max_tokens
+    tokens = changes.get("tokens") or min(rows * longest, max(longest, t.max_tokens) if packed else rows * longest)
     names = _adapted(lora, _linear_sizes(shape)) if changes.get("tuning", cfg.tuning_method) != "full" else ()
     found = Setup(
         tuning=cfg.tuning_method, precision=cfg.model.precision, longest=longest, optim=t.optim,
-        tokens=min(rows * longest, max(longest, t.max_tokens)) if packed else rows * longest,
+        tokens=tokens, rows=min(rows, math.ceil(tokens / mean)) if packed else 0,
         padded=rows > 1 and not packed, loss="fused" if packed else "plain", checkpointing=t.gradient_checkpointing,
         attention=_attention(cfg, shape, packed, device),
         speedup=choose_speedup(cfg, sum(_tensors(shape)), device == "cuda", changes.get("processes", 1)),
@@ -170,6 +172,8 @@ def setup(
     return replace(found, **changes)
 
 # %% ../../nbs/training/memory.ipynb #fab3ef67
+def _norm_bytes(shape, s): return 4 + (0 if s.tuning != "full" else _residual(s) if shape.kind == "qwen2" else 4)
+
 def _attention_bytes(shape, s):
     "Bytes a token that attention keeps: all scores, or one number a query and head"
     q, kv, H, c = shape.queries, shape.keys, shape.heads, _compute(s)
@@ -177,8 +181,8 @@ def _attention_bytes(shape, s):
         scores = (4 if c == 4 else 4 + c) + (c if shape.kind == "gemma2" else 0)
         return {"queries, keys, values": 3 * c * q, "scores": scores * H * s.longest}
     if s.attention == "plain": # scores in fp32, shared key heads not repeated
-        scores = (4 if c == 4 else 4 + c) + (4 if shape.kind == "gemma2" else 0)
-        return {"queries, keys, values": c * (q + 2 * kv), "scores": scores * H * s.longest}
+        scores, padded = 4 + c + (4 if shape.kind == "gemma2" else 0), max(1, s.rows * s.longest / s.tokens)
+        return {"queries, keys, values": int(c * (q + 2 * kv) * padded), "scores": int(scores * H * s.longest * padded)}
     masked = s.padded and s.attention == "sdpa"
     values = q if masked and shape.kv_heads > 1 else kv # a single head is seen by all, not copied,
     keys = q if masked and _residual(s) != c else values # unless autocast copies it after the rotation in fp32
@@ -193,7 +197,7 @@ def _compiled_ledger(shape, s):
     kept = {"into and out of norms": norms, "queries, keys, values": c * (q + 2 * kv),
             "attention's result": c * q + 4 * shape.heads, "gate, up, their product": 3 * c * shape.intermediate}
     if shape.kind == "gemma3_text": kept["norms of queries and keys"] = c * (q + kv)
-    if s.attention == "plain": kept["scores"] = _attention_bytes(shape, s)["scores"]
+    if s.attention == "plain": kept |= _attention_bytes(shape, s)
     if s.tuning == "full": return kept
     sizes, early = _linear_sizes(shape), len({"q_proj", "k_proj", "v_proj"} & set(s.targets))
     kept["between the adapter's matrices"] = c * s.r * len(s.targets)
@@ -294,7 +298,8 @@ def _temporary_bytes(shape, s):
     wide = (8 if s.dropout else 4) * i if _widens(s) and "down_proj" in s.targets else 0
     adapter = s.tokens * (wide + c * i + 8 * h) if wide else 0
     norm = s.tokens * (16 if s.tuning == "full" else 24) * h if shape.norms > 2 else 0
-    return max(mlp, adapter, norm)
+    plain = (8 - c) * shape.heads * s.longest * max(s.tokens, s.rows * s.longest) if s.attention == "plain" else 0
+    return max(mlp, adapter, norm, plain)
 
 def _copy_bytes(shape, s):
     "Bytes of the 16-bit copies of fp32 weights under autocast: all but the norms'"
@@ -324,7 +329,7 @@ def _stages(shape, s):
     gradients = sum(_trainable_sizes(shape, s)) * _learning(s) // shares
     head = _learning(s) * embedding if full else 0
     made = head if s.loss == "plain" else 0
-    back = copies if not s.checkpointing else 2 * embedding if copies and full else 0
+    back = copies if not s.checkpointing else 2 * embedding if copies and full else copies // shape.layers
     recorded = s.speedup.startswith("record")
     held = gradients * (2 if recorded else 1) if s.accumulate or recorded else 0 # twice: a copy, while a shape is recorded
     after = gradients + head if s.accumulate or recorded else gradients
@@ -574,15 +579,18 @@ def check_fits(
     cfg, # configuration from `load_config`
     device_free: int | None = None, # bytes free on the GPU; None: ask CUDA
     longest: int | None = None, # tokens of the longest training example; None: GSM8K's
+    held: int = 0, # bytes of the GPU that the run has already
     **changes, # fields of `Setup`
 ) -> Plan | None: # what it will need; None where that isn't known
     "Raise a `MemoryPlanError` if a run can't fit, and name the nearest that can"
     import torch
-    if device_free is None and torch.cuda.is_available(): device_free = torch.cuda.mem_get_info()[0]
+    changes = {"processes": int(os.environ.get("WORLD_SIZE", 1)), "sharded": os.environ.get("ACCELERATE_USE_FSDP") == "true"} | changes
+    if device_free is None and torch.cuda.is_available(): # a plan may be a tenth too large
+        device_free = int(1.1 * (torch.cuda.mem_get_info()[0] + held))
     free, nearest = int((device_free or 0) / (1 + CONSTANTS["fragmentation"])), "train.gradient_checkpointing=true, or tuning=lora."
     try: needed = plan_memory(cfg, longest=longest, **changes)
     except UnknownMemory:
-        if not (device_free and longest) or changes.get("sharded"): return None
+        if not (device_free and longest) or changes["sharded"]: return None
         try: needed = trace_plan(cfg, longest)
         except UnknownMemory: return None
     if not device_free or needed.total <= free: return needed
@@ -592,7 +600,7 @@ def check_fits(
         print(f"{text}; it is tried all the same (train.check_memory=false)", flush=True)
         return needed
     if needed.stage != "traced": nearest = nearest_fit(cfg, free, longest, **changes)
-    raise MemoryPlanError(f"{text}; nothing was loaded. Nearest: {nearest} To try it all the same: train.check_memory=false")
+    raise MemoryPlanError(f"{text}; nothing was trained. Nearest: {nearest} To try it all the same: train.check_memory=false")
 
 # %% ../../nbs/training/memory.ipynb #17a6e120
 def preset_for_card(
@@ -601,7 +609,7 @@ def preset_for_card(
     bf16: bool | None = None, # whether the GPU computes in bf16; None: ask it
 ) -> tuple[str, str]: # preset and overrides
     "The largest model that can be trained there"
-    choices = [("qwen2.5-coder-1.5b", ""), ("qwen2.5-coder-0.5b", ""), ("gemma-3-270m", ""), ("gemma-3-270m", "train.max_tokens=4096")]
+    choices = [("qwen2.5-coder-1.5b", ""), ("qwen2.5-coder-0.5b", ""), ("gemma-3-270m", ""), ("gemma-3-270m", "train.max_tokens=3072")]
     for preset, overrides in choices if free else ():
         if plan_memory(load_config(preset, tuning, overrides=overrides, training=False, bf16=bf16)).total <= free: return preset, overrides
     return "toy", ""

@@ -18,6 +18,7 @@ from torch.utils._triton import has_triton
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from ..core.config import device
 from ..core.runs import peak_memory
 from ..data.datasets import Collator
 from ..evaluate import quick_accuracy
@@ -46,10 +47,10 @@ def training_arguments(
         per_device_eval_batch_size=t.per_device_train_batch_size,
         eval_strategy="steps" if evaluates else "no", eval_steps=t.eval_steps or None, save_strategy="steps",
         load_best_model_at_end=bool(t.early_stopping_patience), metric_for_best_model="eval_loss", greater_is_better=False,
-        logging_nan_inf_filter=False, include_num_input_tokens_seen="non_padding", remove_unused_columns=False, use_cpu=not gpu,
+        logging_nan_inf_filter=False, include_num_input_tokens_seen="non_padding", remove_unused_columns=False, use_cpu=device() == "cpu",
         disable_tqdm=True, report_to=["wandb"] if wandb_mode(cfg) != "off" else [], run_name=cfg.run_name,
         ddp_find_unused_parameters=False, dataloader_pin_memory=gpu, accelerator_config={"non_blocking": gpu})
-    if not gpu and torch.accelerator.is_available(): # Apple's MPS, Intel's XPU
+    if device() == "cpu" and torch.accelerator.is_available(): # such as Intel's XPU
         print(f"{torch.accelerator.current_accelerator().type} isn't used: training runs on the CPU, in {cfg.model.precision}", flush=True)
     if args.n_gpu > 1:
         print(f"{args.n_gpu} GPUs are visible and this process uses one. For all of them: "
