@@ -15,6 +15,7 @@ from gsm8k_sft.evaluate import evaluate_base
 from gsm8k_sft.evaluation.archive import glob_files, read_bytes
 from gsm8k_sft.evaluation.results import read_predictions
 from gsm8k_sft.export import base_model, export_run, publish, run_evaluations
+from gsm8k_sft.generation.generate import stop_tokens
 from gsm8k_sft.grading.answers import grade
 from gsm8k_sft.infer import answer, open_model
 from gsm8k_sft.models.adapters import add_adapter, load_tuned
@@ -110,7 +111,7 @@ def random_adapter(folder, overrides, tuning="lora"):
 def test_every_adapter_is_merged_whole(tmp_path, overrides):
     "Tied weights that an adapter has parted are saved apart"
     run = random_adapter(tmp_path / "run", overrides)
-    with new_folder(tmp_path / "out") as part: found = export_weights(run, part)
+    with new_folder(tmp_path / "out") as part: found = export_weights(run, part, stop_tokens)
     model, tokenizer = plain(tmp_path / "out")
     inputs = tokenizer("<bos>Ann has 3 pens and buys 4.", add_special_tokens=False, return_tensors="pt")
     with torch.no_grad(): a, b = model(**inputs).logits.float(), load_tuned(run)[0](**inputs).logits.float()
@@ -124,10 +125,20 @@ def test_weights_that_answer_otherwise_are_not_exported(runs, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def test_generate_stops_where_the_evaluation_stops(runs, tmp_path):
+    "At the special tokens, too, that the model's own settings name; what else they say is left out"
+    run = shutil.copytree(runs["full"], tmp_path / "run")
+    own = {"eos_token_id": [1, 4], "do_sample": True, "temperature": 0.7, "repetition_penalty": 1.1}
+    (run / "model" / "generation_config.json").write_text(json.dumps(own))
+    settings = json.loads((export_run(run, tmp_path / "out") / "generation_config.json").read_text())
+    assert set(settings["eos_token_id"]) == {1, 4, 5} and settings["do_sample"] is False and settings["max_new_tokens"] == 40
+    assert not settings.keys() & {"temperature", "repetition_penalty"}
+
+
 def test_qlora_says_that_it_learned_beside_other_weights(runs, tmp_path):
     shutil.copytree(runs["lora"], tmp_path / "run")
     text = (tmp_path / "run" / "config.yaml").read_text()
-    (tmp_path / "run" / "config.yaml").write_text(text.replace("tuning_method: lora", "tuning_method: qlora"))
+    (tmp_path / "run" / "config.yaml").write_text(text.replace("method: lora", "method: qlora").replace("variant: lora", "variant: qlora"))
     card = (export_run(tmp_path / "run", tmp_path / "out") / "README.md").read_text()
     assert "QLoRA of toy" in card and "beside 4-bit weights" in card and "never evaluated" in card
 
