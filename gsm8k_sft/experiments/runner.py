@@ -41,6 +41,7 @@ def do_job(
         raise ConfigError(f"the results are called {names}, where the study looks for {result_names(job)}")
     return trained + ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
 
+# %% ../../nbs/experiments/runner.ipynb #7e9d5f20
 def run_notebook(
     job: Job, # of the matrix
 ) -> str: # where the executed notebook is
@@ -222,7 +223,7 @@ def collect(
             files |= run_files(project_path("runs", study.preset, job.name), group)
         for name in found:
             e = read_record(source / f"{name}.json")
-            whole = not (job.seed or group) and e["model_type"] in ("full", "lora", "base-0shot") and is_plain(e) and e["dataset"] in DATASETS
+            whole = is_plain(e) and not (job.seed or group) and {e["dataset"], e["model_type"]} <= {*DATASETS, "full", "lora", "base-0shot"}
             kept_before = group == "lr_search" and not (source / f"{name}.predictions.jsonl").exists() # by `skip_kept`
             answers = None if e["samples"] > 1 or kept_before else "predictions" if whole else "verdicts"
             if read_bytes(results_folder(job, out) / f"{name}.json") is None: files |= evaluation_files(name, source, group, answers)
