@@ -85,8 +85,9 @@ def model_card(
     jinja.filters["quoted"] = lambda text: json.dumps(text, ensure_ascii=False)
     text = jinja.get_template("card.md").render(
         cfg=cfg, record=record, evaluations=evaluations, weights=weights, base=base, license=license, name=name, graders=GRADERS,
-        tuning=tuning_of(cfg), method=label(tuning_of(cfg)), comparisons=base_comparisons(evaluations, cfg.preset), prompt=renderer.prompt("QUESTION"),
-        stop_texts=renderer.stop_texts, settings=table[~table.key.str.fullmatch(OWN)], version=gsm8k_sft.__version__)
+        tuning=tuning_of(cfg), method=label(tuning_of(cfg)), comparisons=base_comparisons(evaluations, cfg.preset),
+        prompt=renderer.prompt("QUESTION"), stop_texts=renderer.stop_texts, settings=table[~table.key.str.fullmatch(OWN)],
+        version=gsm8k_sft.__version__)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 # %% ../nbs/export.ipynb #d6868dfe
@@ -108,8 +109,8 @@ def export_run(
         write_text(part / "README.md", card)
         for path in folder.iterdir() if folder else ():
             if re.match(r"LICEN[CS]E|NOTICE|USE_POLICY|.*TERMS|tokenizer\.model$", path.name, re.I): shutil.copyfile(path, part / path.name)
-    print(f"{os.path.relpath(out)}: {weights['dtype']} weights; logits differ from the run's by {weights['difference']:.1g} of the largest, "
-          f"the next token is the same at {weights['same_token']:.1%} of the places", flush=True)
+    print(f"{os.path.relpath(out)}: {weights['dtype']} weights; logits differ from the run's by {weights['difference']:.1g} of the "
+          f"largest, the next token is the same at {weights['same_token']:.1%} of the places", flush=True)
     return out
 
 # %% ../nbs/export.ipynb #991f3ee7

@@ -64,7 +64,8 @@ def test_plain_transformers_answers_the_same(runs, home, tuning):
         inputs = tokenizer([a["prompt"] for a in batch], add_special_tokens=False, return_tensors="pt", padding=True, padding_side="left")
         answers = model.generate(**inputs)[:, inputs["input_ids"].shape[1]:]
         assert tokenizer.batch_decode(answers, skip_special_tokens=True) == [a["text"] for a in batch]
-    with torch.no_grad(): torch.testing.assert_close(model(**inputs).logits, load_tuned(runs[tuning])[0](**inputs).logits, rtol=1e-4, atol=1e-4)
+    with torch.no_grad(): found, expected = model(**inputs).logits, load_tuned(runs[tuning])[0](**inputs).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
@@ -115,7 +116,8 @@ def test_every_adapter_is_merged_whole(tmp_path, overrides):
     model, tokenizer = plain(tmp_path / "out")
     inputs = tokenizer("<bos>Ann has 3 pens and buys 4.", add_special_tokens=False, return_tensors="pt")
     with torch.no_grad(): a, b = model(**inputs).logits.float(), load_tuned(run)[0](**inputs).logits.float()
-    assert (a - b).abs().max() < (0.1 if "bf16" in overrides else 1e-3) * b.abs().max() and found["dtype"] == read_config(run).evaluation.dtype
+    assert (a - b).abs().max() < (0.1 if "bf16" in overrides else 1e-3) * b.abs().max()
+    assert found["dtype"] == read_config(run).evaluation.dtype
 
 
 def test_weights_that_answer_otherwise_are_not_exported(runs, tmp_path, monkeypatch):
@@ -184,7 +186,7 @@ def test_a_full_disk_leaves_nothing(runs, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, says", [
-    ((), "name a run and a folder"), (("runs/none", "out"), "no config.yaml here"), (("{run}", "out", "bf8"), "--dtype: 'bf8' is not one of"),
+    ((), "name a run and a folder"), (("runs/none", "out"), "no config.yaml here"), (("{run}", "out", "bf8"), "--dtype: 'bf8' is not"),
     (("{run}", "out", "", "", "mine"), "--push mine: not of the form org/name"), (("{begun}", "out"), "the run is interrupted"),
     (("{begun}", "out", "", "", "org/name"), "was never evaluated: .*--unevaluated")])
 def test_wrong_requests_are_one_line(runs, tmp_path, arguments, says):
@@ -250,8 +252,8 @@ class Hub(BaseHTTPRequestHandler):
             return self.reply({"url": f"{self.address}/{repo}"})
         if self.path == "/api/validate-yaml": return self.reply({"errors": [], "warnings": []})
         if "/preupload/" in self.path:
-            mode = lambda f: {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular", "shouldIgnore": False}
-            return self.reply({"files": [mode(f) for f in json.loads(body)["files"]]})
+            mode = lambda path: {"path": path, "uploadMode": "lfs" if path.endswith(".safetensors") else "regular", "shouldIgnore": False}
+            return self.reply({"files": [mode(f["path"]) for f in json.loads(body)["files"]]})
         if self.path.endswith("/objects/batch"):
             upload = lambda o: {**o, "actions": {"upload": {"href": f"{self.address}/blobs/{o['oid']}"}}}
             return self.reply({"transfer": "basic", "objects": [upload(o) for o in json.loads(body)["objects"]]})
@@ -309,7 +311,8 @@ def test_nothing_is_pushed_without_card_licence_and_accuracy(home, runs, hub, tm
 
 def test_a_hub_that_refuses_is_one_line(home, runs, hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "wrong")
-    with pytest.raises(ExportError, match=r"org/full: not pushed \(.*401.*is whole: `hf auth login`") as e: publish(home / "out" / "full", "org/full")
+    says = r"org/full: not pushed \(.*401.*is whole: `hf auth login`"
+    with pytest.raises(ExportError, match=says) as e: publish(home / "out" / "full", "org/full")
     assert "\n" not in str(e.value) and not hub.repos
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ExportError, match="org/full: not pushed"): publish(home / "out" / "full", "org/full")
@@ -325,7 +328,8 @@ def test_trackers_are_checked_before_anything_runs():
         asked = f"train.report_to=[wandb,{name}]"
         assert reporters(load_config(overrides=asked, training=False)) == ["wandb", name], "what was trained elsewhere can be read"
         if find_spec(name): continue
-        with pytest.raises(ConfigError, match=f"^train.report_to: {name} isn't installed: pip install {name}$"): load_config(overrides=asked)
+        with pytest.raises(ConfigError, match=f"^train.report_to: {name} isn't installed: pip install {name}$"):
+            load_config(overrides=asked)
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "trackio"])
@@ -340,11 +344,13 @@ def test_a_tracker_gets_every_step_and_the_summary(home, tracker):
         values = {tag: [e.value for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
     else:
         import sqlite3
-        with sqlite3.connect(next((home / "trackio").glob("*.db"))) as db: rows = [json.loads(r[0]) for r in db.execute("select metrics from metrics")]
+        with sqlite3.connect(next((home / "trackio").glob("*.db"))) as db:
+            rows = [json.loads(text) for text, in db.execute("select metrics from metrics")]
         for row in rows: values |= {k: [*values.get(k, []), v] for k, v in row.items()}
     assert len(values["train/loss"]) >= 6 and values["final_loss"] == [pytest.approx(record["final_loss"])]
     for grader, v in evaluation["accuracy"].items():
-        for end, at in (("", "value"), ("_low", "low"), ("_high", "high")): assert values[f"test/accuracy_{grader}{end}"] == [pytest.approx(v[at])]
+        for end, at in (("", "value"), ("_low", "low"), ("_high", "high")):
+            assert values[f"test/accuracy_{grader}{end}"] == [pytest.approx(v[at])]
 
 
 # lm-evaluation-harness
