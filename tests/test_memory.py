@@ -11,11 +11,14 @@ from gsm8k_sft.core.config import choices, load_config, project_path
 from gsm8k_sft.core.runs import read_config, read_json
 from gsm8k_sft.evaluation.archive import unpack
 from gsm8k_sft.models.parameters import parameter_table
-from gsm8k_sft.training.loss import COMPILED_ROWS
+from gsm8k_sft.train import load_for_training, train
+from gsm8k_sft.training.graphs import training_mode
+from gsm8k_sft.training.loss import COMPILED_ROWS, packed_loss
 from gsm8k_sft.training.memory import (
-    CARDS, CONSTANTS, KINDS, MemoryPlanError, UnknownMemory, _layer_ledger, _linear_sizes, _optimizer_bytes, _trainable_sizes,
+    CARDS, CONSTANTS, KINDS, LiveBytes, MemoryPlanError, UnknownMemory, _layer_ledger, _linear_sizes, _optimizer_bytes, _trainable_sizes,
     _weight_bytes, check_fits, example_tokens, memory_record, model_shape, nearest_fit, plan, plan_memory, plan_table,
     preset_for_card, random_training_model, setup, smallest_card, stage_table, trace_plan, usable)
+from gsm8k_sft.training.packing import PackedCollator
 
 PRESETS = ["gemma-2b-it", "gemma-2-9b-it", "gemma-3-270m", "toy", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
 SHAPE = model_shape(load_config("gemma-2b-it", training=False))
@@ -109,6 +112,31 @@ def test_the_plan_is_the_traced_peak(kind, overrides, changes):
     cfg, transformers, shape, s = small_case(kind, overrides, rows, longest, rows > 1, **changes)
     found = plan(shape, s)
     assert found.total == pytest.approx(trace_plan(cfg, longest, transformers).total - CONSTANTS["workspace"], rel=0.02), found
+
+@pytest.mark.parametrize("kind, overrides", [("gemma3_text", "full model.precision=fp16"), ("qwen2", "lora model.precision=fp16"),
+    ("gemma2", "full model.precision=fp32"), ("qwen2", "full model.precision=fp16" + CHECKPOINT), ("gemma3_text", "lora model.precision=fp16" + CHECKPOINT)])
+@pytest.mark.parametrize("lengths", [[64] * 6, [200, 100, 50, 30]])
+def test_packed_rows_with_plain_attention_are_padded_to_the_longest(kind, overrides, lengths):
+    "As on a GPU without bf16: scores are as wide as the longest example of a chunk, for all of its examples"
+    (tuning, *more), transformers = overrides.split(), small_config(kind, **FEW)
+    cfg, shape = config("gemma-3-270m", tuning, ["train.packing=true", "train.gradient_accumulation_steps=1", *more]), model_shape(transformers)
+    s = setup(cfg, tokens=sum(lengths), longest=max(lengths), rows=len(lengths), attention="plain", device="cpu", speedup="none")
+    model = random_training_model(cfg, transformers)
+    inner, half = model.get_base_model() if tuning == "lora" else model, torch.float16 if s.precision == "fp16" else None
+    examples = [dict.fromkeys(("input_ids", "labels"), torch.randint(1, shape.vocabulary, (n,))) for n in lengths]
+    chunk = PackedCollator(10**9)(examples)["chunks"][0]
+    with LiveBytes(model) as live, training_mode(inner):
+        with torch.autocast("cpu", half, enabled=half is not None): loss = packed_loss(model, inner, chunk, half, compiled_softmax=False)
+        loss.backward()
+    found = plan(shape, replace(s, optim="adamw_bnb_8bit"))
+    assert found.total - found.optimizer == pytest.approx(live.peak, rel=0.06), found
+
+def test_a_chunk_of_many_examples_is_planned():
+    "Of 8,192 tokens, 43 examples of GSM8K's average length; with flash attention it doesn't matter"
+    half, bf16 = (setup(config("gemma-3-270m", overrides=f"model.precision={p} train.per_device_train_batch_size=64")) for p in ("fp16", "mixed"))
+    assert half.rows == bf16.rows == 44 and setup(config("gemma-3-270m")).rows == 32
+    assert plan(SHAPE, half).activations > 1.2 * plan(SHAPE, replace(half, rows=0)).activations
+    assert plan(SHAPE, bf16) == plan(SHAPE, replace(bf16, rows=0))
 
 def state_bytes(optimizer):
     tensors = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
@@ -254,6 +282,16 @@ def test_the_command_plans_several_gpus(capsys):
     with pytest.raises(SystemExit, match="gpus: -1"): main("gemma-2-9b-it", gpus=-1)
 
 def test_nothing_fits_on_nothing(): assert "smaller model" in nearest_fit(config(), 10**6)
+
+def test_padded_steps_in_place_of_packed_ones_are_planned_anew(tmp_path, monkeypatch):
+    for key in ("RUNS", "EVAL_RESULTS"): monkeypatch.setenv(f"GSM8K_SFT_PATHS_{key}", str(tmp_path / key))
+    monkeypatch.setattr("gsm8k_sft.training.checks.packing_fault", lambda *args: "a fault")
+    cfg = load_config("toy", overrides="train.packing=true train.max_steps=1 train.warmup_steps=0 train.eval_steps=0 data.train_samples=32 "
+                                       "train.learning_rate=1e-3 train.per_device_train_batch_size=8")
+    longest, record = load_for_training(cfg).longest, train(cfg, evaluate=False)
+    padded = config("toy", overrides="train.packing=false train.eval_steps=0 train.per_device_train_batch_size=8")
+    assert record["fast_path"] == {"packing": "a fault"}
+    assert record["memory"]["predicted"] == plan_memory(padded, longest=longest).total != plan_memory(cfg, longest=longest).total
 
 def test_what_is_not_known_is_not_refused(tmp_path):
     cfg = config("gemma-3-270m", "full", llama(tmp_path))

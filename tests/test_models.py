@@ -534,6 +534,11 @@ def test_bf16_on_a_gpu_without_it_is_refused(precision):
     with pytest.raises(ConfigError, match=f"model.precision: {precision} .*use model.precision=auto"):
         load_config("toy", overrides=f"model.precision={precision}", bf16=False)
 
+def test_fp16_with_fsdp_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="fp16 with FSDP2 is not known here.*ddp.yaml"): load_config("gemma-3-270m", bf16=False)
+    assert load_config("gemma-3-270m", bf16=True).model.precision == "mixed"
+
 def test_fp16_without_a_gpu_is_refused():
     if torch.cuda.is_available(): pytest.skip("a GPU is there")
     with pytest.raises(ConfigError, match="fp16 needs a CUDA GPU.*use model.precision=auto"): load_config(overrides="model.precision=fp16")

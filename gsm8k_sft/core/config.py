@@ -107,10 +107,12 @@ class DatasetEntry:
     generator: str | None = MISSING
     splits: dict[str, str] | None = MISSING
     files: dict[str, str] | None = MISSING
+    mix: dict[str, float] | None = MISSING
+    messages: str | None = MISSING
     question: str = MISSING
     answer: str = MISSING
     final: str = MISSING
-    finals: Literal["number", "none"] = MISSING
+    finals: Literal["number", "latex", "text", "none"] = MISSING
     keep: dict[str, str] | None = MISSING
     only: dict[str, Any] | None = MISSING
     trainable: bool = MISSING
@@ -317,10 +319,12 @@ def _check_entry(d):
     "Where a data set lies, its licence, its splits, and names that a saved answer has for itself"
     on_hub = d.hub_name != "openai/gsm8k"
     located = {"folder": d.folder, "hub": on_hub, "auto": d.folder or on_hub, "generator": d.generator, "synthetic": False}
-    if d.dataset not in DATASETS and not located[d.source]:
+    if d.dataset not in DATASETS and not (located[d.source] or d.mix):
         raise ConfigError(f"data.dataset: {d.dataset!r} is your own, so its file must say where it lies: {{source: folder, folder: ...}}, "
-                          "{source: hub, hub_name: ...} or {source: generator, generator: module.function}")
-    if not d.licence: raise ConfigError(f"data.licence: is missing; the file of {d.dataset!r} must name it, as in licence: MIT, or unknown")
+                          "{source: hub, hub_name: ...}, {source: generator, generator: module.function} or {mix: {main: 1, ...}}")
+    if not (d.licence or d.mix): raise ConfigError(f"data.licence: is missing; the file of {d.dataset!r} must name it, as in MIT")
+    for name, weight in (d.mix or {}).items():
+        if config_file("dataset", name) and not 0 < weight <= 100: raise ConfigError(f"data.mix.{name}: {weight} is outside (0, 100]")
     for key in ("splits", "files"):
         for split in d[key] or {}: check_choice(f"data.{key}", split, ("train", "validation", "test"))
     for name in d.keep or {}:
@@ -338,6 +342,8 @@ def check_config(
     _check_training(cfg)
     e, d, name = cfg.evaluation, cfg.data, cfg.run_name
     _check_entry(d)
+    if d.finals == "text" and cfg.train.eval_steps and cfg.train.validation_samples:
+        raise ConfigError("train.validation_samples: data.finals is text, so there is no answer to grade; set it to 0")
     for name in e.datasets: config_file("dataset", name)
     if e.samples > 1 and not e.temperature:
         raise ConfigError("evaluation.samples: several answers to a problem need evaluation.temperature above 0; "
@@ -565,7 +571,7 @@ def for_dataset(
     dataset: str, # a name of `choices("dataset")`, or the path of a .yaml file
 ) -> DictConfig: # checked; `cfg` itself for its own data set
     "The same experiment on another data set"
-    if dataset == cfg.data.dataset: return cfg
+    if dataset == cfg.data.dataset and not cfg.data.mix: return cfg
     own, before = (merge_layers(config_layers(cfg.preset, tuning_of(cfg), d, cfg.seed)) for d in (dataset, cfg.data.dataset))
     new, place = cfg.copy(), own.data.subfolder
     stay = ("source", "folder", "hub_revision") if place and place == cfg.data.subfolder else ()
@@ -576,9 +582,9 @@ def for_dataset(
 
 def evaluated_datasets(
     cfg: DictConfig, # from `load_config` or `read_config`
-) -> list[DictConfig]: # one for each of evaluation.datasets; `cfg` itself if that names none
+) -> list[DictConfig]: # one for each of evaluation.datasets, else of the sets that are mixed; else `cfg` itself
     "The configurations that an evaluation asks under"
-    return [for_dataset(cfg, d) for d in cfg.evaluation.datasets] or [cfg]
+    return [for_dataset(cfg, d) for d in cfg.evaluation.datasets or cfg.data.mix or ()] or [cfg]
 
 # %% ../../nbs/core/config.ipynb #e45f8030
 def check_parameters(

@@ -85,6 +85,7 @@ class Setup:
     precision: str = "mixed" # mixed, bf16, fp16 or fp32, as model.precision
     tokens: int = 2048 # in one forward pass, padding included
     longest: int = 512 # tokens of the longest row
+    rows: int = 0 # packed examples, which plain attention pads to the longest; 0: all are as long
     checkpointing: bool = False # recompute each layer in the backward pass
     attention: str = "sdpa" # sdpa, eager; packed rows: flash, or plain where flash isn't possible
     padded: bool = True # rows of different length in a batch, so there is a mask
@@ -104,7 +105,7 @@ class Setup:
 def _compute(s): return 4 if s.precision == "fp32" else 2
 def _residual(s): return 4 if s.precision in ("fp32", "fp16") or (s.precision == "mixed" and s.tuning == "full") else 2
 def _learning(s): return 2 if s.precision == "bf16" else 4
-def _widens(s): return s.precision == "mixed" and (s.tuning == "lora" or (s.tuning == "qlora" and s.device == "cpu"))
+def _widens(s): return s.precision in ("mixed", "fp16") and (s.tuning == "lora" or (s.tuning == "qlora" and s.device == "cpu"))
 def _mask_bytes(s): return 0 if not s.dropout or s.tuning == "full" else 1 if s.device == "cuda" else _learning(s)
 def _norm_bytes(shape, s): return 4 + (0 if s.tuning != "full" else _residual(s) if shape.kind == "qwen2" else 4)
 
@@ -155,12 +156,13 @@ def setup(
     if t.optim not in OPTIMIZERS:
         raise UnknownMemory(f"train.optim: the memory of {t.optim} isn't known here, only that of {', '.join(OPTIMIZERS)}")
     longest = longest or min(cfg.data.max_length, example_tokens(shape, cfg.data.dataset)[0])
-    mean, rows = example_tokens(shape, cfg.data.dataset)[1] / N_TRAIN, t.per_device_train_batch_size
-    several = packed and rows * min(longest, mean) > t.max_tokens
+    mean, rows = min(longest, example_tokens(shape, cfg.data.dataset)[1] / N_TRAIN), t.per_device_train_batch_size
+    several = packed and rows * mean > t.max_tokens
+    tokens = changes.get("tokens") or min(rows * longest, max(longest, t.max_tokens) if packed else rows * longest)
     names = _adapted(lora, _linear_sizes(shape)) if changes.get("tuning", cfg.tuning_method) != "full" else ()
     found = Setup(
         tuning=cfg.tuning_method, precision=cfg.model.precision, longest=longest, optim=t.optim,
-        tokens=min(rows * longest, max(longest, t.max_tokens)) if packed else rows * longest,
+        tokens=tokens, rows=min(rows, math.ceil(tokens / mean)) if packed else 0,
         padded=rows > 1 and not packed, loss="fused" if packed else "plain", checkpointing=t.gradient_checkpointing,
         attention=_attention(cfg, shape, packed, device),
         speedup=choose_speedup(cfg, sum(_tensors(shape)), device == "cuda", changes.get("processes", 1)),
@@ -178,8 +180,8 @@ def _attention_bytes(shape, s):
         scores = (4 if c == 4 else 4 + c) + (c if shape.kind == "gemma2" else 0)
         return {"queries, keys, values": 3 * c * q, "scores": scores * H * s.longest}
     if s.attention == "plain": # scores in fp32, shared key heads not repeated
-        scores = (4 if c == 4 else 4 + c) + (4 if shape.kind == "gemma2" else 0)
-        return {"queries, keys, values": c * (q + 2 * kv), "scores": scores * H * s.longest}
+        scores, padded = 4 + c + (4 if shape.kind == "gemma2" else 0), max(1, s.rows * s.longest / s.tokens)
+        return {"queries, keys, values": int(c * (q + 2 * kv) * padded), "scores": int(scores * H * s.longest * padded)}
     masked = s.padded and s.attention == "sdpa"
     values = q if masked and shape.kv_heads > 1 else kv # a single head is seen by all, not copied,
     keys = q if masked and _residual(s) != c else values # unless autocast copies it after the rotation in fp32
@@ -194,7 +196,7 @@ def _compiled_ledger(shape, s):
     kept = {"into and out of norms": norms, "queries, keys, values": c * (q + 2 * kv),
             "attention's result": c * q + 4 * shape.heads, "gate, up, their product": 3 * c * shape.intermediate}
     if shape.kind == "gemma3_text": kept["norms of queries and keys"] = c * (q + kv)
-    if s.attention == "plain": kept["scores"] = _attention_bytes(shape, s)["scores"]
+    if s.attention == "plain": kept |= _attention_bytes(shape, s)
     if s.tuning == "full": return kept
     sizes, early = _linear_sizes(shape), len({"q_proj", "k_proj", "v_proj"} & set(s.targets))
     kept["between the adapter's matrices"] = c * s.r * len(s.targets)
@@ -295,7 +297,8 @@ def _temporary_bytes(shape, s):
     wide = (8 if s.dropout else 4) * i if _widens(s) and "down_proj" in s.targets else 0
     adapter = s.tokens * (wide + c * i + 8 * h) if wide else 0
     norm = s.tokens * (16 if s.tuning == "full" else 24) * h if shape.norms > 2 else 0
-    return max(mlp, adapter, norm)
+    plain = (8 - c) * shape.heads * s.longest * max(s.tokens, s.rows * s.longest) if s.attention == "plain" else 0
+    return max(mlp, adapter, norm, plain)
 
 def _copy_bytes(shape, s):
     "Bytes of the 16-bit copies of fp32 weights under autocast: all but the norms'"
@@ -325,7 +328,7 @@ def _stages(shape, s):
     gradients = sum(_trainable_sizes(shape, s)) * _learning(s) // shares
     head = _learning(s) * embedding if full else 0
     made = head if s.loss == "plain" else 0
-    back = copies if not s.checkpointing else 2 * embedding if copies and full else 0
+    back = copies if not s.checkpointing else 2 * embedding if copies and full else copies // shape.layers
     recorded = s.speedup.startswith("record")
     held = gradients * (2 if recorded else 1) if s.accumulate or recorded else 0 # twice: a copy, while a shape is recorded
     after = gradients + head if s.accumulate or recorded else gradients
@@ -605,7 +608,7 @@ def preset_for_card(
     bf16: bool | None = None, # whether the GPU computes in bf16; None: ask it
 ) -> tuple[str, str]: # preset and overrides
     "The largest model that can be trained there"
-    choices = [("qwen2.5-coder-1.5b", ""), ("qwen2.5-coder-0.5b", ""), ("gemma-3-270m", ""), ("gemma-3-270m", "train.max_tokens=4096")]
+    choices = [("qwen2.5-coder-1.5b", ""), ("qwen2.5-coder-0.5b", ""), ("gemma-3-270m", ""), ("gemma-3-270m", "train.max_tokens=3072")]
     for preset, overrides in choices if free else ():
         if plan_memory(load_config(preset, tuning, overrides=overrides, training=False, bf16=bf16)).total <= free: return preset, overrides
     return "toy", ""
