@@ -104,7 +104,7 @@ def gap_table(
         found.loc[named, "p, Holm"] = multipletests(found.p[named], method="holm")[1]
     return found
 
-# %% ../../nbs/experiments/robustness.ipynb #20b05715
+# %% ../../nbs/experiments/robustness.ipynb #20b05714
 def plot_gaps(
     table: pd.DataFrame, # from `gap_table`
     title: str = "", # above the figure
@@ -133,7 +133,7 @@ def gap_figures(
         if len(table := read_answers(study := read_study(f"robustness/{name}"), root)):
             yield f"{name}-robustness", plot_gaps(gap_table(study, table), study.preset)
 
-# %% ../../nbs/experiments/robustness.ipynb #20b0571b
+# %% ../../nbs/experiments/robustness.ipynb #20b0571a
 def robustness_sentences(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
