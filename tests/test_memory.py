@@ -114,12 +114,14 @@ def test_the_plan_is_the_traced_peak(kind, overrides, changes):
     assert found.total == pytest.approx(trace_plan(cfg, longest, transformers).total - CONSTANTS["workspace"], rel=0.02), found
 
 @pytest.mark.parametrize("kind, overrides", [("gemma3_text", "full model.precision=fp16"), ("qwen2", "lora model.precision=fp16"),
-    ("gemma2", "full model.precision=fp32"), ("qwen2", "full model.precision=fp16" + CHECKPOINT), ("gemma3_text", "lora model.precision=fp16" + CHECKPOINT)])
+    ("gemma2", "full model.precision=fp32"), ("qwen2", "full model.precision=fp16" + CHECKPOINT),
+    ("gemma3_text", "lora model.precision=fp16" + CHECKPOINT)])
 @pytest.mark.parametrize("lengths", [[64] * 6, [200, 100, 50, 30]])
 def test_packed_rows_with_plain_attention_are_padded_to_the_longest(kind, overrides, lengths):
     "As on a GPU without bf16: scores are as wide as the longest example of a chunk, for all of its examples"
     (tuning, *more), transformers = overrides.split(), small_config(kind, **FEW)
-    cfg, shape = config("gemma-3-270m", tuning, ["train.packing=true", "train.gradient_accumulation_steps=1", *more]), model_shape(transformers)
+    cfg = config("gemma-3-270m", tuning, ["train.packing=true", "train.gradient_accumulation_steps=1", *more])
+    shape = model_shape(transformers)
     s = setup(cfg, tokens=sum(lengths), longest=max(lengths), rows=len(lengths), attention="plain", device="cpu", speedup="none")
     model = random_training_model(cfg, transformers)
     inner, half = model.get_base_model() if tuning == "lora" else model, torch.float16 if s.precision == "fp16" else None
@@ -133,7 +135,8 @@ def test_packed_rows_with_plain_attention_are_padded_to_the_longest(kind, overri
 
 def test_a_chunk_of_many_examples_is_planned():
     "Of 8,192 tokens, 43 examples of GSM8K's average length; with flash attention it doesn't matter"
-    half, bf16 = (setup(config("gemma-3-270m", overrides=f"model.precision={p} train.per_device_train_batch_size=64")) for p in ("fp16", "mixed"))
+    many = "train.per_device_train_batch_size=64 model.precision="
+    half, bf16 = (setup(config("gemma-3-270m", overrides=many + p)) for p in ("fp16", "mixed"))
     assert half.rows == bf16.rows == 44 and setup(config("gemma-3-270m")).rows == 32
     assert plan(SHAPE, half).activations > 1.2 * plan(SHAPE, replace(half, rows=0)).activations
     assert plan(SHAPE, bf16) == plan(SHAPE, replace(bf16, rows=0))

@@ -256,7 +256,8 @@ def check_problems(
     data = SimpleNamespace(**OmegaConf.to_container(data)) # a DictConfig takes a second for a few thousand rows
     for split, pairs in published.items():
         good[split], of_all = [], {c for _, row in pairs if isinstance(row, dict) for c in row}
-        for i, (where, row) in enumerate(pairs if of_all.issuperset(needed) else pairs[:1]): # one line where a column is nowhere
+        for i, (where, row) in enumerate(pairs):
+            if not of_all.issuperset(needed) and i: problems.stop() # a column that is nowhere is said once
             if data.only and isinstance(row, dict) and any(c in row and row[c] not in values for c, values in data.only.items()): continue
             problem, wrong = read_problem(row, data, needed)
             for what in wrong: problems.add(where, what)

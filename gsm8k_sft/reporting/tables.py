@@ -75,9 +75,10 @@ def format_table(
 ) -> pd.DataFrame: # strings, with readable headers; a run's status beside the model's name unless it is complete
     "The comparison as a person reads it"
     def name(r): return label(r["model"]) + (f" ({r['status']})" if isinstance(r.get("status"), str) and r["status"] != "complete" else "")
+    sets = {} if table.dataset.isin(DATASETS).all() else {"data set": "dataset"}
     return pd.DataFrame([
-        {"model": name(r), "run": r["run"] if isinstance(r["run"], str) else "–", "n": _amount(r.get("n")),
-         **{f"{grader.label} [95 %]": _percent(r, g) for g, grader in GRADERS.items()}, **_cost(r),
+        {"model": name(r), **{k: r[v] for k, v in sets.items()}, "run": r["run"] if isinstance(r["run"], str) else "–",
+         "n": _amount(r.get("n")), **{f"{grader.label} [95 %]": _percent(r, g) for g, grader in GRADERS.items()}, **_cost(r),
          "evaluation": _amount(r.get("eval_seconds"), suffix=" s")} for r in table.to_dict("records")])
 
 # %% ../../nbs/reporting/tables.ipynb #10a146fc

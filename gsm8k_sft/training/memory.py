@@ -107,7 +107,6 @@ def _residual(s): return 4 if s.precision in ("fp32", "fp16") or (s.precision ==
 def _learning(s): return 2 if s.precision == "bf16" else 4
 def _widens(s): return s.precision in ("mixed", "fp16") and (s.tuning == "lora" or (s.tuning == "qlora" and s.device == "cpu"))
 def _mask_bytes(s): return 0 if not s.dropout or s.tuning == "full" else 1 if s.device == "cuda" else _learning(s)
-def _norm_bytes(shape, s): return 4 + (0 if s.tuning != "full" else _residual(s) if shape.kind == "qwen2" else 4)
 
 # %% ../../nbs/training/memory.ipynb #9286d2be
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit")
@@ -173,6 +172,8 @@ def setup(
     return replace(found, **changes)
 
 # %% ../../nbs/training/memory.ipynb #fab3ef67
+def _norm_bytes(shape, s): return 4 + (0 if s.tuning != "full" else _residual(s) if shape.kind == "qwen2" else 4)
+
 def _attention_bytes(shape, s):
     "Bytes a token that attention keeps: all scores, or one number a query and head"
     q, kv, H, c = shape.queries, shape.keys, shape.heads, _compute(s)
