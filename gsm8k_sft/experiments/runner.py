@@ -41,7 +41,6 @@ def do_job(
         raise ConfigError(f"the results are called {names}, where the study looks for {result_names(job)}")
     return trained + ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
 
-# %% ../../nbs/experiments/runner.ipynb #7e9d5f20
 def run_notebook(
     job: Job, # of the matrix
 ) -> str: # where the executed notebook is
@@ -49,9 +48,8 @@ def run_notebook(
     import papermill
     out = project_path("runs", job.preset, f"{job.name}.ipynb")
     out.parent.mkdir(parents=True, exist_ok=True)
-    parameters = {"preset": job.preset, "tuning": job.tuning, "dataset": job.dataset, "seed": job.seed}
-    papermill.execute_notebook(TRAIN_NOTEBOOK, out, parameters={**parameters, "overrides": " ".join(run_overrides(job))},
-                               cwd=project_root(), progress_bar=False, stdout_file=sys.stdout,
+    parameters = {k: getattr(job, k) for k in ("preset", "tuning", "dataset", "seed")} | {"overrides": " ".join(run_overrides(job))}
+    papermill.execute_notebook(TRAIN_NOTEBOOK, out, parameters=parameters, cwd=project_root(), progress_bar=False, stdout_file=sys.stdout,
                                extra_arguments=["--IPKernelApp.log_level=40"]) # no word about the transport of a kernel on this machine
     return os.path.relpath(out)
 
