@@ -4,9 +4,9 @@ import numpy as np, pandas as pd, pytest
 from gsm8k_sft.core.config import fingerprint
 from gsm8k_sft.data import symbolic
 from gsm8k_sft.data.problems import DataError
-from gsm8k_sft.data.symbolic import check_solution, draw_templates, largest_number, solution_steps
+from gsm8k_sft.data.symbolic import check_solution, draw_templates, solution_steps
 from gsm8k_sft.data.synthetic import make_rows
-from gsm8k_sft.experiments.robustness import drop_table, gap_table, other_table, read_answers, robustness_sentences, version_sets
+from gsm8k_sft.experiments.robustness import drop_table, gap_table, read_answers, robustness_sentences, version_sets
 from gsm8k_sft.experiments.runner import collect, do_job
 from gsm8k_sft.experiments.study import open_jobs, read_study
 from gsm8k_sft.report import make_report
@@ -70,10 +70,6 @@ def test_the_instances_are_the_same_as_ever():
     assert sum(not line["why"] for line in lines) == 79 and len(lines) == 100
 
 
-def test_size_of_a_problem():
-    assert [largest_number(t) for t in ("3 of 1,400,000.", "2.5 and 2", "none")] == [1400000, 2.5, 0]
-
-
 # Statistics
 
 def test_the_gap_is_a_difference_of_differences():
@@ -121,7 +117,8 @@ def write_sets(folder):
                  "original_largest": 10.0} for i in range(4) for j in range(2)]
     kinds = ["numerical substitution"] * 6 + ["distraction insertion"] * 2
     plus = [{"question": p["question"], "solution": p["answer"], "answer": p["answer"].rpartition("#### ")[2], "perturbation_type": kind,
-             "seed_question": problems[i]["question"] if i else "no test problem, Zoë’s"} for i, (p, kind) in enumerate(zip(problems[20:], kinds))]
+             "seed_question": problems[i]["question"] if i else "no test problem, Zoë’s"}
+            for i, (p, kind) in enumerate(zip(problems[20:], kinds))]
     plus += [{**p, "question": f"{p['question']} Who knows, José?", "solution": "It can't be known.\n#### None", "answer": "None",
               "perturbation_type": "critical thinking"} for p in plus]
     svamp = [{"Body": "Ann had 3 pens.", "Question": f"She got {i}. How many?", "Equation": f"( 3.0 + {i}.0 )", "Answer": 3.0 + i,
@@ -180,8 +177,6 @@ def test_the_study_of_robustness_from_training_to_its_sentences(tmp_path, monkey
     gaps = gap_table(study, table)
     assert gaps["p, Holm"].notna().sum() == 6 and (gaps.low <= gaps.gap).all() and (gaps.gap <= gaps.high).all()
     assert set(gap_table(study, table, calculator=True).b) == {"full"}
-    others = other_table(table).set_index(["set", "model"])
-    assert others.loc[("svamp", "full"), "seeds"] == 2 and pd.isna(others.loc[("svamp", "base"), "gain"])
     said = robustness_sentences(study)
     assert len(said) == 6 and all(re.search(r"\[[-+]\d+\.\d, [-+]\d+\.\d\]", line) for line in said)
     text = make_report(tmp_path / "report").read_text()

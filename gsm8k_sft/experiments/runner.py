@@ -48,9 +48,8 @@ def run_notebook(
     import papermill
     out = project_path("runs", job.preset, f"{job.name}.ipynb")
     out.parent.mkdir(parents=True, exist_ok=True)
-    parameters = {"preset": job.preset, "tuning": job.tuning, "dataset": job.dataset, "seed": job.seed}
-    papermill.execute_notebook(TRAIN_NOTEBOOK, out, parameters={**parameters, "overrides": " ".join(run_overrides(job))},
-                               cwd=project_root(), progress_bar=False, stdout_file=sys.stdout,
+    parameters = {k: getattr(job, k) for k in ("preset", "tuning", "dataset", "seed")} | {"overrides": " ".join(run_overrides(job))}
+    papermill.execute_notebook(TRAIN_NOTEBOOK, out, parameters=parameters, cwd=project_root(), progress_bar=False, stdout_file=sys.stdout,
                                extra_arguments=["--IPKernelApp.log_level=40"]) # no word about the transport of a kernel on this machine
     return os.path.relpath(out)
 
@@ -223,7 +222,7 @@ def collect(
             files |= run_files(project_path("runs", study.preset, job.name), group)
         for name in found:
             e = read_record(source / f"{name}.json")
-            whole = not (job.seed or group) and e["model_type"] in ("full", "lora", "base-0shot") and is_plain(e) and e["dataset"] in DATASETS
+            whole = is_plain(e) and not (job.seed or group) and {e["dataset"], e["model_type"]} <= {*DATASETS, "full", "lora", "base-0shot"}
             kept_before = group == "lr_search" and not (source / f"{name}.predictions.jsonl").exists() # by `skip_kept`
             answers = None if e["samples"] > 1 or kept_before else "predictions" if whole else "verdicts"
             if read_bytes(results_folder(job, out) / f"{name}.json") is None: files |= evaluation_files(name, source, group, answers)
