@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pathlib import Path
 from fastcore.script import call_parse
-from .core.config import project_path
+from .core.config import DATASETS, project_path
 from .core.runs import plain_errors
 from .evaluation.results import label, read_runs
 from .grading.answers import GRADERS
@@ -63,7 +63,7 @@ def plot_comparison(
     if not len(table) or table[["preset", "dataset", "n"]].drop_duplicates().shape[0] != 1:
         raise ValueError("plot_comparison needs evaluations of one preset, data set and number of problems; choose rows of the table first")
     first, right = table.iloc[0], 100 * max(table.strict_high.max(), table.numeric_high.fillna(0).max())
-    kind = "generated (synthetic)" if first.preset == "toy" else f"GSM8K {first.dataset}"
+    kind = "generated (synthetic)" if first.preset == "toy" else f"GSM8K {first.dataset}" if first.dataset in DATASETS else first.dataset
     many = table.model.duplicated().any()
     names = [f"{label(r.model)}\n{r.run}" if many and isinstance(r.run, str) else label(r.model) for r in table.itertuples()]
     with figure_style() as plt:

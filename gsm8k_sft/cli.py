@@ -18,6 +18,7 @@ COMMANDS = {
     "train": ("gsm8k_sft.train", "train and evaluate one variant"),
     "evaluate": ("gsm8k_sft.evaluate", "evaluate a base model or a finished run"),
     "infer": ("gsm8k_sft.infer", "answer questions with a base or tuned model"),
+    "export": ("gsm8k_sft.export", "write a run as a folder for transformers, with a model card; push it to a hub"),
     "compare": ("gsm8k_sft.analysis", "compare the models of a preset, with intervals"),
     "plan": ("gsm8k_sft.benchmarks.memory", "memory of a preset by method, and the cards that it fits"),
     "sweep": ("gsm8k_sft.experiments.runner", "a study by name, or every combination of settings.ini [sweep]"),

@@ -21,7 +21,7 @@ from .models.adapters import enable_checkpointing, prepare_for_training
 from .models.loading import load_model, load_tokenizer
 from .models.parameters import count_parameters, precision_of
 from .models.sources import resolve_model, weights_fingerprint
-from .training.callbacks import wandb_run
+from .training.callbacks import reporting
 from .training.checkpoints import Run, TrainingError, TrainingInterrupted, open_run
 from .training.graphs import forget_run
 from .training.memory import check_fits, memory_record
@@ -120,18 +120,18 @@ def train(
             print(f"{run.folder} is complete and reused (train.when_done=reuse)")
             return run.record
         print(f"going on from {run.checkpoint}" if run.checkpoint else f"the run is written to {os.path.relpath(run.folder)}")
-        with wandb_run(cfg, run.folder, run.main) as tracker:
+        with reporting(cfg, run.folder, run.main) as summary:
             fit(cfg, run)
             forget_run(compiled=False)
             results = evaluate_run(run.folder) if evaluate and run.main else []
             results = results if isinstance(results, list) else [results]
             run.update(status="complete", evaluations=[r["name"] for r in results])
-            if tracker:
-                tracker.summary.update({k: v for k, v in run.record.items() if isinstance(v, (int, float, str))})
-                tracker.summary.update({f"parameters/{k}": v for k, v in run.record["parameters"].items()})
-                for r in results:
-                    where = r["split"] if r["dataset"] == cfg.data.dataset else f"{r['dataset']}/{r['split']}"
-                    tracker.summary.update({f"{where}/accuracy_{k}": v["value"] for k, v in r["accuracy"].items()})
+            summary |= {k: v for k, v in run.record.items() if isinstance(v, (int, float, str))}
+            summary |= {f"parameters/{k}": v for k, v in run.record["parameters"].items()}
+            for r in results:
+                where = f"{r['split'] if r['dataset'] == cfg.data.dataset else r['dataset'] + '/' + r['split']}/accuracy"
+                for k, v in r["accuracy"].items():
+                    summary |= {f"{where}_{k}": v["value"], f"{where}_{k}_low": v["low"], f"{where}_{k}_high": v["high"]}
         for checkpoint in run.folder.glob("checkpoint-*") if run.main and not cfg.train.keep_checkpoints else ():
             shutil.rmtree(checkpoint)
         return run.record

@@ -8,10 +8,12 @@ from gsm8k_sft.core.config import CONFIGS, ConfigError, choices, evaluated_datas
 from gsm8k_sft.core.runs import read_config
 from gsm8k_sft.data.datasets import data_fingerprint, load_evaluated, load_gsm8k, refuse_test
 from gsm8k_sft.data.problems import DataError
-from gsm8k_sft.evaluate import evaluate_base, evaluate_run
+from gsm8k_sft.data.contamination import main as audit
+from gsm8k_sft.evaluate import evaluate_base, evaluate_run, main, rescore
 from gsm8k_sft.evaluation.archive import add_files, archived_files, evaluation_files
-from gsm8k_sft.evaluation.results import read_predictions, result_name
+from gsm8k_sft.evaluation.results import EvaluationError, read_predictions, result_name
 from gsm8k_sft.grading.errors import grade_answer
+from gsm8k_sft.grading.latex import same_latex
 
 BRIEF = "train.max_steps=2 train.eval_steps=0 evaluation.max_new_tokens=8 data.test_samples=3"
 PLUS = {"question": "Ann has 3 figs and buys 4 more. How many?", "solution": "3+4 = <<3+4=7>>7\n#### 7", "answer": "7",
@@ -130,7 +132,7 @@ WRONG = [ # text of the entry, what is said
      "the field 'kind' is missing"),
     ("data: {folder: ., source: folder, licence: MIT, files: {train: none.jsonl}}", "there is neither none.jsonl nor"),
     ("data: {folder: ., source: folder, licence: MIT, files: {train: mine.jsonl}, question: problem, answer: steps, final: boxed}",
-     r"line 1: the answer has no \\boxed\{\}"),
+     r"line 1: the answer has no \\boxed\{\.\.\.\}"),
 ]
 
 
@@ -219,3 +221,142 @@ def test_trained_on_ones_own_and_asked_on_several(project):
     files = {k: v for n in (*names, base[0]["name"]) for k, v in evaluation_files(n, project / "eval_results").items()}
     add_files(project / "kept", files)
     assert archived_files(project / "kept") == files # fields that only some sets have come back as they were
+
+
+# Chats, mixtures, formulas, other labels, leakage
+
+def test_a_chat(project):
+    def chat(*turns): return {"messages": [{"role": r, "content": c} for r, c in turns]}
+    good = [chat(("user", f"What is {i}+1?"), ("assistant", f"{i + 1}\n#### {i + 1}")) for i in range(4)]
+    system = chat(("system", "Be brief."), ("user", "And 9+1?"), ("assistant", "#### 10"))
+    write(project / "chat.jsonl", jsonl([*good, system]))
+    write(project / "configs" / "dataset" / "chat.yaml", "data: {source: folder, folder: ., files: {train: chat.jsonl}, "
+          "messages: messages, validation_fraction: 0, licence: own}\n")
+    rows = load_gsm8k(load_config("toy", dataset="chat"))["train"]
+    assert rows[0] == {"id": "chat/train/0", "question": "What is 0+1?", "answer": "1\n#### 1", "final": "1"}
+    assert rows[4]["question"] == "Be brief.\n\nAnd 9+1?"
+    bad = [chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "#### 1")), {"messages": "hello"},
+           {"messages": [{"role": "user"}]}, chat(("user", ["parts"]), ("assistant", "#### 1")), {"message": []}]
+    says = ["line 1: the field 'messages' has the turns user, assistant, user, assistant", "line 2: the field 'messages' is not a list",
+            "line 3: the field 'messages' is not a list", "line 4: the field 'messages' holds a content that is not text",
+            "line 5: the field 'messages' is missing; data.messages can name another of: message"]
+    write(project / "chat.jsonl", jsonl(bad))
+    with pytest.raises(DataError) as e: load_gsm8k(load_config("toy", dataset="chat"))
+    for text in says: assert text in str(e.value)
+
+
+def test_text_without_final_answers_is_for_training_only(project):
+    write(project / "talk.jsonl", jsonl({"question": f"Say {i}", "answer": f"All right, {i}."} for i in range(9)))
+    entry = "data: {source: folder, folder: ., files: {train: talk.jsonl}, finals: text, licence: own}\n"
+    write(project / "configs" / "dataset" / "talk.yaml", entry)
+    with pytest.raises(ConfigError, match="train.validation_samples: data.finals is text"): load_config("toy", dataset="talk")
+    write(project / "configs" / "dataset" / "talk.yaml", entry + "train: {validation_samples: 0}\n")
+    cfg = load_config("toy", dataset="talk")
+    assert load_gsm8k(cfg)["train"][0]["answer"].startswith("All right")
+    with pytest.raises(DataError, match="talk has no final answers to grade; name other sets"): load_evaluated(cfg)
+    assert load_evaluated(load_config("toy", dataset="talk", overrides="evaluation.datasets=[svamp]"))[0][0].data.dataset == "svamp"
+
+
+def test_a_mixture_with_weights(project):
+    write(project / "configs" / "dataset" / "both.yaml", "data: {mix: {main: 0.25, mine: 2.5}}\n")
+    cfg = load_config("toy", dataset="both", overrides="data.validation_fraction=0.1 data.train_samples=20")
+    data = load_gsm8k(cfg)
+    ids = data["train"]["id"][:]
+    counts = {i: ids.count(i) for i in ids}
+    assert sorted(c for i, c in counts.items() if i.startswith("mine/")) == [2] * 10 + [3] * 10 # 20 problems, half of them once more
+    assert [c for i, c in counts.items() if i.startswith("synthetic-main/")] == [1] * 5
+    assert ids == load_gsm8k(cfg)["train"]["id"][:]
+    apart = {n: load_gsm8k(load_config("toy", dataset=n, overrides="data.validation_fraction=0.1"))["validation"]["id"][:]
+             for n in ("main", "mine")}
+    assert data["validation"]["id"][:] == [*apart["main"], *apart["mine"]]
+    assert [c.data.dataset for c in evaluated_datasets(cfg)] == ["main", "mine"]
+    with pytest.raises(DataError, match="mine has no test split"): load_evaluated(cfg)
+
+
+@pytest.mark.parametrize("mix, says", [
+    ("{main: 0}", "data.mix.main: 0.0 is outside"), ("{man: 1}", "Did you mean 'main'"), ("{svamp: 1}", "svamp is for testing only"),
+    ("{copy: 1, mine: 1}", "of train is the question of .*, which is held out")])
+def test_a_mixture_that_cannot_be(project, mix, says):
+    rows = [json.loads(l) for l in (project / "mine.jsonl").read_text().splitlines()]
+    write(project / "copy.jsonl", jsonl(rows[::-1][:30]))
+    text = (project / "configs" / "dataset" / "mine.yaml").read_text().replace("mine.jsonl", "copy.jsonl")
+    write(project / "configs" / "dataset" / "copy.yaml", text)
+    write(project / "configs" / "dataset" / "both.yaml", f"data: {{mix: {mix}, validation_fraction: 0.4}}\n")
+    with pytest.raises((ConfigError, DataError), match=says): load_gsm8k(load_config("toy", dataset="both"))
+
+
+def test_math_500_in_its_published_layout(project):
+    rows = [{"problem": "Area of a circle of radius 2?", "solution": "It is $\\boxed{4\\pi}$.", "answer": "4\\pi", "subject": "Geometry",
+             "level": 2, "unique_id": "test/geometry/1.json"},
+            {"problem": "And 6*7?", "solution": "$\\boxed{42}$", "answer": "42", "subject": "Prealgebra", "level": 1, "unique_id": "x"}]
+    write(project / "data" / "math_500" / "test.jsonl", jsonl(rows))
+    data = load_gsm8k(load_config("toy", dataset="math_500", training=False))["test"]
+    assert data["final"][:] == ["4\\pi", "42"] and (data[0]["subject"], data[0]["level"]) == ("Geometry", "2")
+    for text, right in (("So \\boxed{4 \\pi\\text{ cm}^2}", True), ("\\boxed{4\\pi} no, \\boxed{2\\pi}", False), ("It is 4.", False)):
+        found = grade_answer(text, data[0]["answer"])
+        assert found["math"] is right and (found["class"] == "right") is right
+    assert [grade_answer("The answer is 42.", data[1]["answer"])[g] for g in ("numeric", "math")] == [True, True]
+    cfg = load_config("toy", overrides=f"{BRIEF} evaluation.datasets=[math_500]", training=False)
+    [result] = evaluate_base(cfg, [0], progress=False)
+    assert list(result["accuracy"]) == ["strict", "numeric", "flexible", "math"] and "extracted_math" in read_predictions(result)[0]
+
+
+LATEX = [ # as MATH's own comparison has it, and values
+    (r"\dfrac12", r"\frac{1}{2}", True), ("0.5", r"\frac12", True), ("1/2", r"\frac{1}{2}", True), (r"-\frac{1}{2}", "-0.5", True),
+    (r"\sqrt3", r"\sqrt{3}", True), (r"\left(3, \frac{\pi}2\right)", r"(3,\frac{\pi}{2})", True), (r"10{,}080", r"10,\!080", True),
+    (r"\text{Evelyn}", "Evelyn", True), (r"90^\circ", "90", True), (r"\$5.00", "5", True), (r"50\%", "50", True), ("x=3", "3", True),
+    (r"5\text{ cm}", "5", True), (".5", "0.5", True), ("2x+1", "1+2x", False), ("(3,4)", "(4,3)", False), (r"\frac{1}{3}", "0.33", False),
+    ("42", "24", False), (r"\pi", "3.14", False), (r"\text{yes}", r"\text{no}", False), ("", "0", False)]
+
+
+@pytest.mark.parametrize("found, gold, same", LATEX)
+def test_formulas_are_compared_by_spelling_or_value(found, gold, same):
+    assert same_latex(found, gold) is same and same_latex(gold, found) is same
+    assert same_latex(found, f"Steps.\n#### \\boxed{{{gold}}}") is same
+
+
+def test_symbolic_and_platinum_in_their_published_layouts(project):
+    row = {"id": 0, "instance": 3, "question": "Ann has 5 figs?", "answer": "5\n#### 5", "original_id": 7,
+           "original_question": "Ann has 2 figs?", "original_answer": "2\n#### 2", "canary": "x"}
+    write(project / "data" / "gsm_symbolic" / "GSM_symbolic.jsonl", jsonl([row, {**row, "instance": 4}])) # a question twice
+    rows = load_gsm8k(load_config("toy", dataset="gsm_symbolic", training=False))["test"]
+    assert (rows["template"][:], rows["instance"][:]) == (["0", "0"], ["3", "4"])
+    place = project / "data" / "gsm8k_platinum" / "main"
+    place.mkdir(parents=True)
+    table = pa.table({"question": ["Q?"], "answer": ["1\n#### 1"], "cleaning_status": ["consensus"]})
+    pq.write_table(table, place / "test-00000-of-00001.parquet")
+    rows = load_gsm8k(load_config("toy", dataset="gsm8k_platinum", training=False))["test"]
+    assert rows[0] == {"id": "gsm8k_platinum/test/0", "question": "Q?", "answer": "1\n#### 1", "final": "1", "cleaning_status": "consensus"}
+
+
+def test_saved_answers_under_platinums_labels(project, capsys):
+    "By question, whatever the spaces: revised labels turn verdicts over, removed questions are left out, and nothing is asked again"
+    cfg = load_config("toy", overrides="data.test_samples=12 evaluation.max_new_tokens=8", training=False)
+    [result] = evaluate_base(cfg, [0], progress=False)
+    asked = load_gsm8k(cfg)["test"]
+    path = project / "eval_results" / f"{result['name']}.predictions.jsonl"
+    answers = [json.loads(l) for l in path.read_text().splitlines()]
+    for i, a in enumerate(answers): a["text"] = f"#### {a['gold']}" if i < 6 else "#### 1000001" if i == 7 else "none" # six right
+    path.write_text(jsonl(answers))
+    kept = [{"question": f" {q}  ", "answer": "#### 1000001" if i in (0, 7) else a, "cleaning_status": "revised"}
+            for i, (q, a) in enumerate(zip(asked["question"], asked["answer"])) if i != 3]
+    (project / "data" / "gsm8k_platinum" / "main").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(kept), project / "data" / "gsm8k_platinum" / "main" / "test-00000-of-00001.parquet")
+    rows = load_gsm8k(load_config("toy", dataset="gsm8k_platinum", training=False))["test"]
+    table, changed = rescore(result["name"], rows)
+    assert [v.split()[0] for v in table.loc["strict"]] == ["50.0", "45.5", "45.5"] and list(table)[:2] == ["12 answers", "11 of them"]
+    assert list(changed["id"]) == ["synthetic-main/test/0", "synthetic-main/test/7"]
+    assert list(changed["strict"]) == ["True → False", "False → True"] and set(changed["new label"]) == {"1000001"}
+    before = path.read_bytes()
+    main(relabel=str(path).replace(".predictions.jsonl", ".json"), dataset="gsm8k_platinum")
+    assert "11 of them" in (said := capsys.readouterr().out) and "synthetic-main/test/7" in said and path.read_bytes() == before
+    with pytest.raises(EvaluationError, match="none of its 12 questions"): rescore(result["name"], rows.select([]))
+
+
+def test_leakage_between_any_two_sets(project):
+    rows = [json.loads(l) for l in (project / "mine.jsonl").read_text().splitlines()]
+    write(project / "data" / "svamp" / "SVAMP.json", json.dumps([{**SVAMP, "Body": "What is 7", "Question": "and 7?"}, SVAMP]))
+    found = audit("mine", "svamp", "toy")
+    assert (found["level"][0], found["test"][0], found["train"][0]) == ("same text", "svamp/test/0", "mine/train/7")
+    assert len(found[found["level"].isin(["same text", "normalised"])]) == 1 and len(rows) == 40
+    assert not len(audit("gsm_plus_unanswerable", "svamp", "toy"))

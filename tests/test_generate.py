@@ -8,6 +8,7 @@ from gsm8k_sft.data.synthetic import toy_model_path
 from gsm8k_sft.generation import batches
 from gsm8k_sft.generation.batches import Request, answer_batch
 from gsm8k_sft.generation.calculator import Calculator
+from gsm8k_sft.generation.checks import engine_fault
 from gsm8k_sft.generation.engine import Engine, engine_answers
 from gsm8k_sft.generation.generate import generate
 from gsm8k_sft.generation.kv_cache import IMPLEMENTATION, SlotCache, cache_argument
@@ -345,3 +346,15 @@ def test_gpu_out_of_memory_for_real(tokenizer, capsys):
     try: found = list(generate(model, tokenizer, ids, 4, 4096, [1], progress=False))
     finally: torch.cuda.set_per_process_memory_fraction(1.0)
     assert len(found) == 4096 and "out of GPU memory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("head_dim", [16, 64, 128, 256])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", id="gpu", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA GPU"))])
+def test_long_prompts_in_fp32(head_dim, device):
+    "Beyond a window and a block of keys, with one prompt's slots longer than the other's"
+    config = Gemma3TextConfig(**WINDOW | {"head_dim": head_dim}, layer_types=["sliding_attention", "full_attention"] * 2)
+    torch.manual_seed(1)
+    model = Gemma3ForCausalLM(config).eval().to(device)
+    for p in model.model.layers.parameters(): p.data.mul_(16)
+    assert engine_fault(model, prompts((241, 121))) == "" == engine_fault(model, prompts((70, 9)))

@@ -4,9 +4,9 @@ import numpy as np, pandas as pd, pytest
 from gsm8k_sft.core.config import fingerprint
 from gsm8k_sft.data import symbolic
 from gsm8k_sft.data.problems import DataError
-from gsm8k_sft.data.symbolic import check_solution, draw_templates, largest_number, solution_steps
+from gsm8k_sft.data.symbolic import check_solution, draw_templates, solution_steps
 from gsm8k_sft.data.synthetic import make_rows
-from gsm8k_sft.experiments.robustness import drop_table, gap_table, other_table, read_answers, robustness_sentences, version_sets
+from gsm8k_sft.experiments.robustness import drop_table, gap_table, read_answers, robustness_sentences, version_sets
 from gsm8k_sft.experiments.runner import collect, do_job
 from gsm8k_sft.experiments.study import open_jobs, read_study
 from gsm8k_sft.report import make_report
@@ -20,14 +20,16 @@ from gsm8k_sft.statistics import gain_gap
     ("He pays 3 kgs x $1,200/kg = $3,600", [("3*1,200", "3,600")]),
     ("3 eggs + 4 eggs = 7 eggs, so 7*2=14=2*7 in all", [("3+4", "7"), ("7*2", "14")]),
     ("half * 144 ants = 72", []), ("2x+110=196 and x + 5 + 6 = 20", []), ("Ann = 302 points", []), ("no sum here", []),
-    ("2(83+81) = 328", [("2*(83+81)", "328")]), ("9÷3/4=12", [("9÷(3/4)", "12")]), ("20% of them: 350/1400*100% = 25%", [("350/1400*100%", "25%")])])
+    ("2(83+81) = 328", [("2*(83+81)", "328")]), ("9÷3/4=12", [("9÷(3/4)", "12")]),
+    ("20% of them: 350/1400*100% = 25%", [("350/1400*100%", "25%")])])
 def test_steps_of_a_solution(text, steps):
     assert [(a.replace(" ", ""), b) for a, b in solution_steps(text)] == steps
 
 
 @pytest.mark.parametrize("solution, answer, wrong", [
     ("5+6 = 11\n#### 11", "11", ""), ("5+6 = 11\n#### 11.0", "11", ""), ("5*1,000 = 5,000 in all\n#### 5000", "5000", ""),
-    ("250 / 20 = 12 pans\n#### 12", "12", "a step is wrong: 250 / 20 = 12"), ("1/3 = 0.33 and 0.33*3 = 1\n#### 1", "1", "a step is wrong: 1/3 = 0.33"),
+    ("250 / 20 = 12 pans\n#### 12", "12", "a step is wrong: 250 / 20 = 12"),
+    ("1/3 = 0.33 and 0.33*3 = 1\n#### 1", "1", "a step is wrong: 1/3 = 0.33"),
     ("5+6 = 11\n#### 12", "12", "no step ends in the answer"), ("5+6 = 11\n#### 11", "12", "the answer isn't the number after ####"),
     ("5-6 = -1\n#### -1", "-1", "the answer is no whole number"), ("5/2 = 2.5\n#### 2.5", "2.5", "the answer is no whole number"),
     ("5+6 = 11", "11", "the answer isn't the number after ####")])
@@ -42,8 +44,10 @@ def test_without_reasoning_gym_one_line_says_what_to_do(monkeypatch):
 
 def test_generators_that_fail_are_left_out_with_the_reason(monkeypatch):
     "Stand-ins for upstream's functions: one right, one that rounds down now and then, one that always does, one without another question"
-    def made(total, parts, name): return {"question": f"{name} shares {total} nuts among {parts}.", "answer": str(total // parts), "metadata": {
-        "answer_cot": f"Each gets {total} nuts / {parts} friends = {total // parts} nuts\n#### {total // parts}.0"}}
+    def made(total, parts, name):
+        solution = f"Each gets {total} nuts / {parts} friends = {total // parts} nuts\n#### {total // parts}.0"
+        return {"question": f"{name} shares {total} nuts among {parts}.", "answer": str(total // parts),
+                "metadata": {"answer_cot": solution}}
     good = {0: lambda rng: made(7 * rng.randint(1, 999), 7, "Ann"), 1: lambda rng: made(rng.randint(1, 999), 2, "Ben"),
             2: lambda rng: made(7 * rng.randint(1, 999) + 1, 7, "Cy"), 3: lambda rng: made(14, 7, "Di"),
             14: lambda rng: made(14, 7, "Ed"), 4: lambda rng: made(14, 7, "Flo")}
@@ -64,10 +68,6 @@ def test_the_instances_are_the_same_as_ever():
     rows, lines = draw_templates()
     assert (len(rows), fingerprint(rows)) == (3950, "137f8fb1fe96a82f") and len({r["question"] for r in rows}) == 3950
     assert sum(not line["why"] for line in lines) == 79 and len(lines) == 100
-
-
-def test_size_of_a_problem():
-    assert [largest_number(t) for t in ("3 of 1,400,000.", "2.5 and 2", "none")] == [1400000, 2.5, 0]
 
 
 # Statistics
@@ -117,11 +117,12 @@ def write_sets(folder):
                  "original_largest": 10.0} for i in range(4) for j in range(2)]
     kinds = ["numerical substitution"] * 6 + ["distraction insertion"] * 2
     plus = [{"question": p["question"], "solution": p["answer"], "answer": p["answer"].rpartition("#### ")[2], "perturbation_type": kind,
-             "seed_question": problems[i]["question"] if i else "no test problem"} for i, (p, kind) in enumerate(zip(problems[20:], kinds))]
-    plus += [{**p, "question": f"{p['question']} Who knows?", "solution": "It can't be known.\n#### None", "answer": "None",
+             "seed_question": problems[i]["question"] if i else "no test problem, Zoë’s"}
+            for i, (p, kind) in enumerate(zip(problems[20:], kinds))]
+    plus += [{**p, "question": f"{p['question']} Who knows, José?", "solution": "It can't be known.\n#### None", "answer": "None",
               "perturbation_type": "critical thinking"} for p in plus]
-    svamp = [{"Body": "Ann had 3 pens.", "Question": f"She got {i}. How many?", "Equation": f"( 3.0 + {i}.0 )", "Answer": 3.0 + i, "Type": "Addition"}
-             for i in range(2, 10)]
+    svamp = [{"Body": "Ann had 3 pens.", "Question": f"She got {i}. How many?", "Equation": f"( 3.0 + {i}.0 )", "Answer": 3.0 + i,
+              "Type": "Addition"} for i in range(2, 10)]
     for name, rows in (("symbolic/test.jsonl", versions), ("gsm_plus/gsmplus_testmini.jsonl", plus), ("svamp/SVAMP.json", svamp)):
         (path := folder / name).parent.mkdir(parents=True)
         path.write_text(json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(r) + "\n" for r in rows))
@@ -129,8 +130,9 @@ def write_sets(folder):
 
 def made_up(model, right):
     "For each seed and problem: is the original right, and how many of ten versions"
-    rows = [{"set": s, "model": model, "seed": k, "calculator": False, "id": f"test/{i}" if s == "main" else f"test/{i}-{j}", "numeric": j < n,
-             "original": None if s == "main" else f"test/{i}", "steps": "2", "largest": "10", "original_largest": str(4 + 5 * i),
+    rows = [{"set": s, "model": model, "seed": k, "calculator": False, "id": f"test/{i}" if s == "main" else f"test/{i}-{j}",
+             "numeric": j < n, "original": None if s == "main" else f"test/{i}", "steps": "2", "largest": "10",
+             "original_largest": str(4 + 5 * i),
              "perturbation_type": None}
             for k, problems in enumerate(right) for i, (original, versions) in enumerate(problems)
             for s, n, of in (("main", original, 1), ("symbolic", versions, 10)) for j in range(of)]
@@ -175,8 +177,6 @@ def test_the_study_of_robustness_from_training_to_its_sentences(tmp_path, monkey
     gaps = gap_table(study, table)
     assert gaps["p, Holm"].notna().sum() == 6 and (gaps.low <= gaps.gap).all() and (gaps.gap <= gaps.high).all()
     assert set(gap_table(study, table, calculator=True).b) == {"full"}
-    others = other_table(table).set_index(["set", "model"])
-    assert others.loc[("svamp", "full"), "seeds"] == 2 and pd.isna(others.loc[("svamp", "base"), "gain"])
     said = robustness_sentences(study)
     assert len(said) == 6 and all(re.search(r"\[[-+]\d+\.\d, [-+]\d+\.\d\]", line) for line in said)
     text = make_report(tmp_path / "report").read_text()

@@ -8,7 +8,7 @@ __all__ = ['SPLITS', 'TRAINING_SPLITS', 'COLUMNS', 'TOKENS_VERSION', 'carve', 'l
 
 # %% ../../nbs/data/datasets.ipynb #b146bb83
 import hashlib, importlib, json, os, unicodedata
-from ..core.config import check_choice, evaluated_datasets, fingerprint, project_path
+from ..core.config import check_choice, evaluated_datasets, fingerprint, for_dataset, project_path
 from .labels import check_labels, encode_rows
 from .problems import (
     DataError, Problems, check_problems, data_folder, data_help, published_splits, read_jsonl, read_parquet, split_files)
@@ -71,13 +71,8 @@ def _published(cfg, split, problems):
 SPLITS, TRAINING_SPLITS = ("train", "validation", "test"), ("train", "validation")
 COLUMNS = ("id", "question", "answer", "final")
 
-def load_gsm8k(
-    cfg, # from `load_config`
-    splits: tuple[str, ...] | None = None, # of train, validation, test; all that there are by default
-): # datasets.DatasetDict: id, question, answer, final and what data.keep names, all texts
-    "The checked problems of one configuration, of GSM8K or another data set"
-    from datasets import Dataset, DatasetDict, Features, Value
-    for split in splits or (): check_choice("splits", split, SPLITS)
+def _unmixed(cfg):
+    "split -> rows of one data set, checked"
     d, shot, problems = cfg.data, cfg.one_shot_example.question, Problems()
     problems.help = data_help(d)
     good = check_problems({split: _published(cfg, split, problems) for split in published_splits(d)}, problems, d)
@@ -89,6 +84,17 @@ def load_gsm8k(
         rows["train"], rows["validation"] = carve(rows["train"], d.validation_fraction, d.validation_seed, shot)
     for split, n in (("train", d.train_samples), ("test", d.test_samples)):
         if split in rows: rows[split] = rows[split][:n]
+    return rows
+
+# %% ../../nbs/data/datasets.ipynb #30d25030
+def load_gsm8k(
+    cfg, # from `load_config`
+    splits: tuple[str, ...] | None = None, # of train, validation, test; all that there are by default
+): # datasets.DatasetDict: id, question, answer, final and what data.keep names, all texts
+    "The checked problems of one configuration, of GSM8K or another data set"
+    from datasets import Dataset, DatasetDict, Features, Value
+    for split in splits or (): check_choice("splits", split, SPLITS)
+    d, rows = cfg.data, _mixed(cfg) if cfg.data.mix else _unmixed(cfg)
     for split in splits or ():
         if split not in rows: raise DataError(f"data.dataset: {d.dataset} has no {split} split, only {', '.join(rows)}; evaluation.split "
                                               "chooses another, and evaluation.datasets=[main] another data set")
@@ -101,6 +107,9 @@ def load_evaluated(
     cfg, # from `load_config` or `read_config`
 ) -> list[tuple]: # (configuration, Dataset) of each data set
     "The problems of `evaluation.split` of each of `evaluation.datasets`"
+    for c in evaluated_datasets(cfg):
+        if c.data.finals == "text": raise DataError(f"data.finals: {c.data.dataset} has no final answers to grade; name other sets in "
+                                                    "evaluation.datasets, or leave the evaluation out (--no-evaluate)")
     return [(c, load_gsm8k(c, [c.evaluation.split])[c.evaluation.split]) for c in evaluated_datasets(cfg)]
 
 # %% ../../nbs/data/datasets.ipynb #500fba48
@@ -125,6 +134,21 @@ def data_fingerprint(
     "A fingerprint of ids, questions and answers"
     if hasattr(dataset, "keys"): return fingerprint({split: data_fingerprint(rows) for split, rows in dataset.items()})
     return fingerprint([[row["id"], row["question"], row["answer"]] for row in dataset])
+
+# %% ../../nbs/data/datasets.ipynb #83acce8c
+def _mixed(cfg):
+    "Train and validation of the sets of `data.mix`; an epoch shows each training problem as often as its set's weight says"
+    parts, seed, train = {name: load_gsm8k(for_dataset(cfg, name)) for name in cfg.data.mix}, cfg.data.validation_seed, []
+    held = {question_key(r["question"]): r["id"] for part in parts.values() for s in part if s != "train" for r in part[s]}
+    for name, weight in cfg.data.mix.items():
+        if "train" not in parts[name]: raise DataError(f"data.mix: {name} is for testing only")
+        rows = [{c: r[c] for c in COLUMNS} for r in parts[name]["train"]]
+        once_more = {r["id"] for r in carve(rows, weight % 1, seed)[1]}
+        train += [r for r in rows for _ in range(int(weight) + (r["id"] in once_more))]
+    for row in train:
+        if other := held.get(question_key(row["question"])):
+            raise DataError(f"data.mix: {row['id']} of train is the question of {other}, which is held out; take it out of train")
+    return {"train": train, "validation": [{c: r[c] for c in COLUMNS} for part in parts.values() for r in part["validation"]]}
 
 # %% ../../nbs/data/datasets.ipynb #d548d7a9
 TOKENS_VERSION = 1 # to be raised when the way of encoding changes

@@ -119,7 +119,7 @@ def evaluation_files(
     whole = read_bytes(folder / f"{name}.predictions.jsonl") if answers else None
     if answers == "verdicts":
         rows = [{k: v for k, v in row.items() if k in VERDICTS or k not in SAVED_FIELDS} for row in map(json.loads, whole.splitlines())]
-        whole = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     return found | ({f"{place}/{name}.{answers}.jsonl": whole} if whole else {})
 
 # %% ../../nbs/evaluation/archive.ipynb #b8fb9331

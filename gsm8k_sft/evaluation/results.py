@@ -215,7 +215,7 @@ def accuracies(
 ) -> dict: # grader -> k right of n answers, share of problems, low and high
     "Right answers by each grader, with their 95 % intervals"
     found, groups = {}, _by_problem(answers)
-    for g in GRADERS:
+    for g in (*GRADERS, *(["math"] if "math" in answers[0] else [])):
         shares = [sum(a[g] for a in group) / len(group) for group in groups]
         n, value = len(shares), sum(shares) / len(shares)
         several = len(answers) > n and len(set(shares)) > 1

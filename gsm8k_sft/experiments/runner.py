@@ -15,6 +15,7 @@ from fastcore.script import call_parse
 from omegaconf import DictConfig
 from ..core.config import ConfigError, DATASETS, TRAIN_NOTEBOOK, TUNINGS, load_config, project_path, project_root
 from ..core.runs import plain_errors, run_folder, write_text
+from ..data.datasets import load_evaluated
 from ..evaluation.archive import add_files, evaluation_files, glob_files, read_bytes, read_record, run_files
 from ..evaluation.results import complete_result, is_plain
 from .study import (
@@ -31,6 +32,7 @@ def do_job(
     if not job.tuning: trained, results = "", evaluate_base(job_config(job), list(job.shots))
     else:
         cfg = load_config(job.preset, job.tuning, job.dataset, job.seed, overrides=run_overrides(job))
+        for ask in job.ask: load_evaluated(job_config(job, ask)) # what can't be asked is said before training
         trained = f"trained in {train(cfg, evaluate=False)['train_seconds']:.0f} s, "
         asked = [[*job.overrides, f"evaluation.split={job.split}", *ask.split()] for ask in job.ask]
         found = [evaluate_run(run_folder(cfg), overrides=[p for p in a if p.startswith(("evaluation.", "data."))]) for a in asked]
@@ -39,6 +41,7 @@ def do_job(
         raise ConfigError(f"the results are called {names}, where the study looks for {result_names(job)}")
     return trained + ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
 
+# %% ../../nbs/experiments/runner.ipynb #7e9d5f20
 def run_notebook(
     job: Job, # of the matrix
 ) -> str: # where the executed notebook is
@@ -220,8 +223,7 @@ def collect(
             files |= run_files(project_path("runs", study.preset, job.name), group)
         for name in found:
             e = read_record(source / f"{name}.json")
-            whole = job.seed == 0 and group == "" and e["model_type"] in ("full", "lora", "base-0shot") and is_plain(e)
-            whole &= e["dataset"] in DATASETS # of other sets verdicts suffice
+            whole = is_plain(e) and not (job.seed or group) and {e["dataset"], e["model_type"]} <= {*DATASETS, "full", "lora", "base-0shot"}
             kept_before = group == "lr_search" and not (source / f"{name}.predictions.jsonl").exists() # by `skip_kept`
             answers = None if e["samples"] > 1 or kept_before else "predictions" if whole else "verdicts"
             if read_bytes(results_folder(job, out) / f"{name}.json") is None: files |= evaluation_files(name, source, group, answers)

@@ -8,6 +8,7 @@ __all__ = ['CHECKED', 'tolerance', 'difference', 'remembered', 'foreign_parts', 
 # %% ../../nbs/generation/checks.ipynb #991685a5
 import contextlib, gsm8k_sft, torch, transformers
 from collections.abc import Callable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..core.config import fingerprint, project_path
 from ..core.runs import read_json, write_json
 from .batches import Request, answer_batch, evaluation_mode
@@ -95,7 +96,7 @@ class _Likeliest:
 
 def _plain_logits(model, ids, answer):
     "Logits of each token of an answer: a forward pass of transformers, of one row"
-    with evaluation_mode(model) as inner, torch.inference_mode():
+    with evaluation_mode(model) as inner, torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
         row = torch.tensor([ids + answer[:-1]], device=model.device)
         return inner(input_ids=row, use_cache=False).logits[0, len(ids) - 1:]
 

@@ -9,6 +9,7 @@ __all__ = ['CLASSES', 'solution_steps', 'first_slip', 'grade_answer', 'class_tab
 from collections import Counter
 from .answers import GRADERS, grade, own_text
 from .arithmetic import ANNOTATION, annotations, equations, verdict, without_latex
+from .latex import MATH
 
 # %% ../../nbs/grading/errors.ipynb #f8fa122c
 def solution_steps(
@@ -32,11 +33,14 @@ def grade_answer(
     prediction: str, # what the model wrote after the prompt
     gold_answer: str, # the published solution, or only its final number
     finish_reason: str = "stop", # "length" if the limit of tokens ended the generation
-) -> dict: # what `grade` returns; class (of CLASSES), slip_step (from 1, or None), gold_steps, gold_length (characters)
+) -> dict: # what `grade` returns, for a formula math too; class (of CLASSES), slip_step (from 1, or None), gold_steps, gold_length
     "Grades, class and the size of the problem"
     grades, slip = grade(prediction, gold_answer), None
     if finish_reason == "length" and str(gold_answer).endswith("#### None"): grades |= dict.fromkeys(GRADERS, False) # no end, no answer
-    if grades["strict"]: kind = "right"
+    if "#### \\boxed" in str(gold_answer):
+        found = MATH.extract(prediction)
+        grades |= {"math": found is not None and MATH.same(found, gold_answer), "extracted_math": found}
+    if grades.get("math", grades["strict"]): kind = "right"
     elif grades["numeric"]: kind = "right number, wrong format"
     elif finish_reason == "length": kind = "cut at the limit"
     elif grades["extracted_strict"] is None and grades["extracted_numeric"] is None: kind = "no final answer"

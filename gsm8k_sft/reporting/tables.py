@@ -12,7 +12,7 @@ import re
 import pandas as pd
 from collections import Counter
 from pathlib import Path
-from ..core.config import project_path
+from ..core.config import DATASETS, project_path
 from ..evaluation.results import (
     complete_result, is_plain, label, model_order, for_one_table, read_evaluations, read_predictions, read_runs)
 from ..grading.answers import GRADERS
@@ -75,9 +75,10 @@ def format_table(
 ) -> pd.DataFrame: # strings, with readable headers; a run's status beside the model's name unless it is complete
     "The comparison as a person reads it"
     def name(r): return label(r["model"]) + (f" ({r['status']})" if isinstance(r.get("status"), str) and r["status"] != "complete" else "")
+    sets = {} if table.dataset.isin(DATASETS).all() else {"data set": "dataset"}
     return pd.DataFrame([
-        {"model": name(r), "run": r["run"] if isinstance(r["run"], str) else "–", "n": _amount(r.get("n")),
-         **{f"{grader.label} [95 %]": _percent(r, g) for g, grader in GRADERS.items()}, **_cost(r),
+        {"model": name(r), **{k: r[v] for k, v in sets.items()}, "run": r["run"] if isinstance(r["run"], str) else "–",
+         "n": _amount(r.get("n")), **{f"{grader.label} [95 %]": _percent(r, g) for g, grader in GRADERS.items()}, **_cost(r),
          "evaluation": _amount(r.get("eval_seconds"), suffix=" s")} for r in table.to_dict("records")])
 
 # %% ../../nbs/reporting/tables.ipynb #10a146fc
@@ -115,8 +116,9 @@ def mean_label(
 ) -> str: # "LoRA", "LoRA on socratic", or "LoRA (lora_main-1a2b3c)" for a run with overrides
     "The model's name, with its experiment if that isn't the plain one"
     name, experiment = label(row["model"]), row["experiment"]
-    if dataset and row["dataset"] != "main": name += f" on {row['dataset']}"
-    plain = experiment in ("", f"{row['model']}_{row['dataset']}")
+    elsewhere = row["dataset"] not in DATASETS and experiment == f"{row['model']}_main" # asked on it, trained on main
+    if dataset and row["dataset"] != "main" and not elsewhere: name += f" on {row['dataset']}"
+    plain = elsewhere or experiment in ("", f"{row['model']}_{row['dataset']}")
     return name if plain else f"{name} ({experiment})"
 
 # %% ../../nbs/reporting/tables.ipynb #57bbc910
@@ -159,10 +161,11 @@ def headline(
     keys, blocks = ["preset", "dataset", "n", "model", "experiment"], []
     done = table.dropna(subset=["strict"]).assign(experiment=lambda t: _experiments(t))
     rows = average_seeds(done).merge(done.drop_duplicates(keys), on=keys)
-    for (toy, preset, n), group in rows.groupby([rows.preset == "toy", "preset", "n"]):
+    asked = rows.dataset.where(~rows.dataset.isin(DATASETS), "GSM8K").rename("asked")
+    for (toy, preset, of, n), group in rows.groupby([(rows.preset == "toy") & (asked == "GSM8K"), "preset", asked, "n"]):
         lines = pd.DataFrame([_headline_row(r) for r in group.to_dict("records")])
         problems = f"a toy model on {int(n):,} generated problems: **synthetic, to show the path at work**"
-        blocks.append(f"**{preset}**, {problems if toy else f'all models on the {int(n):,} test problems of GSM8K'}:")
+        blocks.append(f"**{preset}**, {problems if toy else f'all models on the {int(n):,} test problems of {of}'}:")
         blocks.append(markdown_table(lines.loc[:, (lines != "–").any()]))
         stem = f"{preset}-{min(group.dataset)}-comparison"
         same = done[(done.preset == preset) & (done.dataset == min(group.dataset)) & (done.n == n)]

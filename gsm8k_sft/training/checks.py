@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..data.datasets import Collator
 from ..generation.checks import difference, foreign_parts, remembered, tolerance
 from .graphs import training_mode
@@ -43,13 +44,13 @@ def _compare(model, inner, examples, pad):
     given = dict(input_ids=chunk["input_ids"], position_ids=chunk["position_ids"], use_cache=False, packed=packed)
     dtype = torch.get_autocast_dtype(inner.device.type) if torch.is_autocast_enabled(inner.device.type) else None
     with torch.no_grad():
-        expected = model(**batch).logits[batch["attention_mask"].bool()]
+        with sdpa_kernel(SDPBackend.MATH): expected = model(**batch).logits[batch["attention_mask"].bool()]
         with training_mode(inner):
             if wrong := difference(model(**given).logits[0], expected, allowed): return wrong
             del expected
             model.train()(**given, logits_to_keep=1) # refuses a dropout that it doesn't have
             model.eval()
-    loss, norm, learning = _step(model, lambda: model(**batch).loss * len(chunk["targets"]))
+    with sdpa_kernel(SDPBackend.MATH): loss, norm, learning = _step(model, lambda: model(**batch).loss * len(chunk["targets"]))
     with training_mode(inner):
         found, its_norm, its_learning = _step(model, lambda: packed_loss(model, inner, chunk, dtype, compiled_softmax=False))
     if not abs(found / loss - 1) <= allowed / 8: return f"the loss is {found:.4f} and transformers' is {loss:.4f}"

@@ -18,11 +18,11 @@ from torch.utils._triton import has_triton
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from ..core.config import device
+from ..core.config import device, setting
 from ..core.runs import peak_memory
 from ..data.datasets import Collator
 from ..evaluate import quick_accuracy
-from .callbacks import EarlyStopping, Progress, RunLog, StopOnSignal, wandb_mode
+from .callbacks import EarlyStopping, Progress, RunLog, StopOnSignal, tracked_name, trackers
 from .checkpoints import TrainingError
 from .checks import checked_config
 from .graphs import RecordedStep, compiled_layers, packed_collator, speedup_of, training_mode
@@ -48,7 +48,7 @@ def training_arguments(
         eval_strategy="steps" if evaluates else "no", eval_steps=t.eval_steps or None, save_strategy="steps",
         load_best_model_at_end=bool(t.early_stopping_patience), metric_for_best_model="eval_loss", greater_is_better=False,
         logging_nan_inf_filter=False, include_num_input_tokens_seen="non_padding", remove_unused_columns=False, use_cpu=device() == "cpu",
-        disable_tqdm=True, report_to=["wandb"] if wandb_mode(cfg) != "off" else [], run_name=cfg.run_name,
+        disable_tqdm=True, report_to=trackers(cfg), run_name=tracked_name(cfg, folder), project=setting("wandb", "project"),
         ddp_find_unused_parameters=False, dataloader_pin_memory=gpu, accelerator_config={"non_blocking": gpu})
     if device() == "cpu" and torch.accelerator.is_available(): # such as Intel's XPU
         print(f"{torch.accelerator.current_accelerator().type} isn't used: training runs on the CPU, in {cfg.model.precision}", flush=True)
