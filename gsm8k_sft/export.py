@@ -67,7 +67,7 @@ def base_comparisons(
     return said
 
 # %% ../nbs/export.ipynb #57609655
-OWN = "model.(name|path)|data.(sub)?folder|run_name|preset|variant|seed|tuning_method|one_shot_example.*" # paths, and what is said elsewhere
+OWN = "model.(name|path)|data.(sub)?folder|run_name|preset|variant|seed|tuning_method|one_shot_example.*" # paths; told elsewhere
 
 def model_card(
     run: Path, # a finished run's folder
