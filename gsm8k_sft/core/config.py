@@ -431,7 +431,7 @@ TRAIN_NOTEBOOK = CONFIGS.parent / "notebooks" / "02_train.ipynb" # what papermil
 TUNINGS, DATASETS = ("full", "lora", "qlora"), ("main", "socratic")
 ENTRY = tuple(f.name for f in fields(DatasetEntry)) # the keys that a file of configs/dataset sets
 SAVED_FIELDS = frozenset("""id sample question answer gold final prompt text n_tokens finish_reason seconds batch_size strict numeric
-    flexible extracted_strict extracted_numeric extracted_flexible class slip_step gold_steps gold_length group evaluation""".split())
+    flexible extracted_strict extracted_numeric extracted_flexible class slip_step gold_steps gold_length group evaluation math extracted_math""".split())
 
 def _folders(kind):
     "Folders with files of a kind: the package's, the working folder's, the project's"
@@ -495,6 +495,7 @@ def merge_layer(
     "Merge with names and types checked"
     try: return OmegaConf.unsafe_merge(base, OmegaConf.from_dotlist([layer]) if isinstance(layer, str) else layer)
     except YAMLError as e: raise ConfigError(f"{source}: not readable as YAML: {' '.join(str(e).split())}") from None
+    except TypeError: raise ConfigError(f"{source}: an item alone can't be set; give the whole list, as in key=[1,2]") from None
     except OmegaConfBaseException as e:
         key, text = getattr(e, "full_key", None) or "", str(e).splitlines()[0].split(". Did you mean")[0]
         near = difflib.get_close_matches(key, [k for k, _ in _fields()], 1, cutoff=0.7)
