@@ -107,7 +107,7 @@ def evaluation_protocol(
     why = {"engine_why": choice.why} if choice.why else {}
     return {**protocol, "fingerprint": protocol_fingerprint(protocol), "seeds": seeds, "prompt": prompts[0], **why}, prompts
 
-# %% ../../nbs/evaluation/results.ipynb #59a02db4
+# %% ../../nbs/evaluation/results.ipynb #59a02db3
 @cache
 def _own(preset, tuning, dataset, files):
     "The preset's own configuration as `files` say; base.yaml where they aren't here"
@@ -118,6 +118,7 @@ def _own(preset, tuning, dataset, files):
     if own.evaluation.dtype == "auto": own.evaluation.dtype = "bf16" # what auto is, except on a GPU without it
     return own
 
+# %% ../../nbs/evaluation/results.ipynb #59a02db4
 def deviations(
     cfg: DictConfig, # from `load_config` or `read_config`
     model_type: str, # base-0shot, base-1shot and so on, or as `tuning_of` says
