@@ -30,8 +30,9 @@ def base_model(
     cfg, # a run's configuration, from `read_config`
 ) -> tuple[str, str | None, Path | None]: # name, licence as the hub writes it, folder if it is here
     "What a run started from"
-    name, path = {"gemma-3-270m-gguf": "google/gemma-3-270m"}.get(cfg.model.name, cfg.model.name), cfg.model.path
-    if path and name.rpartition("/")[2].lower() not in Path(path).name.lower(): name = Path(path).name # a path may lead to any model
+    name = {"gemma-3-270m-gguf": "google/gemma-3-270m"}.get(cfg.model.name, cfg.model.name)
+    path = cfg.model.path or (name if name.startswith((".", "/", "~")) or Path(name).is_dir() else None)
+    if path and (path == name or name.rpartition("/")[2].lower() not in Path(path).name.lower()): name = Path(path).name
     try: folder = resolve_model(cfg.model)
     except ModelError: return name, LICENSES.get(name), None # a model that was trained whole doesn't need it
     readme = folder / "README.md"
@@ -66,7 +67,7 @@ def base_comparisons(
     return said
 
 # %% ../nbs/export.ipynb #57609655
-OWN = "model.path|data.folder|run_name|preset|variant|seed|tuning_method|one_shot_example.*" # paths, and what is said elsewhere
+OWN = "model.(name|path)|data.(sub)?folder|run_name|preset|variant|seed|tuning_method|one_shot_example.*" # paths; told elsewhere
 
 def model_card(
     run: Path, # a finished run's folder

@@ -7,8 +7,8 @@ from omegaconf import OmegaConf
 
 from gsm8k_sft.cli import COMMANDS, command_parser, main
 from gsm8k_sft.core.config import (
-    CONFIGS, SETTINGS, Config, ConfigError, SettingsError, check_config, choices, config_file, load_config, project_path,
-    project_root, setting)
+    CONFIGS, SETTINGS, check_config, choices, Config, config_file, config_layers, ConfigError, empty_config, load_config, merge_layer,
+    project_path, project_root, setting, SettingsError)
 from gsm8k_sft.core.runs import git_commit, read_config, save_config
 
 ROOT = project_root(Path(__file__).parent)
@@ -60,10 +60,11 @@ def test_the_clone_is_found_from_its_notebooks():
 
 def test_configuration_imports_nothing_slow(empty):
     code = ("import sys; from gsm8k_sft.core.config import load_config; load_config('toy', 'lora', training=False); "
+            "from gsm8k_sft.core.runs import main; main('gemma-2b-it', 'lora'); " # as make names a run
             "print([m for m in ('torch', 'peft', 'transformers', 'pandas') if m in sys.modules])")
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert done.stdout.strip() == "[]", done.stderr
+    assert done.stdout.splitlines() == ["runs/gemma-2b-it/lora_main-s0", "[]"], done.stderr
 
 
 # Files of one's own
@@ -193,6 +194,19 @@ def test_the_order_of_overrides_counts_where_it_matters():
 
 PEFT = {"use_dora": True, "use_rslora": True, "modules_to_save": ["embed_tokens"], "init_lora_weights": "gaussian", "bias": "lora_only",
         "target_modules": ["q_proj", "v_proj"], "layers_to_transform": [0, 2], "rank_pattern": {"q_proj": 2}}
+
+def test_merging_leaves_what_was_merged_as_it_was():
+    "OmegaConf's unsafe merge changes its first argument, and what later layers say must not reach earlier ones"
+    given = "train.max_steps=3 lora_config.target_modules=[q_proj] evaluation.shots=[2] train.lr_scheduler_kwargs.min_lr=1e-7 seed=5"
+    layers, cfg = config_layers("toy", "lora", "main", 0, None, given), empty_config()
+    before = [OmegaConf.to_container(layer) for _, layer in layers]
+    for source, layer in layers: cfg = merge_layer(cfg, layer, source)
+    assert [OmegaConf.to_container(layer) for _, layer in layers] == before
+    one, other = load_config("toy", overrides="evaluation.shots=[3]"), load_config("toy")
+    one.lora_config.target_modules, one.evaluation.shots[0] = ["x"], 4
+    assert (other.lora_config.target_modules, list(other.evaluation.shots)) == ("all-linear", [0, 1])
+    assert load_config("toy") == other
+
 
 def test_every_field_reaches_the_model():
     from gsm8k_sft.models.adapters import prepare_for_training

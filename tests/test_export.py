@@ -211,6 +211,8 @@ def test_the_base_models_own_card_comes_first(tmp_path):
     assert base_model(cfg)[:2] == ("toy", "cc-by-4.0")
     cfg.model.path = str(shutil.copytree(tmp_path / "toy-copy", tmp_path / "other", ignore=shutil.ignore_patterns("README.md")))
     assert base_model(cfg)[:2] == ("other", None), "a path may lead to any model"
+    cfg.model.name, cfg.model.path = cfg.model.path, None
+    assert base_model(cfg)[:2] == ("other", None), "and so may a name; no card shows where it lay"
 
 
 def test_terms_go_along(runs, tmp_path):

@@ -153,7 +153,7 @@ def test_filled_chunks_end_at_max_tokens(lengths):
 def test_filled_chunks_train_alike(monkeypatch):
     "What is recorded on a GPU, launched one by one here"
     import gsm8k_sft.training.trainer as module
-    given = dict(train__packing=True, train__max_tokens=600,
+    given = dict(train__packing=True, train__max_tokens=600, train__max_steps=2,
                  train__gradient_accumulation_steps=2, train__per_device_train_batch_size=4)
     plain = run("plain", **given)
     monkeypatch.setattr(module, "speedup_of", lambda *args: "record")

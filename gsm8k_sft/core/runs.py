@@ -139,8 +139,10 @@ def plain_errors(
     try: yield
     except Exception as e:
         text, full = str(e), re.search(r"rror (27|28|122)\b|rrno (27|28|122)\b|PytorchStreamWriter|inline_container", str(e))
-        if not (full or isinstance(e, (ValueError, OSError, *more))): raise
+        memory = isinstance(e, MemoryError) or re.search("can't allocate memory|out of memory", text)
+        if not (full or memory or isinstance(e, (ValueError, OSError, *more))): raise
         if full: text = f"the disk is full ({text.splitlines()[0]}). What was saved is whole: make room, then the same command goes on"
+        elif memory: text = f"out of memory ({text.splitlines()[0][:200]}); a smaller batch, train.max_tokens or lora_config.r needs less"
         elif isinstance(e, OSError) and e.filename:
             text = f"{e.filename}: {e.strerror}; move away what is in the way, or name another folder (settings.ini [paths])"
         sys.exit(f"{prefix or type(e).__name__}: {text}")
@@ -158,5 +160,5 @@ def main(
 ):
     "Print the folder of a configuration's run, as seen from the project's root"
     if not re.fullmatch("-?[0-9]+", seed): raise ConfigError(f"seed: {seed!r} is not a whole number")
-    cfg = load_config(preset, tuning, dataset, int(seed), config, overrides, training=False)
+    cfg = load_config(preset, tuning, dataset, int(seed), config, overrides, training=False, bf16=True) # no name tells of the GPU
     print(os.path.relpath(run_folder(cfg), project_root()))

@@ -168,7 +168,8 @@ def run_study(
 ) -> dict: # done, failed (job name -> why), left (jobs), waiting (runs)
     "Do what can be done of a study"
     end, failed, seen, n, again = time.monotonic() + 60 * (minutes or float("inf")), {}, set(), 0, set()
-    team, is_known = _start_team(study, workers), lambda job: job.key in seen or (done(job) and not seen.add(job.key))
+    def is_known(job): return job.key in seen or (done(job) and not seen.add(job.key))
+    team = _start_team(study, workers) if open_jobs(study, is_known)[0] else []
     try:
         while time.monotonic() < end:
             _hand_out(open_jobs(study, is_known)[0], team, failed)
