@@ -8,7 +8,7 @@ os.environ.pop("HF_HUB_OFFLINE", None) # the tests' hub is a server of their own
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)): # before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
-SLOW = ("test_notebooks.py", "test_train.py", "test_processes.py", "test_docs.py", "test_widgets.py")
+SLOW = ("test_docs.py", "test_processes.py", "test_study.py", "test_notebooks.py", "test_train.py", "test_packing.py", "test_widgets.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -101,7 +101,7 @@ TRACED = [("gemma", "full", {}), ("gemma2", "lora", {}), ("qwen2", "full", {}), 
           ("qwen2", "full model.precision=bf16" + CHECKPOINT, FEW), ("gemma2", "full model.precision=bf16" + CHECKPOINT, LONG),
           ("gemma3_text", "full model.precision=bf16" + CHECKPOINT, {"rows": 1, "longest": 32, **MANY})]
 TRACED += [(k, t + CHECKPOINT, MANY) for k in KINDS for t in ("full", "lora")]
-TRACED += [pytest.param(k, t, MANY, marks=pytest.mark.slow) for k in KINDS for t in ("full", "lora")] # the chapter on memory traces them too
+TRACED += [pytest.param(k, t, MANY, marks=pytest.mark.slow) for k in KINDS for t in ("full", "lora")] # quick: the chapter
 TRACED += [("gemma", "full model.precision=bf16" + c, v) for c in ("", CHECKPOINT) for v in (FEW, MANY)]
 TRACED += [("gemma3_text", t + c, LONG) for t in ("full", "lora", "lora model.precision=bf16") for c in ("", CHECKPOINT)]
 ACCUMULATED = "full train.gradient_accumulation_steps=2"

@@ -6,7 +6,7 @@ from gsm8k_sft.data import symbolic
 from gsm8k_sft.data.problems import DataError
 from gsm8k_sft.data.symbolic import check_solution, draw_templates, solution_steps
 from gsm8k_sft.data.synthetic import make_rows
-from gsm8k_sft.experiments.robustness import drop_table, gap_table, read_answers, robustness_sentences, version_sets
+from gsm8k_sft.experiments.robustness import drop_table, gap_table, study_answers, robustness_sentences, version_sets
 from gsm8k_sft.experiments.runner import collect, do_job
 from gsm8k_sft.experiments.study import open_jobs, read_study
 from gsm8k_sft.report import make_report
@@ -161,12 +161,12 @@ def test_the_study_of_robustness_from_training_to_its_sentences(tmp_path, monkey
     (tmp_path / "configs" / "robustness").mkdir(parents=True)
     (tmp_path / "configs" / "robustness" / "toy.yaml").write_text(ROBUST)
     study = read_study("robustness/toy")
-    assert study.archive == "robustness/toy" and robustness_sentences(study) == [] and len(read_answers(study)) == 0
+    assert study.archive == "robustness/toy" and robustness_sentences(study) == [] and len(study_answers(study)) == 0
     while jobs := open_jobs(study)[0]:
         for job in jobs: do_job(job)
     collect(study)
     assert not open_jobs(study)[0] and (tmp_path / "results" / "robustness" / "toy" / "answers.parquet").exists()
-    table = read_answers(study)
+    table = study_answers(study)
     counts = table[~table.calculator].groupby(["set", "model"]).size().unstack("model").T.to_dict()
     assert counts == {"main": {"base": 8, "full": 16, "lora": 8}, "symbolic": {"base": 8, "full": 16, "lora": 8},
                       "gsm_plus": {"base": 8, "full": 16, "lora": 8}, "gsm_plus_unanswerable": {"base": 8, "full": 16, "lora": 8},

@@ -23,7 +23,7 @@ from gsm8k_sft.reporting.curves import plot_rates
 STUDY = """
 preset: toy
 overrides:
-  [data.train_samples={train}, data.test_samples=12, data.validation_fraction=0.1, train.num_train_epochs={epochs}, train.eval_steps=0,
+  [data.train_samples={train}, data.test_samples=12, data.validation_fraction=0.02, train.num_train_epochs={epochs}, train.eval_steps=0,
    train.validation_samples=0, train.logging_steps=5, evaluation.max_new_tokens=64, evaluation.other_texts=2]
 methods:
   full: {{tuning: full, learning_rates: [1.0e-3]}}

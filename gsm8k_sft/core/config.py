@@ -431,7 +431,8 @@ TRAIN_NOTEBOOK = CONFIGS.parent / "notebooks" / "02_train.ipynb" # what papermil
 TUNINGS, DATASETS = ("full", "lora", "qlora"), ("main", "socratic")
 ENTRY = tuple(f.name for f in fields(DatasetEntry)) # the keys that a file of configs/dataset sets
 SAVED_FIELDS = frozenset("""id sample question answer gold final prompt text n_tokens finish_reason seconds batch_size strict numeric
-    flexible extracted_strict extracted_numeric extracted_flexible class slip_step gold_steps gold_length group evaluation math extracted_math""".split())
+    flexible math extracted_strict extracted_numeric extracted_flexible extracted_math class slip_step gold_steps
+    gold_length group evaluation""".split())
 
 def _folders(kind):
     "Folders with files of a kind: the package's, the working folder's, the project's"

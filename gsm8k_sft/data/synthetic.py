@@ -10,6 +10,7 @@ __all__ = ['CALCULATION', 'LOWEST', 'HIGHEST', 'OPERATORS', 'TEMPLATES', 'FAMILI
 # %% ../../nbs/data/synthetic.ipynb #d46750de
 import random, re
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from importlib.resources import files
 from pathlib import Path
@@ -123,6 +124,14 @@ def draw_problem(
 # %% ../../nbs/data/synthetic.ipynb #c875a963
 SIZES = {"train": 2800, "test": 500}
 
+@cache
+def _drawn(split, dataset, n, seed):
+    rng, rows = random.Random(f"{split} {seed if split == 'train' else 0}"), {}
+    while len(rows) < n:
+        row = render(*draw_problem(rng, held_out=split == "test"), dataset)
+        rows.setdefault(row["question"], row)
+    return [*rows.values()]
+
 def make_rows(
     split: str, # "train" or "test"
     dataset: str = "main", # "main" or "socratic"
@@ -132,11 +141,7 @@ def make_rows(
     "Generated problems in GSM8K's format"
     check_choice("split", split, tuple(SIZES))
     check_choice("dataset", dataset, ("main", "socratic"))
-    rng, rows = random.Random(f"{split} {seed if split == 'train' else 0}"), {}
-    while len(rows) < (SIZES[split] if n is None else n):
-        row = render(*draw_problem(rng, held_out=split == "test"), dataset)
-        rows.setdefault(row["question"], row)
-    return list(rows.values())
+    return [row.copy() for row in _drawn(split, dataset, SIZES[split] if n is None else n, seed)] # drawn once in a process
 
 # %% ../../nbs/data/synthetic.ipynb #9153cc23
 def toy_model_path(

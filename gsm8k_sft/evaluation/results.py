@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from ..core.config import (
-    CONFIGS, ENTRY, TUNINGS, ConfigError, check_choice, config_layers, empty_config, fingerprint, for_dataset, merge_layer,
+    CONFIGS, ENTRY, TUNINGS, ConfigError, check_choice, config_layers, fingerprint, for_dataset, merge_layers,
     project_path, project_root, read_yaml, tuning_of)
 from ..core.runs import read_config, read_json, write_json, write_text
 from ..data.datasets import data_fingerprint, load_gsm8k, question_key
@@ -111,14 +111,13 @@ def evaluation_protocol(
 @cache
 def _own(preset, tuning, dataset, files):
     "The preset's own configuration as `files` say; base.yaml where they aren't here"
-    own = empty_config()
     try: layers = config_layers(preset, tuning, dataset, 0)
     except ConfigError: layers = [("base.yaml", read_yaml(CONFIGS / "base.yaml"))]
-    for source, layer in layers: own = merge_layer(own, layer, source)
+    own = merge_layers(layers)
     if own.evaluation.dtype == "auto": own.evaluation.dtype = "bf16" # what auto is, except on a GPU without it
     return own
 
-# %% ../../nbs/evaluation/results.ipynb #59a02db5
+# %% ../../nbs/evaluation/results.ipynb #9edf14a0
 def deviations(
     cfg: DictConfig, # from `load_config` or `read_config`
     model_type: str, # base-0shot, base-1shot and so on, or as `tuning_of` says

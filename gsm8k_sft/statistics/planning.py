@@ -8,9 +8,11 @@ __all__ = ['MINUTES', 'minimum_detectable_effect', 'seed_power', 'plan_seeds', '
 # %% ../../nbs/statistics/planning.ipynb #ab9cf978
 import numpy as np
 from fastcore.script import call_parse
+from functools import cache
 from .seeds import SeedSpread, seed_error
 
 # %% ../../nbs/statistics/planning.ipynb #16642c48
+@cache
 def _mcnemar_power(difference, n, discordant, alpha):
     "Probability that the exact test finds `difference`, averaged over the number of discordant problems"
     from scipy.stats import binom
