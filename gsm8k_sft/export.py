@@ -11,11 +11,12 @@ import json, os, re, shutil
 import gsm8k_sft
 from pathlib import Path
 from fastcore.script import call_parse
-from .core.config import check_choice, config_table, project_root
+from .core.config import check_choice, config_table, project_root, tuning_of
 from .core.runs import plain_errors, read_config, read_json, write_text
 from .data.prompts import Renderer
 from .evaluation.compare import compare
 from .evaluation.results import find_run, is_plain, label, read_evaluations
+from .generation.generate import stop_tokens
 from .grading.answers import GRADERS
 from .models.export import ExportError, export_weights, new_folder
 from .models.loading import DTYPES, load_tokenizer
@@ -29,8 +30,9 @@ def base_model(
     cfg, # a run's configuration, from `read_config`
 ) -> tuple[str, str | None, Path | None]: # name, licence as the hub writes it, folder if it is here
     "What a run started from"
-    name, path = {"gemma-3-270m-gguf": "google/gemma-3-270m"}.get(cfg.model.name, cfg.model.name), cfg.model.path
-    if path and name.rpartition("/")[2].lower() not in Path(path).name.lower(): name = Path(path).name # a path may lead to any model
+    name = {"gemma-3-270m-gguf": "google/gemma-3-270m"}.get(cfg.model.name, cfg.model.name)
+    path = cfg.model.path or (name if name.startswith((".", "/", "~")) or Path(name).is_dir() else None)
+    if path and (path == name or name.rpartition("/")[2].lower() not in Path(path).name.lower()): name = Path(path).name
     try: folder = resolve_model(cfg.model)
     except ModelError: return name, LICENSES.get(name), None # a model that was trained whole doesn't need it
     readme = folder / "README.md"
@@ -65,7 +67,7 @@ def base_comparisons(
     return said
 
 # %% ../nbs/export.ipynb #57609655
-OWN = "model.path|data.folder|run_name|preset|variant|seed|tuning_method|one_shot_example.*" # paths, and what is said elsewhere
+OWN = "model.(name|path)|data.(sub)?folder|run_name|preset|variant|seed|tuning_method|one_shot_example.*" # paths; told elsewhere
 
 def model_card(
     run: Path, # a finished run's folder
@@ -84,8 +86,9 @@ def model_card(
     jinja.filters["quoted"] = lambda text: json.dumps(text, ensure_ascii=False)
     text = jinja.get_template("card.md").render(
         cfg=cfg, record=record, evaluations=evaluations, weights=weights, base=base, license=license, name=name, graders=GRADERS,
-        method=label(cfg.tuning_method), comparisons=base_comparisons(evaluations, cfg.preset), prompt=renderer.prompt("QUESTION"),
-        stop_texts=renderer.stop_texts, settings=table[~table.key.str.fullmatch(OWN)], version=gsm8k_sft.__version__)
+        tuning=tuning_of(cfg), method=label(tuning_of(cfg)), comparisons=base_comparisons(evaluations, cfg.preset),
+        prompt=renderer.prompt("QUESTION"), stop_texts=renderer.stop_texts, settings=table[~table.key.str.fullmatch(OWN)],
+        version=gsm8k_sft.__version__)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 # %% ../nbs/export.ipynb #d6868dfe
@@ -102,13 +105,13 @@ def export_run(
     if status not in ("complete", "trained"): raise ExportError(f"{run}: the run is {status}; the command that trains it goes on")
     base, known, folder = base_model(read_config(run))
     with new_folder(out) as part:
-        weights = export_weights(run, part, dtype)
+        weights = export_weights(run, part, stop_tokens, dtype)
         card = model_card(run, name or out.name, run_evaluations(run, weights), weights, base, license or known)
         write_text(part / "README.md", card)
         for path in folder.iterdir() if folder else ():
             if re.match(r"LICEN[CS]E|NOTICE|USE_POLICY|.*TERMS|tokenizer\.model$", path.name, re.I): shutil.copyfile(path, part / path.name)
-    print(f"{os.path.relpath(out)}: {weights['dtype']} weights; logits differ from the run's by {weights['difference']:.1g} of the largest, "
-          f"the next token is the same at {weights['same_token']:.1%} of the places", flush=True)
+    print(f"{os.path.relpath(out)}: {weights['dtype']} weights; logits differ from the run's by {weights['difference']:.1g} of the "
+          f"largest, the next token is the same at {weights['same_token']:.1%} of the places", flush=True)
     return out
 
 # %% ../nbs/export.ipynb #991f3ee7

@@ -116,7 +116,7 @@ def _template(name):
     "A template of the package, which may call what the chapters on tables export"
     from jinja2 import Environment, PackageLoader, StrictUndefined
     loaded = Environment(loader=PackageLoader("gsm8k_sft", "assets"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    loaded.globals |= {name: getattr(module, name) for module in (curves, tables, studies, robustness) for name in module.__all__}
+    loaded.globals |= {name: getattr(module, name) for module in (robustness, curves, tables, studies) for name in module.__all__}
     loaded.tests |= {"is_plain": is_plain, "matching": lambda text, pattern: re.fullmatch(pattern, text)}
     return loaded.get_template(name)
 

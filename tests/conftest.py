@@ -1,5 +1,6 @@
 "The surroundings of all tests: no display, a share of the cores for each worker, slow files first so that no core waits at the end"
 import os
+import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -14,3 +15,19 @@ def pytest_collection_modifyitems(items):
     "With several workers the long ones begin first; alone, the quick ones, so that a slip shows in seconds"
     last = len(SLOW) if "PYTEST_XDIST_WORKER" in os.environ else -1
     items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else last)
+
+
+@pytest.fixture
+def start(tmp_path):
+    "Starts `python -m gsm8k_sft.MODULE WORDS` in the working folder; what still runs ends with the test"
+    from commands import run, server
+    started = []
+    def begin(module, *words, **environ):
+        said = tmp_path / f"said-{len(started)}"
+        process = server.Process(target=run, args=(f"gsm8k_sft.{module}", words, os.getcwd(), os.environ | environ, said))
+        started.append(process)
+        process.said = said
+        process.start()
+        return process
+    yield begin
+    for process in started: process.kill(), process.join()

@@ -1,10 +1,10 @@
 "results/: the same tables as before it became archives; nothing lost in packing; writers that meet"
 import json
 import math
-import multiprocessing
 import re
 from hashlib import sha256
 import pytest
+from commands import server
 from gsm8k_sft.core.config import project_path
 from gsm8k_sft.core.runs import read_json
 from gsm8k_sft.evaluation.archive import (
@@ -111,8 +111,7 @@ def _add_run(folder, run): add_files(folder, run_files(run))
 def test_two_writers_lose_nothing(tmp_path):
     unpack(project_path("results", "toy"), tmp_path / "toy")
     runs = sorted(p.parent for p in (tmp_path / "toy").glob("*/record.json"))
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_add_run, args=(tmp_path / "out", run)) for run in runs[:3]]
+    writers = [server.Process(target=_add_run, args=(tmp_path / "out", run)) for run in runs[:3]]
     for w in writers: w.start()
     for w in writers: w.join()
     assert len(glob_files(tmp_path / "out", "*/record.json")) == 3

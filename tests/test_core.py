@@ -60,10 +60,11 @@ def test_the_clone_is_found_from_its_notebooks():
 
 def test_configuration_imports_nothing_slow(empty):
     code = ("import sys; from gsm8k_sft.core.config import load_config; load_config('toy', 'lora', training=False); "
+            "from gsm8k_sft.core.runs import main; main('gemma-2b-it', 'lora'); " # as make names a run
             "print([m for m in ('torch', 'peft', 'transformers', 'pandas') if m in sys.modules])")
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert done.stdout.strip() == "[]", done.stderr
+    assert done.stdout.splitlines() == ["runs/gemma-2b-it/lora_main-s0", "[]"], done.stderr
 
 
 # Files of one's own

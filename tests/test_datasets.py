@@ -14,6 +14,7 @@ from gsm8k_sft.evaluation.archive import add_files, archived_files, evaluation_f
 from gsm8k_sft.evaluation.results import EvaluationError, read_predictions, result_name
 from gsm8k_sft.grading.errors import grade_answer
 from gsm8k_sft.grading.latex import same_latex
+from gsm8k_sft.reporting.tables import comparison_table, format_table, headline
 
 BRIEF = "train.max_steps=2 train.eval_steps=0 evaluation.max_new_tokens=8 data.test_samples=3"
 PLUS = {"question": "Ann has 3 figs and buys 4 more. How many?", "solution": "3+4 = <<3+4=7>>7\n#### 7", "answer": "7",
@@ -218,6 +219,8 @@ def test_trained_on_ones_own_and_asked_on_several(project):
     cfg = load_config("toy", overrides=f"{BRIEF} evaluation.datasets=[svamp,gsm_plus]", training=False)
     base = evaluate_base(cfg, [0, 2], progress=False)
     assert [(r["model_type"], r["dataset"]) for r in base] == [(f"base-{k}shot", d) for k in (0, 2) for d in ("svamp", "gsm_plus")]
+    table = comparison_table("toy")
+    assert "test problems of svamp" in headline(table) and set(format_table(table)["data set"]) >= {"main", "svamp", "gsm_plus"}
     files = {k: v for n in (*names, base[0]["name"]) for k, v in evaluation_files(n, project / "eval_results").items()}
     add_files(project / "kept", files)
     assert archived_files(project / "kept") == files # fields that only some sets have come back as they were

@@ -1,7 +1,8 @@
 "Evaluation: killed and resumed, damaged files, the command line, real shapes of data"
-import hashlib, json, os, re, subprocess, sys
+import hashlib, json, re, subprocess, sys
 import pytest
 import torch
+from commands import finish
 from omegaconf import OmegaConf
 from gsm8k_sft import evaluate as module
 from gsm8k_sft.core.config import load_config, project_root
@@ -451,15 +452,11 @@ def test_another_tool_s_config_is_no_run(tmp_path):
     with pytest.raises(EvaluationError, match="no config.yaml here that a run wrote"): find_run(tmp_path)
 
 
-def test_command_line(tmp_path):
-    env = os.environ | {"GSM8K_SFT_PATHS_EVAL_RESULTS": str(tmp_path)}
-    def run(*args):
-        command = [sys.executable, "-m", "gsm8k_sft.evaluate", *args]
-        return subprocess.run(command, env=env, capture_output=True, text=True, cwd=project_root())
+def test_command_line(tmp_path, start):
+    def ask(*args): return finish(start("evaluate", *args, GSM8K_SFT_PATHS_EVAL_RESULTS=str(tmp_path)))
     for says, args in {"name either --preset": [], "no config.yaml here": ["--run", str(tmp_path)]}.items():
-        done = run(*args)
-        assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
-    done = run("--preset", "toy", "--limit", "4", "--shots", "1", "--overrides", BRIEF, "--split", "validation")
-    assert done.returncode == 0, done.stderr
-    assert "toy__validation-first4__base-1shot-16new__toy__main: strict" in done.stdout
+        code, said = ask(*args)
+        assert code == 1 and says in said and "Traceback" not in said
+    code, said = ask("--preset", "toy", "--limit", "4", "--shots", "1", "--overrides", BRIEF, "--split", "validation")
+    assert code == 0 and "toy__validation-first4__base-1shot-16new__toy__main: strict" in said, said
     assert (tmp_path / "toy__validation-first4__base-1shot-16new__toy__main.json").exists()

@@ -15,6 +15,7 @@ from gsm8k_sft.evaluate import evaluate_base
 from gsm8k_sft.evaluation.archive import glob_files, read_bytes
 from gsm8k_sft.evaluation.results import read_predictions
 from gsm8k_sft.export import base_model, export_run, publish, run_evaluations
+from gsm8k_sft.generation.generate import stop_tokens
 from gsm8k_sft.grading.answers import grade
 from gsm8k_sft.infer import answer, open_model
 from gsm8k_sft.models.adapters import add_adapter, load_tuned
@@ -63,7 +64,8 @@ def test_plain_transformers_answers_the_same(runs, home, tuning):
         inputs = tokenizer([a["prompt"] for a in batch], add_special_tokens=False, return_tensors="pt", padding=True, padding_side="left")
         answers = model.generate(**inputs)[:, inputs["input_ids"].shape[1]:]
         assert tokenizer.batch_decode(answers, skip_special_tokens=True) == [a["text"] for a in batch]
-    with torch.no_grad(): torch.testing.assert_close(model(**inputs).logits, load_tuned(runs[tuning])[0](**inputs).logits, rtol=1e-4, atol=1e-4)
+    with torch.no_grad(): found, expected = model(**inputs).logits, load_tuned(runs[tuning])[0](**inputs).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
@@ -110,11 +112,12 @@ def random_adapter(folder, overrides, tuning="lora"):
 def test_every_adapter_is_merged_whole(tmp_path, overrides):
     "Tied weights that an adapter has parted are saved apart"
     run = random_adapter(tmp_path / "run", overrides)
-    with new_folder(tmp_path / "out") as part: found = export_weights(run, part)
+    with new_folder(tmp_path / "out") as part: found = export_weights(run, part, stop_tokens)
     model, tokenizer = plain(tmp_path / "out")
     inputs = tokenizer("<bos>Ann has 3 pens and buys 4.", add_special_tokens=False, return_tensors="pt")
     with torch.no_grad(): a, b = model(**inputs).logits.float(), load_tuned(run)[0](**inputs).logits.float()
-    assert (a - b).abs().max() < (0.1 if "bf16" in overrides else 1e-3) * b.abs().max() and found["dtype"] == read_config(run).evaluation.dtype
+    assert (a - b).abs().max() < (0.1 if "bf16" in overrides else 1e-3) * b.abs().max()
+    assert found["dtype"] == read_config(run).evaluation.dtype
 
 
 def test_weights_that_answer_otherwise_are_not_exported(runs, tmp_path, monkeypatch):
@@ -124,10 +127,20 @@ def test_weights_that_answer_otherwise_are_not_exported(runs, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def test_generate_stops_where_the_evaluation_stops(runs, tmp_path):
+    "At the special tokens, too, that the model's own settings name; what else they say is left out"
+    run = shutil.copytree(runs["full"], tmp_path / "run")
+    own = {"eos_token_id": [1, 4], "do_sample": True, "temperature": 0.7, "repetition_penalty": 1.1}
+    (run / "model" / "generation_config.json").write_text(json.dumps(own))
+    settings = json.loads((export_run(run, tmp_path / "out") / "generation_config.json").read_text())
+    assert set(settings["eos_token_id"]) == {1, 4, 5} and settings["do_sample"] is False and settings["max_new_tokens"] == 40
+    assert not settings.keys() & {"temperature", "repetition_penalty"}
+
+
 def test_qlora_says_that_it_learned_beside_other_weights(runs, tmp_path):
     shutil.copytree(runs["lora"], tmp_path / "run")
     text = (tmp_path / "run" / "config.yaml").read_text()
-    (tmp_path / "run" / "config.yaml").write_text(text.replace("tuning_method: lora", "tuning_method: qlora"))
+    (tmp_path / "run" / "config.yaml").write_text(text.replace("method: lora", "method: qlora").replace("variant: lora", "variant: qlora"))
     card = (export_run(tmp_path / "run", tmp_path / "out") / "README.md").read_text()
     assert "QLoRA of toy" in card and "beside 4-bit weights" in card and "never evaluated" in card
 
@@ -173,7 +186,7 @@ def test_a_full_disk_leaves_nothing(runs, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, says", [
-    ((), "name a run and a folder"), (("runs/none", "out"), "no config.yaml here"), (("{run}", "out", "bf8"), "--dtype: 'bf8' is not one of"),
+    ((), "name a run and a folder"), (("runs/none", "out"), "no config.yaml here"), (("{run}", "out", "bf8"), "--dtype: 'bf8' is not"),
     (("{run}", "out", "", "", "mine"), "--push mine: not of the form org/name"), (("{begun}", "out"), "the run is interrupted"),
     (("{begun}", "out", "", "", "org/name"), "was never evaluated: .*--unevaluated")])
 def test_wrong_requests_are_one_line(runs, tmp_path, arguments, says):
@@ -198,6 +211,8 @@ def test_the_base_models_own_card_comes_first(tmp_path):
     assert base_model(cfg)[:2] == ("toy", "cc-by-4.0")
     cfg.model.path = str(shutil.copytree(tmp_path / "toy-copy", tmp_path / "other", ignore=shutil.ignore_patterns("README.md")))
     assert base_model(cfg)[:2] == ("other", None), "a path may lead to any model"
+    cfg.model.name, cfg.model.path = cfg.model.path, None
+    assert base_model(cfg)[:2] == ("other", None), "and so may a name; no card shows where it lay"
 
 
 def test_terms_go_along(runs, tmp_path):
@@ -239,8 +254,8 @@ class Hub(BaseHTTPRequestHandler):
             return self.reply({"url": f"{self.address}/{repo}"})
         if self.path == "/api/validate-yaml": return self.reply({"errors": [], "warnings": []})
         if "/preupload/" in self.path:
-            mode = lambda f: {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular", "shouldIgnore": False}
-            return self.reply({"files": [mode(f) for f in json.loads(body)["files"]]})
+            mode = lambda path: {"path": path, "uploadMode": "lfs" if path.endswith(".safetensors") else "regular", "shouldIgnore": False}
+            return self.reply({"files": [mode(f["path"]) for f in json.loads(body)["files"]]})
         if self.path.endswith("/objects/batch"):
             upload = lambda o: {**o, "actions": {"upload": {"href": f"{self.address}/blobs/{o['oid']}"}}}
             return self.reply({"transfer": "basic", "objects": [upload(o) for o in json.loads(body)["objects"]]})
@@ -298,7 +313,8 @@ def test_nothing_is_pushed_without_card_licence_and_accuracy(home, runs, hub, tm
 
 def test_a_hub_that_refuses_is_one_line(home, runs, hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "wrong")
-    with pytest.raises(ExportError, match=r"org/full: not pushed \(.*401.*is whole: `hf auth login`") as e: publish(home / "out" / "full", "org/full")
+    says = r"org/full: not pushed \(.*401.*is whole: `hf auth login`"
+    with pytest.raises(ExportError, match=says) as e: publish(home / "out" / "full", "org/full")
     assert "\n" not in str(e.value) and not hub.repos
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ExportError, match="org/full: not pushed"): publish(home / "out" / "full", "org/full")
@@ -314,7 +330,8 @@ def test_trackers_are_checked_before_anything_runs():
         asked = f"train.report_to=[wandb,{name}]"
         assert reporters(load_config(overrides=asked, training=False)) == ["wandb", name], "what was trained elsewhere can be read"
         if find_spec(name): continue
-        with pytest.raises(ConfigError, match=f"^train.report_to: {name} isn't installed: pip install {name}$"): load_config(overrides=asked)
+        with pytest.raises(ConfigError, match=f"^train.report_to: {name} isn't installed: pip install {name}$"):
+            load_config(overrides=asked)
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "trackio"])
@@ -329,11 +346,13 @@ def test_a_tracker_gets_every_step_and_the_summary(home, tracker):
         values = {tag: [e.value for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
     else:
         import sqlite3
-        with sqlite3.connect(next((home / "trackio").glob("*.db"))) as db: rows = [json.loads(r[0]) for r in db.execute("select metrics from metrics")]
+        with sqlite3.connect(next((home / "trackio").glob("*.db"))) as db:
+            rows = [json.loads(text) for text, in db.execute("select metrics from metrics")]
         for row in rows: values |= {k: [*values.get(k, []), v] for k, v in row.items()}
     assert len(values["train/loss"]) >= 6 and values["final_loss"] == [pytest.approx(record["final_loss"])]
     for grader, v in evaluation["accuracy"].items():
-        for end, at in (("", "value"), ("_low", "low"), ("_high", "high")): assert values[f"test/accuracy_{grader}{end}"] == [pytest.approx(v[at])]
+        for end, at in (("", "value"), ("_low", "low"), ("_high", "high")):
+            assert values[f"test/accuracy_{grader}{end}"] == [pytest.approx(v[at])]
 
 
 # lm-evaluation-harness

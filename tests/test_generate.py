@@ -8,11 +8,12 @@ from gsm8k_sft.data.synthetic import toy_model_path
 from gsm8k_sft.generation import batches
 from gsm8k_sft.generation.batches import Request, answer_batch
 from gsm8k_sft.generation.calculator import Calculator
-from gsm8k_sft.generation.checks import engine_fault
+from gsm8k_sft.generation.checks import engine_fault, padding_fault
 from gsm8k_sft.generation.engine import Engine, engine_answers
 from gsm8k_sft.generation.generate import generate
 from gsm8k_sft.generation.kv_cache import IMPLEMENTATION, SlotCache, cache_argument
 from gsm8k_sft.generation.sampling import GenerationError, Sampling
+from gsm8k_sft.models.loading import load_weights
 
 SMALL = dict(vocab_size=768, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2,
              num_key_value_heads=1, head_dim=16, max_position_embeddings=256, pad_token_id=0, eos_token_id=1, bos_token_id=2)
@@ -358,3 +359,11 @@ def test_long_prompts_in_fp32(head_dim, device):
     model = Gemma3ForCausalLM(config).eval().to(device)
     for p in model.model.layers.parameters(): p.data.mul_(16)
     assert engine_fault(model, prompts((241, 121))) == "" == engine_fault(model, prompts((70, 9)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_gpu_padded_batches_with_one_key_head(tokenizer, tmp_path):
+    "Where torch's memory-efficient kernel is wrong in the last row: a batch of 65 or 129 tokens in fp32"
+    make().save_pretrained(tmp_path)
+    model = load_weights(tmp_path, "fp32")
+    assert model.device.type == "cuda" and [padding_fault(model, tokenizer, prompts((n, 9))) for n in (63, 64, 128)] == ["", "", ""]

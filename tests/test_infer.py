@@ -1,6 +1,7 @@
 "Questions from a file and from the command line: every bad line, every bad path, nothing lost"
 import json, os, shutil, signal, subprocess, sys, time
 import pytest, torch
+from commands import finish
 from gsm8k_sft.core.config import load_config
 from gsm8k_sft.core.runs import save_config, set_seed, write_json
 from gsm8k_sft.grading.answers import GRADERS, extract_numeric, grade, to_number
@@ -198,18 +199,16 @@ def test_adapter_on_other_weights_is_refused(lora_run, tmp_path):
 
 # The command
 
-def test_command_answers_a_file(questions, tmp_path, lora_run):
+def test_command_answers_a_file(questions, tmp_path, lora_run, start):
     with questions.open("a") as f: f.write("broken\n")
-    done = command("--model_path", "toy", "--adapter_path", lora_run,
-                   "--input", questions, "--output", tmp_path / "a.jsonl", "--max_new_tokens", 8)
-    assert done.returncode == 0 and "3 answered, 1 skipped" in done.stdout, done.stderr
-    assert f"skipped: {questions}, line 4: not JSON" in done.stderr
+    code, said = finish(start("infer", "--model_path", "toy", "--adapter_path", lora_run,
+                              "--input", questions, "--output", tmp_path / "a.jsonl", "--max_new_tokens", 8))
+    assert code == 0 and "3 answered, 1 skipped" in said and f"skipped: {questions}, line 4: not JSON" in said, said
     assert len(rows(tmp_path / "a.jsonl")) == 3
 
-def test_command_answers_a_question(toy):
-    done = command("--model_path", "toy", "--question", QUESTIONS[0], "--max_new_tokens", 16)
-    assert done.returncode == 0 and done.stdout.strip() == answer(QUESTIONS[0], *toy, max_new_tokens=16)["answer"].strip()
-    assert "final number: " in done.stderr
+def test_command_answers_a_question(toy, start):
+    code, said = finish(start("infer", "--model_path", "toy", "--question", QUESTIONS[0], "--max_new_tokens", 16))
+    assert code == 0 and answer(QUESTIONS[0], *toy, max_new_tokens=16)["answer"].strip() in said and "final number: " in said
 
 @pytest.mark.parametrize("args, says", [(["--question", "What?"], "--model_path is missing"), (["--model_path", "toy"], 'give --question'),
     (["--model_path", "toy", "--input", "none.jsonl", "--output", "a.jsonl"], "none.jsonl: no such file"),
@@ -221,26 +220,23 @@ def test_command_says_what_is_wrong(args, says, tmp_path):
     assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
-def test_interrupted_command_goes_on(tmp_path):
+def test_interrupted_command_goes_on(tmp_path, start):
     "Ctrl+C while it works; what was answered is kept to the letter, and the same command answers the rest"
     path, out = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"question": q}) + "\n" for q in QUESTIONS * 100))
+    path.write_text("".join(json.dumps({"question": q}) + "\n" for q in QUESTIONS * 20))
     args = ["--model_path", "toy", "--input", path, "--output", out, "--batch_size", 1, "--max_new_tokens", 64]
-    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # tests that run in the background of a shell inherit that it is ignored
-    line = [sys.executable, "-m", "gsm8k_sft.infer", *map(str, args)]
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=listen)
-    partial = tmp_path / "a.jsonl.partial.jsonl"
-    while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") > 2): time.sleep(0.02) # it is at work
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1 and "interrupted; answers of a file are kept" in err and not out.exists()
+    process, partial = start("infer", *args), tmp_path / "a.jsonl.partial.jsonl"
+    while process.is_alive() and not (partial.exists() and partial.read_bytes().count(b"\n") > 2): time.sleep(0.02) # it is at work
+    os.kill(process.pid, signal.SIGINT)
+    code, said = finish(process)
+    assert code == 1 and "interrupted; answers of a file are kept" in said and not out.exists()
     kept = rows(partial)[1:]
-    assert 0 < len(kept) < 300
-    with partial.open("a") as f: f.write('{"line": 300, "cut')
-    done = command(*args)
-    assert done.returncode == 0 and f"300 answered ({len(kept)} of them before it was interrupted), 0 skipped" in done.stdout, done.stderr
+    assert 0 < len(kept) < 60
+    with partial.open("a") as f: f.write('{"line": 60, "cut')
+    code, said = finish(start("infer", *args))
+    assert code == 0 and f"60 answered ({len(kept)} of them before it was interrupted), 0 skipped" in said, said
     found = rows(out)
-    assert [r["line"] for r in found] == list(range(1, 301)) and all(r in found for r in kept) and not partial.exists()
+    assert [r["line"] for r in found] == list(range(1, 61)) and all(r in found for r in kept) and not partial.exists()
 
 def test_answers_of_other_settings_are_not_mixed(toy, questions, tmp_path):
     out, partial = tmp_path / "a.jsonl", tmp_path / "a.jsonl.partial.jsonl"

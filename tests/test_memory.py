@@ -100,10 +100,13 @@ LONG = {"rows": 6, "longest": 100, **FEW}
 TRACED = [("gemma", "full", {}), ("gemma2", "lora", {}), ("qwen2", "full", {}), ("qwen2", "lora", {}),
           ("qwen2", "full model.precision=bf16" + CHECKPOINT, FEW), ("gemma2", "full model.precision=bf16" + CHECKPOINT, LONG),
           ("gemma3_text", "full model.precision=bf16" + CHECKPOINT, {"rows": 1, "longest": 32, **MANY})]
-TRACED += [(k, t + c, MANY) for k in KINDS for t in ("full", "lora") for c in ("", CHECKPOINT)]
+TRACED += [(k, t + CHECKPOINT, MANY) for k in KINDS for t in ("full", "lora")]
+TRACED += [pytest.param(k, t, MANY, marks=pytest.mark.slow) for k in KINDS for t in ("full", "lora")] # the chapter on memory traces them too
 TRACED += [("gemma", "full model.precision=bf16" + c, v) for c in ("", CHECKPOINT) for v in (FEW, MANY)]
 TRACED += [("gemma3_text", t + c, LONG) for t in ("full", "lora", "lora model.precision=bf16") for c in ("", CHECKPOINT)]
-TRACED += [("gemma", "full train.gradient_accumulation_steps=2" + c, v) for v in (FEW, MANY) for c in ("", CHECKPOINT)]
+ACCUMULATED = "full train.gradient_accumulation_steps=2"
+TRACED += [("gemma", ACCUMULATED, MANY), ("gemma", ACCUMULATED + CHECKPOINT, FEW)]
+TRACED += [pytest.param("gemma", *grid, marks=pytest.mark.slow) for grid in ((ACCUMULATED, FEW), (ACCUMULATED + CHECKPOINT, MANY))]
 
 @pytest.mark.parametrize("kind, overrides, changes", TRACED)
 def test_the_plan_is_the_traced_peak(kind, overrides, changes):

@@ -106,6 +106,7 @@ def test_max_tokens_is_a_positive_number():
     with pytest.raises(ValueError, match="train.max_tokens: 0 is outside"): load_config("toy", overrides="train.max_tokens=0")
 
 
+@pytest.mark.slow # quick: the same gradients below, the Trainer's own packed steps above
 @pytest.mark.parametrize("tuning", ["lora"]) # full fine-tuning: in the chapter on speed
 def test_traced_layers_train_alike(tuning, monkeypatch):
     "Compiled layers through the whole Trainer; the backend traces and splits, and leaves code generation to the GPU"
@@ -118,7 +119,7 @@ def test_traced_layers_train_alike(tuning, monkeypatch):
 
 @pytest.mark.parametrize("tuning", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_layers_are_compiled_once(tuning):
-    "Chunks of other lengths, of fewer examples, with a longer example: no new code"
+    "Chunks of other lengths, of fewer examples, with a longer example: no new code, and the gradients of layers as they are"
     cfg = load_config("toy", tuning, overrides=[*SMALL.split(), "train.packing=true"])
     loaded = load_for_training(cfg)
     tokens, model = loaded.tokens, loaded.model
@@ -126,12 +127,16 @@ def test_layers_are_compiled_once(tuning):
     def backend(graph, inputs):
         made.append(graph)
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+    def gradients(chunk, layers):
+        model.zero_grad()
+        with training_mode(inner, layers): packed_loss(model, inner, chunk).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     torch._dynamo.reset()
     layers = compiled_layers(inner, backend)
     lengths = sorted(range(18), key=lambda i: len(tokens["train"][i]["input_ids"]))
     for ids in (lengths[:5], lengths[3:8], lengths[5:8], lengths[6:18]):
         chunk = PackedCollator(10**5)([tokens["train"][i] for i in ids])["chunks"][0]
-        with training_mode(inner, layers): packed_loss(model, inner, chunk).backward()
+        torch.testing.assert_close(gradients(chunk, layers), gradients(chunk, []), rtol=1e-3, atol=1e-4)
         counts.append(len(made))
     assert counts[0] > 0 and len(set(counts)) == 1, counts
 
@@ -148,7 +153,7 @@ def test_filled_chunks_end_at_max_tokens(lengths):
 def test_filled_chunks_train_alike(monkeypatch):
     "What is recorded on a GPU, launched one by one here"
     import gsm8k_sft.training.trainer as module
-    given = dict(train__packing=True, train__max_tokens=600,
+    given = dict(train__packing=True, train__max_tokens=600, train__max_steps=2,
                  train__gradient_accumulation_steps=2, train__per_device_train_batch_size=4)
     plain = run("plain", **given)
     monkeypatch.setattr(module, "speedup_of", lambda *args: "record")

@@ -1,12 +1,16 @@
 "Two processes on the CPU (gloo) against one: the same steps, losses and weights"
 import json, os, subprocess, sys
+from functools import cache
 from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
 import pytest
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 from gsm8k_sft.core.config import ConfigError, load_config
+from gsm8k_sft.train import train
 from gsm8k_sft.training.trainer import training_arguments
 
 ACCELERATE = files("gsm8k_sft") / "configs" / "accelerate"
@@ -56,42 +60,43 @@ train.main()
 """
 
 
-def program(folder, processes, how):
-    "What python starts: the training itself, or as many of it as Accelerate is told to"
-    if processes == 1: return ["-m", "gsm8k_sft.train"]
-    settings = ["--config_file", str(ACCELERATE / ("fsdp2.yaml" if how == "fsdp2" else "ddp.yaml")), "--num_processes", str(processes)]
-    started = ["-m", "gsm8k_sft.train"]
-    for name, script in (("fsdp2", SHARDED), ("signalled", SIGNALLED)):
-        if how == name: (folder / f"{name}.py").write_text(script); started = [str(folder / f"{name}.py")]
-    return ["-m", "accelerate.commands.launch", *settings, *started]
+def settings(folder, batch, packing):
+    "Overrides of a small run, and variables that keep its files apart"
+    overrides = f"{SMALL} train.per_device_train_batch_size={batch} train.packing={packing} train.max_tokens=300 run_name=run"
+    return overrides, {f"GSM8K_SFT_PATHS_{k}": str(folder / k.lower()) for k in ("RUNS", "CACHE", "EVAL_RESULTS")}
 
 
-def launched(folder, tuning, processes, batch, packing, how="ddp", name="run"):
-    "A run by so many processes, when it has ended"
-    own = {"GSM8K_SFT_PATHS_RUNS": str(folder / "runs"), "GSM8K_SFT_PATHS_CACHE": str(folder / "cache"),
-           "GSM8K_SFT_PATHS_EVAL_RESULTS": str(folder / "answers"), "OMP_NUM_THREADS": "1"}
-    overrides = f"{SMALL} train.per_device_train_batch_size={batch} train.packing={packing} train.max_tokens=300 run_name={name}"
-    asked = ["--preset", "toy", "--tuning", tuning, "--no-evaluate", "--overrides", overrides]
-    command = [sys.executable, *program(folder, processes, how), *asked]
-    return subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=600)
+def launched(folder, tuning, packing, how="ddp", script=None):
+    "What two processes that Accelerate starts have left, when they have ended: our training, or a script that calls it"
+    overrides, own = settings(folder, 4, packing)
+    if script: (folder / "script.py").write_text(script)
+    program = [str(folder / "script.py")] if script else ["-m", "gsm8k_sft.train"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ACCELERATE / f"{how}.yaml"), "--num_processes", "2",
+               *program, "--preset", "toy", "--tuning", tuning, "--no-evaluate", "--overrides", overrides]
+    return subprocess.run(command, env=os.environ | own | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
 
 
-def trained(folder, tuning, processes, batch, packing, how="ddp"):
-    "The log and the weights of a run by so many processes"
-    name = f"p{processes}"
-    done = launched(folder, tuning, processes, batch, packing, how, name)
-    assert done.returncode == 0, done.stderr[-3000:]
-    run = folder / "runs" / "toy" / name
-    log = [json.loads(l) for l in (run / "log.jsonl").read_text().splitlines()]
-    record = json.loads((run / "record.json").read_text())
-    assert record["processes"] == processes
-    return log, load_file(next(run.glob("*/*model.safetensors")))
+def outcome(folder):
+    "Log, weights and record of the run"
+    run = folder / "runs" / "toy" / "run"
+    log, record = [json.loads(l) for l in (run / "log.jsonl").read_text().splitlines()], json.loads((run / "record.json").read_text())
+    return log, load_file(next(run.glob("*/*model.safetensors"))), record
 
 
-@pytest.mark.parametrize("tuning,packing,how", [
-    ("full", True, "ddp"), pytest.param("lora", False, "ddp", marks=pytest.mark.slow), ("full", True, "fsdp2")])
-def test_two_processes_are_one(tuning, packing, how, tmp_path):
-    (log_one, one), (log_two, two) = trained(tmp_path, tuning, 1, 8, packing), trained(tmp_path, tuning, 2, 4, packing, how)
+@cache
+def alone(tuning, packing):
+    "The same by one process, this one"
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        overrides, own = settings(Path(folder), 8, packing)
+        for key, value in own.items(): patch.setenv(key, value)
+        train(load_config("toy", tuning, overrides=overrides), evaluate=False)
+        return outcome(Path(folder))
+
+
+def check_equal(two, one):
+    "Two processes took the steps of one"
+    (log_two, two, record), (log_one, one, _) = two, one
+    assert record["processes"] == 2
     assert [r["step"] for r in log_one] == [r["step"] for r in log_two] == list(range(1, 7))
     assert [r["tokens"] for r in log_one] == [r["tokens"] for r in log_two]
     for key in ("loss", "grad_norm", "learning_rate"):
@@ -100,15 +105,26 @@ def test_two_processes_are_one(tuning, packing, how, tmp_path):
     for n, w in one.items(): assert float((two[n] - w).norm() / w.norm().clamp(min=1e-9)) < 1e-3, n
 
 
+@pytest.mark.parametrize("tuning,packing,how", [
+    ("full", True, "fsdp2"), *(pytest.param(*grid, "ddp", marks=pytest.mark.slow) for grid in (("full", True), ("lora", False)))])
+def test_two_processes_are_one(tuning, packing, how, tmp_path):
+    done = launched(tmp_path, tuning, packing, how, SHARDED if how == "fsdp2" else None)
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_equal(outcome(tmp_path), alone(tuning, packing))
+
+
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
-    done, run = launched(tmp_path, "lora", 2, 4, True, "signalled"), tmp_path / "runs" / "toy" / "run"
+    "And the same command ends where one process does that nobody disturbed"
+    done, run = launched(tmp_path, "full", True, script=SIGNALLED), tmp_path / "runs" / "toy" / "run"
     record = json.loads((run / "record.json").read_text())
     assert done.returncode != 0 and (record["status"], record["steps"]) == ("interrupted", 3), done.stderr[-3000:]
     assert "SIGTERM at step 3 of 6" in done.stderr and (run / "checkpoint-3" / "trainer_state.json").exists()
     assert len(list((run / "checkpoint-3").glob("rng_state*.pth"))) == 2, "both processes saved theirs"
-    assert launched(tmp_path, "lora", 2, 4, True).returncode == 0
+    done = launched(tmp_path, "full", True)
+    assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((run / "record.json").read_text())
     assert (record["status"], record["steps"], [s["from_step"] for s in record["sessions"]]) == ("complete", 6, [0, 3])
+    check_equal(outcome(tmp_path), alone("full", True))
 
 
 @pytest.mark.parametrize("name", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "FSDP_VERSION"])

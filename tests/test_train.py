@@ -2,6 +2,7 @@
 import os, re, signal, subprocess, sys, time, weakref
 import pytest
 import torch
+from commands import finish
 from safetensors.torch import load_file
 from gsm8k_sft.core.config import load_config, project_root
 from gsm8k_sft.core.runs import read_json, run_folder, write_json
@@ -10,7 +11,7 @@ from gsm8k_sft.train import train
 from gsm8k_sft.training.checkpoints import TrainingError, TrainingInterrupted, lock_run
 from gsm8k_sft.training.trainer import GSM8KTrainer, save_weights
 
-SMALL = ("data.train_samples=48 data.test_samples=8 train.per_device_train_batch_size=4 train.gradient_accumulation_steps=2 "
+SMALL = ("data.train_samples=24 data.test_samples=8 train.per_device_train_batch_size=2 train.gradient_accumulation_steps=2 "
          "train.num_train_epochs=3 train.eval_steps=0 train.save_steps=4 evaluation.max_new_tokens=8 evaluation.batch_size=8")
 
 
@@ -30,53 +31,52 @@ def same(a, b):
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
-def start(tuning, overrides):
-    "`python -m gsm8k_sft.train` in a process of its own"
-    command = [sys.executable, "-m", "gsm8k_sft.train", "--tuning", tuning, "--overrides", overrides, "--no-evaluate"]
-    return subprocess.Popen(command, cwd=project_root(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture
+def training(start):
+    "Starts `python -m gsm8k_sft.train` with a method and overrides"
+    return lambda tuning, overrides: start("train", "--tuning", tuning, "--overrides", overrides, "--no-evaluate")
 
 
 def wait_for_step(folder, step, process, seconds=300):
     "Until the log of the run has reached `step`"
-    until = time.time() + seconds
-    while time.time() < until and process.poll() is None:
-        log = folder / "log.jsonl"
+    until, log = time.time() + seconds, folder / "log.jsonl"
+    while time.time() < until and process.is_alive():
         if log.exists() and log.read_text().count("\n") >= step: return
         time.sleep(0.01)
-    raise AssertionError(f"step {step} was not reached: {process.communicate()[0] if process.poll() is not None else 'too slow'}")
+    raise AssertionError(f"step {step} was not reached: {process.said.read_text()}")
 
 
 @pytest.mark.parametrize("tuning,order", [
     ("lora", "random"), pytest.param("full", "group_by_length", marks=pytest.mark.slow)])
-def test_killed_and_resumed_equals_unbroken(tuning, order, tmp_path, monkeypatch):
+def test_killed_and_resumed_equals_unbroken(tuning, order, tmp_path, monkeypatch, training):
     "SIGKILL in the second epoch, with dropout and accumulation; weights and losses are the same bit for bit"
     overrides = f"{SMALL} train.train_sampling_strategy={order} lora_config.lora_dropout=0.1"
     cfg = load_config("toy", tuning, overrides=overrides)
-    first = start(tuning, overrides)
-    wait_for_step(run_folder(cfg), 10, first)
-    first.kill(), first.wait()
+    first = training(tuning, overrides)
+    wait_for_step(run_folder(cfg), 9, first)
+    first.kill(), first.join()
     assert read_json(run_folder(cfg) / "record.json")["status"] == "running"
-    out, _ = start(tuning, overrides).communicate(timeout=300)
+    _, out = finish(training(tuning, overrides))
     assert re.search(r"going on from .*checkpoint-(8|12|16)", out), out # whichever was whole when the kill came
     resumed, losses = weights(run_folder(cfg)), [r["loss"] for r in read_log(run_folder(cfg) / "log.jsonl")]
     monkeypatch.setenv("GSM8K_SFT_PATHS_RUNS", str(tmp_path / "unbroken"))
-    whole = start(tuning, overrides)
-    assert "going on" not in whole.communicate(timeout=300)[0] and whole.returncode == 0
+    code, whole = finish(training(tuning, overrides))
+    assert "going on" not in whole and code == 0
     assert same(resumed, weights(run_folder(cfg)))
     assert losses == [r["loss"] for r in read_log(run_folder(cfg) / "log.jsonl")] and len(losses) == 18
     assert [s["from_step"] for s in read_json(tmp_path / "runs" / "toy" / cfg.run_name / "record.json")["sessions"]][0] == 0
     kept = [read_json(tmp_path / place / "toy" / cfg.run_name / "trained_on.json")["questions"] for place in ("runs", "unbroken")]
-    assert kept[0] == kept[1] and len(set(kept[0])) == 48, "what a run was trained on is known, resumed or not"
+    assert kept[0] == kept[1] and len(set(kept[0])) == 24, "what a run was trained on is known, resumed or not"
 
 
-def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on():
+def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(training):
     cfg = load_config("toy", "lora", overrides=SMALL)
-    process = start("lora", SMALL)
+    process = training("lora", SMALL)
     wait_for_step(run_folder(cfg), 3, process)
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=120)
+    process.terminate()
+    code, out = finish(process)
     record = read_json(run_folder(cfg) / "record.json")
-    assert process.returncode == 130 and record["status"] == "interrupted", out
+    assert code == 130 and record["status"] == "interrupted", out
     assert (run_folder(cfg) / f"checkpoint-{record['steps']}" / "trainer_state.json").exists()
     assert "The same command goes on from there" in out
     assert train(cfg, evaluate=False)["steps"] == 18
@@ -136,12 +136,12 @@ def test_a_complete_run_is_kept_or_reused():
     assert run_folder(cfg).with_name(run_folder(cfg).name + ".2.previous").is_dir() and previous.is_dir()
 
 
-def test_a_killed_run_with_other_settings_is_kept():
+def test_a_killed_run_with_other_settings_is_kept(training):
     "Checkpoints and log of a run that was killed, when the same name is used with another learning rate"
     first, second = (load_config("toy", "lora", overrides=f"{SMALL} run_name=mine train.learning_rate={rate}") for rate in (1e-3, 2e-3))
-    process = start("lora", f"{SMALL} run_name=mine train.learning_rate=1e-3")
+    process = training("lora", f"{SMALL} run_name=mine train.learning_rate=1e-3")
     wait_for_step(run_folder(first), 6, process)
-    process.kill(), process.wait()
+    process.kill(), process.join()
     steps = len(read_log(run_folder(first) / "log.jsonl"))
     second.train.max_steps = 2
     assert train(second, evaluate=False)["steps"] == 2
@@ -149,10 +149,10 @@ def test_a_killed_run_with_other_settings_is_kept():
     assert len(read_log(kept / "log.jsonl")) == steps and any(kept.glob("checkpoint-*"))
 
 
-def test_two_processes_cannot_own_one_folder():
+def test_two_processes_cannot_own_one_folder(training):
     cfg = load_config("toy", "lora", overrides=SMALL)
     with lock_run(run_folder(cfg)):
-        out, _ = start("lora", SMALL).communicate(timeout=120)
+        _, out = finish(training("lora", SMALL))
         assert f"belongs to process {os.getpid()}" in out and "run_name=" in out and "Traceback" not in out
     assert not run_folder(cfg).exists()
 
@@ -263,6 +263,7 @@ def papermill(*parameters, output=None):
 
 
 def test_papermill_runs_a_variant(tmp_path):
+    "Every cell of the chapter, with few steps; `make demo` takes them all"
     out = tmp_path / "lora.ipynb"
     done = papermill("-p", "tuning", "lora", "-p", "overrides", f"{SMALL} train.max_steps=3", output=out)
     assert done.returncode == 0, done.stderr
@@ -273,8 +274,8 @@ def test_papermill_runs_a_variant(tmp_path):
 
 @pytest.mark.parametrize("parameters,says", [
     (("-p", "tunning", "lora"), "Did you mean 'tuning'"),
-    (("-p", "tuning", "lorra"), "full, lora, qlora"),
-    (("-p", "overrides", "train.learning_rat=1"), "train.learning_rate")])
+    *(pytest.param(("-p", name, value), says, marks=pytest.mark.slow) for name, value, says in ( # quick: tests/faults, by the command
+        ("tuning", "lorra", "full, lora, qlora"), ("overrides", "train.learning_rat=1", "train.learning_rate")))])
 def test_papermill_stops_early_at_a_wrong_parameter(parameters, says, tmp_path):
     done = papermill(*parameters, output=tmp_path / "out.ipynb")
     assert done.returncode != 0 and says in done.stderr

@@ -14,7 +14,9 @@ __all__ = ['SETTINGS', 'COUNT', 'SHARE', 'POSITIVE', 'FROM_0', 'SEED', 'SET_BY_U
 
 # %% ../../nbs/core/config.ipynb #251a68b1
 import configparser, difflib, hashlib, json, os, re, shlex, warnings
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -235,11 +237,15 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
-def empty_config() -> DictConfig: # every value missing
-    "The schema as a configuration, ready to be merged with"
+@cache
+def _schema():
     cfg = OmegaConf.structured(Config)
     OmegaConf.set_struct(cfg.lora_config, False)
     return cfg
+
+def empty_config() -> DictConfig: # every value missing
+    "The schema as a configuration, ready to be merged with"
+    return deepcopy(_schema()) # a fifth of the time that it takes to make
 
 # %% ../../nbs/core/config.ipynb #93e865fe
 def _fields(schema=Config, prefix=""):
@@ -425,7 +431,7 @@ TRAIN_NOTEBOOK = CONFIGS.parent / "notebooks" / "02_train.ipynb" # what papermil
 TUNINGS, DATASETS = ("full", "lora", "qlora"), ("main", "socratic")
 ENTRY = tuple(f.name for f in fields(DatasetEntry)) # the keys that a file of configs/dataset sets
 SAVED_FIELDS = frozenset("""id sample question answer gold final prompt text n_tokens finish_reason seconds batch_size strict numeric
-    flexible extracted_strict extracted_numeric extracted_flexible class slip_step gold_steps gold_length group evaluation""".split())
+    flexible extracted_strict extracted_numeric extracted_flexible class slip_step gold_steps gold_length group evaluation math extracted_math""".split())
 
 def _folders(kind):
     "Folders with files of a kind: the package's, the working folder's, the project's"
@@ -456,13 +462,16 @@ def config_file(
     return next(iter(found))
 
 # %% ../../nbs/core/config.ipynb #c47676b9
+@cache
+def _parsed(path, changed): return OmegaConf.load(path)
+
 def read_yaml(
     path: Path | str, # a YAML file
 ) -> DictConfig: # its keys, without types
     "The mapping in a YAML file, or a `ConfigError` that names the file"
     path = Path(path)
     if not path.exists(): raise ConfigError(f"{path}: no such configuration file (looked in {Path.cwd()})")
-    try: loaded = OmegaConf.load(path)
+    try: loaded = deepcopy(_parsed(path.resolve(), path.stat().st_mtime_ns))
     except Exception as e: raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(e).split())}") from None
     if not isinstance(loaded, DictConfig): raise ConfigError(f"{path}: a mapping of keys is needed, as in base.yaml")
     return loaded

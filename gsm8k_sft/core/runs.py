@@ -160,5 +160,5 @@ def main(
 ):
     "Print the folder of a configuration's run, as seen from the project's root"
     if not re.fullmatch("-?[0-9]+", seed): raise ConfigError(f"seed: {seed!r} is not a whole number")
-    cfg = load_config(preset, tuning, dataset, int(seed), config, overrides, training=False)
+    cfg = load_config(preset, tuning, dataset, int(seed), config, overrides, training=False, bf16=True) # no name tells of the GPU
     print(os.path.relpath(run_folder(cfg), project_root()))

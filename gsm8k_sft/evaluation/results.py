@@ -13,6 +13,7 @@ __all__ = ['GRADER', 'LABELS', 'EvaluationError', 'shot_examples', 'decoding', '
 # %% ../../nbs/evaluation/results.ipynb #5d54e22a
 import fcntl, html, json, os, random, re, warnings
 from contextlib import contextmanager
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
@@ -107,10 +108,11 @@ def evaluation_protocol(
     return {**protocol, "fingerprint": protocol_fingerprint(protocol), "seeds": seeds, "prompt": prompts[0], **why}, prompts
 
 # %% ../../nbs/evaluation/results.ipynb #59a02db4
-def _own(cfg):
-    "The preset's own configuration; base.yaml where its files aren't here"
+@cache
+def _own(preset, tuning, dataset, files):
+    "The preset's own configuration as `files` say; base.yaml where they aren't here"
     own = empty_config()
-    try: layers = config_layers(cfg.preset, tuning_of(cfg), cfg.data.dataset, 0)
+    try: layers = config_layers(preset, tuning, dataset, 0)
     except ConfigError: layers = [("base.yaml", read_yaml(CONFIGS / "base.yaml"))]
     for source, layer in layers: own = merge_layer(own, layer, source)
     if own.evaluation.dtype == "auto": own.evaluation.dtype = "bf16" # what auto is, except on a GPU without it
@@ -121,7 +123,9 @@ def deviations(
     model_type: str, # base-0shot, base-1shot and so on, or as `tuning_of` says
 ) -> dict[str, list[str]]: # style of the prompt, how, which problems, which data: words for a name
     "What changes an evaluation's answers and isn't the preset's own"
-    own, base = _own(cfg), re.fullmatch(r"base-([0-9]+)shot", model_type)
+    folders = {CONFIGS, Path.cwd() / "configs", project_root() / "configs"}
+    files = tuple((f, f.stat().st_mtime_ns) for folder in folders for f in folder.glob("*/*.yaml")) # one that was changed is read again
+    own, base = _own(cfg.preset, tuning_of(cfg), cfg.data.dataset, files), re.fullmatch(r"base-([0-9]+)shot", model_type)
     shots, drawn = int(base[1]) if base else 0, bool(cfg.evaluation.temperature)
     def other(key): return OmegaConf.select(cfg, key) != OmegaConf.select(own, key)
     def words(section, wanted): return [w.format(cfg[section][k]) for k, w in wanted.items() if other(f"{section}.{k}")]

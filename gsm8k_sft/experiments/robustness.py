@@ -18,7 +18,7 @@ from .study import read_study
 from ..reporting.figures import COLOURS, INK, figure_style
 from ..statistics import gain_gap, seed_estimate
 
-# %% ../../nbs/experiments/robustness.ipynb #20b05707
+# %% ../../nbs/experiments/robustness.ipynb #20b05709
 def read_answers(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default
@@ -40,7 +40,7 @@ def read_answers(
     found = table.seed_question.map(lambda q: ids.get(question_key(q)), na_action="ignore")
     return table.assign(original=table.original.fillna(found)).drop(columns=["question", "seed_question"])
 
-# %% ../../nbs/experiments/robustness.ipynb #20b0570a
+# %% ../../nbs/experiments/robustness.ipynb #20b0570c
 NAMED = {"symbolic": "other names and numbers", "gsm_plus": "GSM-Plus"} # the sets of versions that the question is about
 
 def version_sets(
@@ -62,7 +62,7 @@ def _shares(table, versions, model):
     main = table[(table.set == "main") & (table.model == model)].pivot(index="seed", columns="id", values="numeric")
     return main.loc[own.index, own.columns].to_numpy(dtype=float), own.to_numpy(dtype=float)
 
-# %% ../../nbs/experiments/robustness.ipynb #20b0570e
+# %% ../../nbs/experiments/robustness.ipynb #20b05710
 def _points(e): return [round(100 * v, 1) + 0.0 for v in (e.difference, *e.interval())]
 
 def drop_table(
@@ -80,7 +80,7 @@ def drop_table(
                          "change": change, "low": low, "high": high})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/experiments/robustness.ipynb #20b05711
+# %% ../../nbs/experiments/robustness.ipynb #20b05713
 def gap_table(
     study: DictConfig, # from `read_study`
     table: pd.DataFrame, # from `read_answers`
@@ -104,7 +104,7 @@ def gap_table(
         found.loc[named, "p, Holm"] = multipletests(found.p[named], method="holm")[1]
     return found
 
-# %% ../../nbs/experiments/robustness.ipynb #20b05715
+# %% ../../nbs/experiments/robustness.ipynb #20b05716
 def plot_gaps(
     table: pd.DataFrame, # from `gap_table`
     title: str = "", # above the figure

@@ -41,7 +41,6 @@ def do_job(
         raise ConfigError(f"the results are called {names}, where the study looks for {result_names(job)}")
     return trained + ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
 
-# %% ../../nbs/experiments/runner.ipynb #7e9d5f20
 def run_notebook(
     job: Job, # of the matrix
 ) -> str: # where the executed notebook is
@@ -49,9 +48,8 @@ def run_notebook(
     import papermill
     out = project_path("runs", job.preset, f"{job.name}.ipynb")
     out.parent.mkdir(parents=True, exist_ok=True)
-    parameters = {"preset": job.preset, "tuning": job.tuning, "dataset": job.dataset, "seed": job.seed}
-    papermill.execute_notebook(TRAIN_NOTEBOOK, out, parameters={**parameters, "overrides": " ".join(run_overrides(job))},
-                               cwd=project_root(), progress_bar=False, stdout_file=sys.stdout,
+    parameters = {k: getattr(job, k) for k in ("preset", "tuning", "dataset", "seed")} | {"overrides": " ".join(run_overrides(job))}
+    papermill.execute_notebook(TRAIN_NOTEBOOK, out, parameters=parameters, cwd=project_root(), progress_bar=False, stdout_file=sys.stdout,
                                extra_arguments=["--IPKernelApp.log_level=40"]) # no word about the transport of a kernel on this machine
     return os.path.relpath(out)
 
@@ -170,7 +168,8 @@ def run_study(
 ) -> dict: # done, failed (job name -> why), left (jobs), waiting (runs)
     "Do what can be done of a study"
     end, failed, seen, n, again = time.monotonic() + 60 * (minutes or float("inf")), {}, set(), 0, set()
-    team, is_known = _start_team(study, workers), lambda job: job.key in seen or (done(job) and not seen.add(job.key))
+    def is_known(job): return job.key in seen or (done(job) and not seen.add(job.key))
+    team = _start_team(study, workers) if open_jobs(study, is_known)[0] else []
     try:
         while time.monotonic() < end:
             _hand_out(open_jobs(study, is_known)[0], team, failed)

@@ -7,6 +7,7 @@ __all__ = ['ROUNDING', 'ExportError', 'new_folder', 'export_weights']
 
 # %% ../../nbs/models/export.ipynb #9be93911
 import shutil
+from collections.abc import Callable
 from contextlib import contextmanager
 from filelock import FileLock
 from pathlib import Path
@@ -59,6 +60,7 @@ def _logits(model, ids):
 def export_weights(
     run: Path | str, # a finished run's folder
     folder: Path | str, # to write into
+    stops: Callable, # (model, renderer) -> the tokens that end an answer, as `stop_tokens` of the generation says
     dtype: str | None = None, # fp32, bf16 or fp16; None: as the run was evaluated
 ) -> dict: # dtype, merged; types and fingerprint as the run is evaluated; difference, same_token: logits against the run's own
     "Merged weights, tokenizer and generation settings as transformers reads them; loaded again and compared"
@@ -75,7 +77,7 @@ def export_weights(
     model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = tied # an adapter may have parted them
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=cfg.evaluation.max_new_tokens, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=renderer.stop_ids, pad_token_id=tokenizer.pad_token_id)
+        eos_token_id=stops(model, renderer), pad_token_id=tokenizer.pad_token_id)
     for part in (model, tokenizer): part.save_pretrained(folder)
     del model
     saved = _logits(load_weights(folder, dtype, cfg.model.attn_implementation), ids)

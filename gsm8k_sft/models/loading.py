@@ -109,6 +109,8 @@ def load_weights(
     if bad: raise ModelError(f"{folder}: {bad} holds values that are not finite; take another checkpoint of this model")
     for keys, what in (("missing_keys", "of the model are not in its files"), ("unexpected_keys", "of its files are not in the model")):
         if info[keys]: raise ModelError(f"{folder}: {len(info[keys])} tensors {what}: {', '.join(sorted(info[keys])[:3])} …")
+    if place.startswith("cuda") and getattr(model.config.get_text_config(), "num_key_value_heads", None) == 1:
+        torch.backends.cuda.enable_mem_efficient_sdp(False) # pytorch#191937: wrong at some lengths where heads share one key head
     return model.eval() if quantization else model.to(place).eval()
 
 # %% ../../nbs/models/loading.ipynb #0cdd1743

@@ -97,7 +97,7 @@ def download_model(
 ) -> Path: # the snapshot's folder in the hub cache, named by its commit
     "Fetch a model from the hub, or find it in the hub's cache"
     from huggingface_hub import snapshot_download
-    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "README.md", "LICENSE*", "NOTICE*", "USE_POLICY*"]
     try: return Path(snapshot_download(name, revision=revision, endpoint=endpoint, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as e: raise ModelError(_hub_advice(name, revision, e)) from None
 

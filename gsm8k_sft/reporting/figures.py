@@ -58,10 +58,11 @@ def save_figure(
     kinds: tuple = ("png", "svg"), # of png, svg and dark: <path>.png, <path>.svg, <path>-dark.svg
 ) -> list[Path]: # the files, in the order of `kinds`
     "Save a figure, the same bytes for the same figure"
-    figure, path, png = np.ravel(axes)[0].figure, Path(path), io.BytesIO()
+    figure, path, png, written = np.ravel(axes)[0].figure, Path(path), io.BytesIO(), []
     path.parent.mkdir(parents=True, exist_ok=True)
-    svg, written = svg_text(figure), []
-    with figure_style(): figure.savefig(png, format="png", metadata={"Software": None})
+    svg = svg_text(figure) if {*kinds} & {"svg", "dark"} else "" # to draw is slow: only what is asked for
+    if "png" in kinds:
+        with figure_style(): figure.savefig(png, format="png", metadata={"Software": None})
     data = {"png": (".png", png.getvalue()), "svg": (".svg", svg.encode()), "dark": ("-dark.svg", dark_svg(svg).encode())}
     for end, content in map(data.get, kinds):
         part = path.with_name(f".{path.name}.{os.getpid()}{end}")

@@ -138,7 +138,6 @@ def render_site(
 # %% ../../nbs/site/docs.ipynb #eba11cdf
 def build_site(
     out: Path | str = "_docs", # folder for the site
-    workers: int = 2, # processes that read notebooks; 0: this one
 ) -> Path: # `out`, absolute
     "The site, from the notebooks and records as they are"
     from nbdev.quarto import refresh_quarto_yml
@@ -146,7 +145,7 @@ def build_site(
     from gsm8k_sft.report import make_report
     out, nbs = Path(out).resolve(), project_root() / "nbs"
     refresh_quarto_yml()
-    processed, report = proc_nbs(nbs, n_workers=workers, force=True), make_report()
+    processed, report = proc_nbs(nbs, n_workers=0, force=True), make_report() # each process would import all libraries
     for f in ("nbdev.yml", "sidebar.yml", "styles.css"): shutil.copy(nbs / f, processed / f)
     with tempfile.TemporaryDirectory() as pages:
         prepare_pages(processed, pages, [{"text": "Report", "href": "report/index.md"}])
