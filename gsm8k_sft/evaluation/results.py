@@ -18,8 +18,8 @@ from hashlib import sha256
 from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from ..core.config import (
-    CONFIGS, TUNINGS, ConfigError, check_choice, config_layers, empty_config, fingerprint, for_dataset, merge_layer, project_path,
-    project_root, read_yaml, tuning_of)
+    CONFIGS, ENTRY, TUNINGS, ConfigError, check_choice, config_layers, empty_config, fingerprint, for_dataset, merge_layer,
+    project_path, project_root, read_yaml, tuning_of)
 from ..core.runs import read_config, read_json, write_json, write_text
 from ..data.datasets import data_fingerprint, load_gsm8k, question_key
 from ..data.problems import published_splits
@@ -118,6 +118,7 @@ def _own(preset, tuning, dataset, files):
     if own.evaluation.dtype == "auto": own.evaluation.dtype = "bf16" # what auto is, except on a GPU without it
     return own
 
+# %% ../../nbs/evaluation/results.ipynb #59a02db5
 def deviations(
     cfg: DictConfig, # from `load_config` or `read_config`
     model_type: str, # base-0shot, base-1shot and so on, or as `tuning_of` says
@@ -136,9 +137,11 @@ def deviations(
     carved = cfg.evaluation.split == "validation" or shots > 1
     which = {"validation_fraction": "fraction{}", "validation_seed": "seed{}"} if carved else {}
     which = words("data", which | ({"train_samples": "train{}"} if shots > 1 else {}))
-    origin = {k: cfg.data[k] for k in ("source", "folder", "hub_name", "hub_revision") if other(f"data.{k}")}
+    read = [k for k in ENTRY if k not in ("mix", "keep", "trainable", "licence", "link") and other(f"data.{k}")]
+    origin = OmegaConf.to_container(OmegaConf.masked_copy(cfg.data, read))
     if origin.get("folder"): origin["folder"] = str((project_root() / Path(origin["folder"]).expanduser()).resolve())
-    origin = [*(Path(str(v)).name for v in origin.values()), fingerprint(origin, 6)] if origin else []
+    called = [Path(str(origin[k])).name for k in ("source", "folder", "hub_name", "hub_revision") if k in origin]
+    origin = [*called, fingerprint(origin, 6)] if origin else []
     return {"style": words("data", {"prompt_style": "{}"}), "how": how, "which": which, "origin": origin}
 
 # %% ../../nbs/evaluation/results.ipynb #d4002003
