@@ -224,7 +224,7 @@ def test_the_trainer_is_gone_when_the_evaluation_begins(monkeypatch):
         return save_weights(trainer, *args)
     def evaluation(folder):
         found.extend(r() is not None for r in alive)
-        return {"name": "none", "split": "test", "accuracy": {}}
+        return {"name": "none", "dataset": "main", "split": "test", "accuracy": {}}
     monkeypatch.setattr("gsm8k_sft.train.save_weights", watched)
     monkeypatch.setattr("gsm8k_sft.train.evaluate_run", evaluation)
     train(load_config("toy", "lora", overrides=f"{SMALL} train.max_steps=2"))
