@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from ..core.config import (
-    CONFIGS, ENTRY, TUNINGS, ConfigError, check_choice, config_layers, fingerprint, for_dataset, merge_layers,
+    CONFIGS, ENTRY, TUNINGS, ConfigError, check_choice, choices, config_file, config_layers, fingerprint, for_dataset, merge_layers,
     project_path, project_root, read_yaml, tuning_of)
 from ..core.runs import read_config, read_json, write_json, write_text
 from ..data.datasets import data_fingerprint, load_gsm8k, question_key
@@ -112,7 +112,9 @@ def evaluation_protocol(
 def _own(preset, tuning, dataset, files):
     "The preset's own configuration as `files` say; base.yaml where they aren't here"
     try: layers = config_layers(preset, tuning, dataset, 0)
-    except ConfigError: layers = [("base.yaml", read_yaml(CONFIGS / "base.yaml"))]
+    except ConfigError: # the preset's file isn't here
+        layers = [("base.yaml", read_yaml(CONFIGS / "base.yaml"))]
+        if dataset in choices("dataset"): layers.append((dataset, read_yaml(config_file("dataset", dataset))))
     own = merge_layers(layers)
     if own.evaluation.dtype == "auto": own.evaluation.dtype = "bf16" # what auto is, except on a GPU without it
     return own
