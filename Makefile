@@ -70,7 +70,7 @@ check: $(STAMP) ## notebooks and modules in step, import contract, ruff, links (
 	@$(BIN)/ruff check -q gsm8k_sft tests
 	@$(BIN)/python -m pytest -q tests/test_house.py
 
-test: $(STAMP) ## run every notebook and every test on all cores (about 13 minutes on two)
+test: $(STAMP) ## run every notebook and every test on all cores (about 14 minutes on two)
 	@$(BIN)/python -m pytest $(PARALLEL) --durations=15
 
 test-all: $(STAMP) ## the slow grids and campaigns too (40 minutes on two cores)
