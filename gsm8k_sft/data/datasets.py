@@ -107,10 +107,11 @@ def load_evaluated(
     cfg, # from `load_config` or `read_config`
 ) -> list[tuple]: # (configuration, Dataset) of each data set
     "The problems of `evaluation.split` of each of `evaluation.datasets`"
-    for c in evaluated_datasets(cfg):
+    asked = evaluated_datasets(cfg)
+    for c in asked:
         if c.data.finals == "text": raise DataError(f"data.finals: {c.data.dataset} has no final answers to grade; name other sets in "
                                                     "evaluation.datasets, or leave the evaluation out (--no-evaluate)")
-    return [(c, load_gsm8k(c, [c.evaluation.split])[c.evaluation.split]) for c in evaluated_datasets(cfg)]
+    return [(c, load_gsm8k(c, [c.evaluation.split])[c.evaluation.split]) for c in asked]
 
 # %% ../../nbs/data/datasets.ipynb #500fba48
 def refuse_test(
