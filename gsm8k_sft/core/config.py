@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'COUNT', 'SHARE', 'POSITIVE', 'FROM_0', 'SEED', 'SET_BY_US', 'REPORTERS', 'CONFIGS', 'TRAIN_NOTEBOOK',
-           'TUNINGS', 'DATASETS', 'ENTRY', 'SAVED_FIELDS', 'ConfigError', 'SettingsError', 'check_choice',
-           'project_root', 'setting', 'project_path', 'within', 'DatasetEntry', 'DataConfig', 'OneShotExample',
-           'ModelConfig', 'LoraSettings', 'QloraSettings', 'StepConfig', 'EvaluationConfig', 'TrainConfig', 'Config',
-           'empty_config', 'check_ranges', 'check_lora', 'reporters', 'check_config', 'device', 'gpu_has_bf16',
-           'choose_precision', 'choices', 'config_file', 'read_yaml', 'dotlist', 'merge_layer', 'merge_layers',
-           'method_of', 'tuning_of', 'config_layers', 'fingerprint', 'load_config', 'for_dataset', 'evaluated_datasets',
-           'check_parameters', 'config_table']
+           'TUNINGS', 'DATASETS', 'ENTRY', 'READ', 'SAVED_FIELDS', 'ConfigError', 'SettingsError', 'check_choice',
+           'project_root', 'setting', 'project_path', 'within', 'unread', 'DatasetEntry', 'DataConfig',
+           'OneShotExample', 'ModelConfig', 'LoraSettings', 'QloraSettings', 'StepConfig', 'EvaluationConfig',
+           'TrainConfig', 'Config', 'empty_config', 'check_ranges', 'check_lora', 'reporters', 'check_config', 'device',
+           'gpu_has_bf16', 'choose_precision', 'choices', 'config_file', 'read_yaml', 'dotlist', 'merge_layer',
+           'merge_layers', 'method_of', 'tuning_of', 'config_layers', 'fingerprint', 'load_config', 'for_dataset',
+           'evaluated_datasets', 'check_parameters', 'config_table']
 
 # %% ../../nbs/core/config.ipynb #251a68b1
 import configparser, difflib, hashlib, json, os, re, shlex, warnings
@@ -95,6 +95,10 @@ def within(
     "A number, or a list of numbers, that must lie in `interval`"
     return field(default=MISSING, metadata={"interval": interval, "hint": hint})
 
+def unread(): # a dataclass field without default
+    "A key of a data set's entry that changes no problem: answers to them are the same"
+    return field(default=MISSING, metadata={"unread": True})
+
 COUNT, SHARE, POSITIVE, FROM_0, SEED = "[1, inf)", "[0, 1)", "(0, inf)", "[0, inf)", "[0, 4294967295]"
 
 # %% ../../nbs/core/config.ipynb #e6640be0
@@ -110,17 +114,17 @@ class DatasetEntry:
     generator: str | None = MISSING
     splits: dict[str, str] | None = MISSING
     files: dict[str, str] | None = MISSING
-    mix: dict[str, float] | None = MISSING
+    mix: dict[str, float] | None = unread()
     messages: str | None = MISSING
     question: str = MISSING
     answer: str = MISSING
     final: str = MISSING
     finals: Literal["number", "latex", "text", "none"] = MISSING
-    keep: dict[str, str] | None = MISSING
+    keep: dict[str, str] | None = unread()
     only: dict[str, Any] | None = MISSING
-    trainable: bool = MISSING
-    licence: str | None = MISSING
-    link: str | None = MISSING
+    trainable: bool = unread()
+    licence: str | None = unread()
+    link: str | None = unread()
 
 # %% ../../nbs/core/config.ipynb #606eb179
 @dataclass
@@ -430,6 +434,7 @@ CONFIGS = Path(str(files("gsm8k_sft"))) / "configs"
 TRAIN_NOTEBOOK = CONFIGS.parent / "notebooks" / "02_train.ipynb" # what papermill runs; in the package too
 TUNINGS, DATASETS = ("full", "lora", "qlora"), ("main", "socratic")
 ENTRY = tuple(f.name for f in fields(DatasetEntry)) # the keys that a file of configs/dataset sets
+READ = tuple(f.name for f in fields(DatasetEntry) if not f.metadata.get("unread")) # those by which its problems are read
 SAVED_FIELDS = frozenset("""id sample question answer gold final prompt text n_tokens finish_reason seconds batch_size strict numeric
     flexible math extracted_strict extracted_numeric extracted_flexible extracted_math class slip_step gold_steps
     gold_length group evaluation""".split())

@@ -170,6 +170,8 @@ def read_problem(
         if data.finals == "latex": final = f"\\boxed{{{found}}}"
         if own is None: answer = f"#### {final}" if steps == found else f"{steps}\n#### {final}"
         elif own != final.replace(",", ""): return {}, [f"the answer ends in {own!r}, but {data.final!r} says {final!r}"]
+    elif data.finals == "latex" and not last_box(answer.rpartition("####")[2]): # as other forms have it
+        answer = re.sub(r"#### +(\S[^\n]*)\Z", r"#### \\boxed{\1}", answer.rstrip())
     kept = {name: _fill(row, text) for name, text in (data.keep or {}).items()}
     problem = {"question": question, "answer": answer, "final": (last_box if data.finals == "latex" else final_number)(answer) or ""}
     return problem | kept, check_row(problem, data.finals)

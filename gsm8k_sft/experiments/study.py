@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from omegaconf import DictConfig, MISSING, OmegaConf
-from gsm8k_sft.core.config import (
-    ConfigError, check_choice, choices, config_file, evaluated_datasets, load_config, merge_layer, method_of, project_path, read_yaml,
-    setting)
+from ..core.config import (
+    ConfigError, check_choice, choices, config_file, evaluated_datasets, load_config, merge_layer,
+    method_of, project_path, read_yaml, setting)
+from ..data.datasets import load_gsm8k
 from ..evaluation.compare import compare
 from ..evaluation.archive import glob_files, read_bytes, read_record
 from ..evaluation.results import complete_result, result_name
@@ -188,7 +189,10 @@ def result_names(
     "The names of a job's evaluations"
     kinds = [(f"base-{k}shot", "") for k in job.shots] if not job.tuning else [(job.tuning, ask) for ask in job.ask]
     asked = [(cfg, kind) for kind, ask in kinds for cfg in evaluated_datasets(job_config(job, ask))]
-    return [result_name(cfg, kind, cfg.data.test_samples if job.split == "test" else None) for cfg, kind in asked]
+    def first(cfg): # of a set that isn't larger all are asked
+        n = cfg.data.test_samples if cfg.evaluation.split == "test" else None
+        return n if n and len(load_gsm8k(cfg, ["test"])["test"]) == n else None
+    return [result_name(cfg, kind, first(cfg)) for cfg, kind in asked]
 
 def is_done(
     job: Job, # of a study
