@@ -219,6 +219,8 @@ def rescore(
     "Saved answers under the labels of another data set, matched by question"
     import pandas as pd
     answers, labels = read_predictions(name, folder), {question_key(r["question"]): r for r in rows}
+    for key in ("id", "question", "gold", "text", "finish_reason"):
+        if any(key not in a for a in answers): raise EvaluationError(f"{name}: an answer without {key!r}; evaluate again")
     golds = [f"#### \\boxed{{{a['gold']}}}" if "math" in a else f"#### {a['gold']}" for a in answers]
     old = [a | grade_answer(a["text"], gold, a["finish_reason"]) for a, gold in zip(answers, golds)] # by today's graders
     pairs = [(a, labels[key]) for a in old if (key := question_key(a["question"])) in labels]
@@ -268,9 +270,11 @@ def main(
 ):
     "Evaluate a base model or a run"
     if relabel:
-        rows, at = load_gsm8k(load_config("toy", dataset=dataset, overrides=overrides, training=False))["test"], Path(relabel)
-        tables = rescore(at.name.removesuffix(".json"), rows, at.parent if at.parent != Path() else None)
-        return print("\n\n".join(table.to_string(max_colwidth=60) for table in tables))
+        if run or split or limit or shots or config: raise EvaluationError("--relabel asks nothing again; it takes --dataset and --preset alone")
+        rows, at = load_gsm8k(load_config(preset or "toy", dataset=dataset, overrides=overrides, training=False))["test"], Path(relabel)
+        name = re.sub(r"(\.predictions)?\.jsonl?$", "", at.name)
+        tables = rescore(name, rows, at.parent if at.parent != Path() else None)
+        return print("\n\n".join(t.to_string(max_colwidth=60) if len(t) else "No verdict changes." for t in tables))
     if bool(preset) == bool(run): raise EvaluationError("name either --preset (its base model) or --run (a run's folder)")
     if run and (shots or config): raise EvaluationError("--shots and --config go with --preset: a run is asked as it was trained")
     if not re.fullmatch(r"[0-9 ,]*", shots): raise EvaluationError(f"shots: {shots!r} must be whole numbers, such as \"0 1\"")

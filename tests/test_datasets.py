@@ -310,6 +310,8 @@ LATEX = [ # as MATH's own comparison has it, and values
     (r"\sqrt3", r"\sqrt{3}", True), (r"\left(3, \frac{\pi}2\right)", r"(3,\frac{\pi}{2})", True), (r"10{,}080", r"10,\!080", True),
     (r"\text{Evelyn}", "Evelyn", True), (r"90^\circ", "90", True), (r"\$5.00", "5", True), (r"50\%", "50", True), ("x=3", "3", True),
     (r"5\text{ cm}", "5", True), (".5", "0.5", True), ("2x+1", "1+2x", False), ("(3,4)", "(4,3)", False), (r"\frac{1}{3}", "0.33", False),
+    (r"5\text{ and }6", "5", False), (r"\frac{-1}{2}", r"-\frac12", True), (r"\frac{-1+x}{2}", r"-\frac{1+x}{2}", False),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
     ("42", "24", False), (r"\pi", "3.14", False), (r"\text{yes}", r"\text{no}", False), ("", "0", False)]
 
 

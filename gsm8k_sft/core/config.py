@@ -369,8 +369,6 @@ def check_config(
     reporters(cfg)
     e, d, name = cfg.evaluation, cfg.data, cfg.run_name
     _check_entry(d)
-    if d.finals == "text" and cfg.train.eval_steps and cfg.train.validation_samples:
-        raise ConfigError("train.validation_samples: data.finals is text, so there is no answer to grade; set it to 0")
     for name in e.datasets: config_file("dataset", name)
     if e.samples > 1 and not e.temperature:
         raise ConfigError("evaluation.samples: several answers to a problem need evaluation.temperature above 0; "
@@ -593,6 +591,8 @@ def load_config(
         choose_precision(cfg, bf16, training)
     if training: _check_hardware(cfg, bf16)
     if training: reporters(cfg, installed=True)
+    if training and cfg.data.finals == "text" and cfg.train.eval_steps and cfg.train.validation_samples:
+        raise ConfigError("train.validation_samples: data.finals is text, so there is no answer to grade; set it to 0")
     if training and not cfg.data.trainable:
         raise ConfigError(f"dataset: {cfg.data.dataset} is for testing only (data.trainable); train on another, as in dataset=main "
                           f"overrides=evaluation.datasets=[{cfg.data.dataset}]")

@@ -386,7 +386,10 @@ def read_predictions(
     path = Path(folder or project_path("eval_results")) / f"{name}.predictions.jsonl"
     if (data := read_bytes(path)) is None: raise EvaluationError(f"{path}: no such predictions; is the evaluation finished?")
     if record is None and read_bytes(at := path.with_name(f"{name}.json")) is not None: record = read_record(at)
-    return Predictions(whole_lines(path, data)[0], record)
+    rows, end = whole_lines(path, data)
+    if end < len(data) or record and len(rows) != record["n"] * record.get("samples", 1):
+        raise EvaluationError(f"{path}: answers are missing: it was cut off, or isn't the file that its record tells of; evaluate again")
+    return Predictions(rows, record)
 
 # %% ../../nbs/evaluation/results.ipynb #d1411bd1
 def _pick(answers, n, right, wrong, grader):

@@ -308,10 +308,11 @@ def same_latex(
 ) -> bool: # True for one spelling, or one value
     "Is it the published formula?"
     found, gold = plain_latex(found), plain_latex(last_box(gold) or gold)
-    return found == gold or (value := to_number(gold)) is not None and to_number(found) == value
+    values = [to_number(re.sub("(?<=[A-Za-z])(?=[0-9])", " ", f)) for f in (found, gold)] # "5and6" is no number
+    return found == gold or None is not values[0] == values[1]
 
 FORMULA_GRADERS = {"math": Grader(
-    "math", extract_math, same_latex, "boxed", "gsm8k_sft 1", "The formula in the last box, compared by spelling or value.")}
+    "math", extract_math, same_latex, "boxed", "gsm8k_sft 2", "The formula in the last box, compared by spelling or value.")}
 
 # %% ../../nbs/grading/answers.ipynb #17a06665
 def graders_of(

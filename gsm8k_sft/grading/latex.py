@@ -21,11 +21,11 @@ def last_box(
 
 # %% ../../nbs/grading/latex.ipynb #a7c1e008
 _ALIKE = [(re.compile(pattern), plain) for pattern, plain in (
-    (r"\\left|\\right|\\[!,;: ]|\\?\$|\\?%|\^\{?\\circ\}?|\\displaystyle", ""), (r"\\[dt]frac", r"\\frac"),
+    (r"\\left|\\right|(?<!\\)\\[!,;: ]|\\?\$|\\?%|\^\{?\\circ\}?|\\displaystyle", ""), (r"\\[dt]frac", r"\\frac"),
     (r"(?<=[0-9A-Za-z}])\s*\\(?:text|mbox|mathrm)\{\s*[a-z][a-z. ]*\}(?:\^\{?[23]\}?)?\.?\Z", ""), # a unit
     (r"\\(?:text|textbf|textit|mbox|mathrm|mathbf)\{([^{}]*)\}", r"\1"), (r"\s+|\.\Z", ""), (r"\A[A-Za-z](?:\\in|=)", ""),
     *((rf"({before})(\\[A-Za-z]+|[^{{\\])", r"\1{\2}") for before in (r"\\sqrt", r"\\frac", r"\\frac\{[^{}]*\}")), # \frac12
-    (r"\A(-?)([0-9]+)/([0-9]+)\Z", r"\1\\frac{\2}{\3}"), (r"(?<![0-9])\.(?=[0-9])", "0."))]
+    (r"\A\\frac\{-([^{}+-]+)\}", r"-\\frac{\1}"), (r"\A(-?)([0-9]+)/([0-9]+)\Z", r"\1\\frac{\2}{\3}"), (r"(?<![0-9])\.(?=[0-9])", "0."))]
 
 def plain_latex(
     formula: str, # without its box
