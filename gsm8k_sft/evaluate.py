@@ -221,6 +221,9 @@ def rescore(
     answers, labels = read_predictions(name, folder), {question_key(r["question"]): r for r in rows}
     for key in ("id", "question", "gold", "text", "finish_reason"):
         if any(key not in a for a in answers): raise EvaluationError(f"{name}: an answer without {key!r}; evaluate again")
+    record = Path(folder or project_path("eval_results")) / f"{name}.json"
+    if record.exists() and (n := sum(read_json(record)["finish_reasons"].values())) != len(answers):
+        raise EvaluationError(f"{name}: answers are missing: {len(answers)} of the {n} that its record tells of; evaluate again")
     golds = [f"#### \\boxed{{{a['gold']}}}" if "math" in a else f"#### {a['gold']}" for a in answers]
     old = [a | grade_answer(a["text"], gold, a["finish_reason"]) for a, gold in zip(answers, golds)] # by today's graders
     pairs = [(a, labels[key]) for a in old if (key := question_key(a["question"])) in labels]

@@ -241,15 +241,12 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
-@cache
-def _schema():
-    cfg = OmegaConf.structured(Config)
-    OmegaConf.set_struct(cfg.lora_config, False)
-    return cfg
+_SCHEMA = OmegaConf.structured(Config)
+OmegaConf.set_struct(_SCHEMA.lora_config, False)
 
 def empty_config() -> DictConfig: # every value missing
     "The schema as a configuration, ready to be merged with"
-    return deepcopy(_schema()) # a fifth of the time that it takes to make
+    return deepcopy(_SCHEMA) # a fifth of the time that it takes to make
 
 # %% ../../nbs/core/config.ipynb #93e865fe
 def _fields(schema=Config, prefix=""):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'LEGEND', 'encode_rows', 'encode', 'LabelError', 'check_labels', 'LabelInspector', 'inspect_labels',
-           'token_lengths', 'token_statistics', 'plot_token_lengths']
+           'token_lengths']
 
 # %% ../../nbs/data/labels.ipynb #f86fa87b
 import html
@@ -136,34 +136,3 @@ def token_lengths(
     example = [len(e["input_ids"]) for e in encoded]
     return pd.DataFrame({"id": [row["id"] for row in rows], "question": [len(q) for q in questions],
                          "answer": [n - e["prompt_length"] for n, e in zip(example, encoded)], "example": example})
-
-# %% ../../nbs/data/labels.ipynb #52058bfb
-def token_statistics(
-    lengths: dict, # name to a DataFrame of `token_lengths`
-): # pandas DataFrame: mean to total in tokens; share of all tokens of the examples
-    "Mean, median, 95th and 99th percentile, maximum and total of each part"
-    import pandas as pd
-    lines = {}
-    for name, frame in lengths.items():
-        for part in ("question", "answer", "example"):
-            c = frame[part]
-            lines[name, part] = {"n": len(c), "mean": c.mean(), "median": c.median(), "p95": c.quantile(0.95),
-                                 "p99": c.quantile(0.99), "max": c.max(), "total": c.sum(), "share": c.sum() / frame["example"].sum()}
-    table = pd.DataFrame.from_dict(lines, orient="index")
-    return table.round({c: 3 if c == "share" else 1 for c in table}).astype({c: int for c in ("n", "max", "total")})
-
-# %% ../../nbs/data/labels.ipynb #105884ca
-def plot_token_lengths(
-    lengths: dict, # name to a DataFrame of `token_lengths`
-    max_length: int | None = None, # tokens; drawn as a line if it lies in the picture
-    ax=None, # matplotlib Axes; a new figure by default
-): # the Axes
-    "Histogram of whole examples"
-    import matplotlib.pyplot as plt, pandas as pd, seaborn as sns
-    ax = ax or plt.subplots(figsize=(7, 3.2), layout="constrained")[1]
-    data = pd.concat([frame.assign(dataset=name) for name, frame in lengths.items()], ignore_index=True)
-    sns.histplot(data, x="example", hue="dataset", element="step", alpha=0.25, bins=60, palette="colorblind", ax=ax)
-    ax.set(xlabel="length of the whole example (tokens)", ylabel="examples")
-    if max_length and max_length < 1.5 * data["example"].max(): ax.axvline(max_length, color="0.4", ls="--")
-    sns.despine(ax=ax)
-    return ax
