@@ -84,7 +84,7 @@ def _problems(rows, limit, cfg, run):
     "The problems to ask, and their number where they are only part of the split"
     if (limit or 0) < 0: raise EvaluationError(f"limit: {limit} must not be negative; 0 asks all problems")
     if not len(rows):
-        raise EvaluationError(f"the split {cfg.evaluation.split!r} has no problems; see data.validation_fraction and data.test_samples")
+        raise EvaluationError(f"the split {cfg.evaluation.split!r} has no problems; see data.validation_fraction and data.only")
     for weights in (run, cfg.model.path): refuse_trained(rows, weights)
     cut = bool(limit) and limit < len(rows)
     sample = cut or (cfg.evaluation.split == "test" and len(rows) == cfg.data.test_samples) # a smaller set is whole

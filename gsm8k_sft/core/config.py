@@ -348,6 +348,8 @@ def _check_entry(d):
     if not (d.licence or d.mix): raise ConfigError(f"data.licence: is missing; the file of {d.dataset!r} must name it, as in MIT")
     for name, weight in (d.mix or {}).items():
         if config_file("dataset", name) and not 0 < weight <= 100: raise ConfigError(f"data.mix.{name}: {weight} is outside (0, 100]")
+    for name, values in (d.only or {}).items():
+        if not (OmegaConf.is_list(values) and values): raise ConfigError(f"data.only.{name}: {values} is no list of values, as in [a, b]")
     for key in ("splits", "files"):
         for split in d[key] or {}: check_choice(f"data.{key}", split, ("train", "validation", "test"))
     for name in d.keep or {}:

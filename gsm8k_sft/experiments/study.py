@@ -66,9 +66,9 @@ def _check_lists(study, path):
     "What a job would be refused for only when its turn comes"
     parts = {f"{path}: {kind}.{name}": of for kind in ("methods", "runs") for name, of in study[kind].items()}
     for where, of in (parts | {f"{path}: base[{i}]": b for i, b in enumerate(study.base)}).items():
-        for key in {"learning_rates", "seeds", "datasets", "ask", "shots"} & {*of}:
+        for key in (k for k in ("learning_rates", "seeds", "datasets", "ask", "shots") if k in of):
             if not of[key] or len({*of[key]}) < len(of[key]) or any(isinstance(v, int | float) and v < 0 for v in of[key]):
-                raise ConfigError(f"{where}.{key}: {list(of[key])} must hold at least one value, each once and none negative")
+                raise ConfigError(f"{where}.{key}: needs at least one value, each once and none negative, not {list(of[key])}")
         asked = [o for ask in of.get("ask", ()) for o in ask.split()]
         for o in (*study.overrides, *of.overrides, *asked): merge_layer(empty_config(), o, where)
         for o in asked:
