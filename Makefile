@@ -27,9 +27,9 @@ $(foreach word,$(WORDS),$(eval override $(word) := $$(value $(word))))
 export $(WORDS)
 
 # the folder of the run that these variables name, as `load_config` names it
-folder = folder="$$($(BIN)/python -m gsm8k_sft.core.runs --preset="$$PRESET" --tuning="$$TUNING" --dataset="$$DATASET" --seed="$$SEED" --overrides="$$OVERRIDES")"
-# What the cells print is shown as it comes; the executed notebook is written beside the run's folder, never into nbs/.
-run = $(folder) && mkdir -p "$${folder%/*}" && { $(BIN)/papermill nbs/02_train.ipynb "$$folder.ipynb" \
+folder = folder="$$($(BIN)/python -m gsm8k_sft.core.runs $(1) --preset="$$PRESET" --tuning="$$TUNING" --dataset="$$DATASET" --seed="$$SEED" --overrides="$$OVERRIDES")"
+# What the cells print is shown as it comes; the executed notebook is written beside the run's folder, never into nbs/, and an earlier one is kept.
+run = $(call folder,--anew) && mkdir -p "$${folder%/*}" && { $(BIN)/papermill nbs/02_train.ipynb "$$folder.ipynb" \
   -r preset "$$PRESET" -r tuning "$$TUNING" -r dataset "$$DATASET" -p seed "$$SEED" -r overrides "$$OVERRIDES" \
   --stdout-file - --log-level ERROR --no-progress-bar 2>&1 || echo "papermill: failed"; } | \
   (trap '' INT TERM; exec awk -v from="$$FROM" '/IPKernelApp. WARNING/{ next } { print from $$0; fflush() } \

@@ -361,17 +361,17 @@ def test_a_tuned_run(tmp_path, toy):
     run = tmp_path / "toy" / cfg.run_name
     save_config(cfg, run)
     model.save_pretrained(run / "model"), tokenizer.save_pretrained(run / "model")
-    record = evaluate_run(run, limit=5, folder=tmp_path / "out", progress=False)
+    [record] = evaluate_run(run, limit=5, folder=tmp_path / "out", progress=False)
     assert record["model_type"] == "full" and record["configuration"]["run_name"] == cfg.run_name
     assert record["name"] == result_name(cfg, "full", 5)
     base = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path / "out", progress=False)
     assert content(tmp_path / "out", record["name"]) == content(tmp_path / "out", base["name"])
     with pytest.raises(ValueError, match="would change how"): evaluate_run(run, overrides="model.name=other", folder=tmp_path)
-    assert evaluate_run(run, split="validation", limit=2, folder=tmp_path, progress=False)["split"] == "validation"
+    assert evaluate_run(run, split="validation", limit=2, folder=tmp_path, progress=False)[0]["split"] == "validation"
     for given in ({"run": str(run)}, {"preset": "toy"}):
         with pytest.raises(SystemExit, match="leave one out"): module.main(**given, split="test", overrides="evaluation.split=validation")
     aside = run.rename(run.with_name(f"{run.name}.previous"))
-    assert cfg.run_name + ".previous__" in evaluate_run(aside, limit=2, folder=tmp_path, progress=False)["name"]
+    assert cfg.run_name + ".previous__" in evaluate_run(aside, limit=2, folder=tmp_path, progress=False)[0]["name"]
 
 
 def test_a_run_trained_anew_has_the_name_and_the_old_result_is_kept(tmp_path, toy):
@@ -403,7 +403,7 @@ def test_problems_of_training_are_no_validation(run, change):
     with pytest.raises(EvaluationError, match="was trained on [0-9]+ of the [0-9]+ problems asked, [a-z-]+/train/[0-9]+ among"):
         evaluate_run(run, "validation", overrides=change, folder=run.parent)
     other = "data.dataset=socratic evaluation.max_new_tokens=4"
-    assert evaluate_run(run, "validation", 1, other, folder=run.parent, progress=False)["n"] == 1
+    assert evaluate_run(run, "validation", 1, other, folder=run.parent, progress=False)[0]["n"] == 1
 
 def test_a_trained_model_asked_as_a_base_model_was_trained_all_the_same(run):
     cfg = load_config("toy", overrides=f"model.path={run / 'model'} evaluation.split=validation data.validation_seed=1")

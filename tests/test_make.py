@@ -90,6 +90,18 @@ def test_other_overrides_have_another_notebook_and_evaluate_finds_the_run(make, 
     assert len(notebooks) == len(words)
 
 
+def test_an_executed_notebook_is_kept_when_the_same_words_train_again(make, tmp_path):
+    notebook = tmp_path / "runs here" / "toy" / "full_main-s0.ipynb"
+    notebook.parent.mkdir(parents=True)
+    for text in ("first", "second"):
+        notebook.write_text(text)
+        make("evaluate")
+        assert notebook.read_text() == text
+        assert make("train")[0] == 0 and not notebook.exists()
+    kept = {p.name: p.read_text() for p in notebook.parent.glob("*.ipynb")}
+    assert kept == {"full_main-s0.previous.ipynb": "first", "full_main-s0.2.previous.ipynb": "second"}
+
+
 def test_seed_of_the_demo_is_only_printed(make, tmp_path):
     "And a wrong one is refused before anything begins"
     code, said, commands = make("demo", f"SEED=$(touch {tmp_path}/mark)")

@@ -5,12 +5,12 @@ from dataclasses import replace
 import bitsandbytes as bnb
 import pytest, torch
 from transformers import AutoConfig
+from parameters import parameter_table
 from gsm8k_sft.benchmarks.memory import main
 from gsm8k_sft.benchmarks.training import measure_training
 from gsm8k_sft.core.config import choices, load_config, project_path
 from gsm8k_sft.core.runs import read_config, read_json
 from gsm8k_sft.evaluation.archive import unpack
-from gsm8k_sft.models.parameters import parameter_table
 from gsm8k_sft.train import load_for_training, train
 from gsm8k_sft.training.graphs import training_mode
 from gsm8k_sft.training.loss import COMPILED_ROWS, packed_loss
