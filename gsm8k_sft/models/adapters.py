@@ -37,19 +37,6 @@ def check_targets(
     raise ModelError(f"lora_config.target_modules: {', '.join(unknown)} is no linear layer of this model "
                      f"that can carry an adapter; it has {there}")
 
-# %% ../../nbs/models/adapters.ipynb #b3d90f15
-def _check_names(model, settings):
-    "Modules and layers that `lora_config` names are in the model"
-    names, n = [name for name, _ in model.named_modules()], model.config.get_text_config().num_hidden_layers
-    for key in ("modules_to_save", "rank_pattern", "alpha_pattern"):
-        for name in settings.get(key) or []:
-            if not any(re.search(f"({name})$", there) for there in names):
-                raise ModelError(f"lora_config.{key}: this model has no module {name}; its modules end in "
-                                 + ", ".join(sorted({there.rpartition(".")[2] for there in names if there and not there[-1].isdigit()})))
-    layers = settings.get("layers_to_transform")
-    for layer in [layers] if isinstance(layers, int) else layers or []:
-        if not 0 <= layer < n: raise ModelError(f"lora_config.layers_to_transform: there is no layer {layer}; this model has 0 to {n - 1}")
-
 # %% ../../nbs/models/adapters.ipynb #29eb071d
 def add_adapter(
     model, # transformers model; its weights are frozen
@@ -59,7 +46,15 @@ def add_adapter(
     from omegaconf import OmegaConf
     from peft import LoraConfig, get_peft_model
     settings = OmegaConf.to_container(cfg.lora_config) | {"target_modules": check_targets(model, cfg.lora_config.target_modules)}
-    _check_names(model, settings)
+    names, n = [name for name, _ in model.named_modules()], model.config.get_text_config().num_hidden_layers
+    for key in ("modules_to_save", "rank_pattern", "alpha_pattern"):
+        for name in settings.get(key) or []:
+            if not any(re.search(f"({name})$", there) for there in names):
+                raise ModelError(f"lora_config.{key}: this model has no module {name}; its modules end in "
+                                 + ", ".join(sorted({there.rpartition(".")[2] for there in names if there and not there[-1].isdigit()})))
+    layers = settings.get("layers_to_transform")
+    for layer in [layers] if isinstance(layers, int) else layers or []:
+        if not 0 <= layer < n: raise ModelError(f"lora_config.layers_to_transform: there is no layer {layer}; this model has 0 to {n - 1}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning) # peft calls what transformers is about to rename
         try: model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
