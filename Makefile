@@ -85,8 +85,8 @@ evaluate: $(STAMP) ## evaluate the base model of PRESET and the run that `make t
 	  $(BIN)/python -m gsm8k_sft.evaluate --run="$$folder"; fi
 
 sweep: $(STAMP) ## every run of settings.ini [sweep], or of STUDY=name (WORKERS=3 at a time on a GPU, for MINUTES=9; RAY=auto: on a Ray cluster; HOW=notebook or process; REST=1 leaves out what results/ has); goes on where it stopped
-	@$(BIN)/python -m gsm8k_sft.experiments.runner --workers="$${WORKERS:-1}" --minutes="$${MINUTES:-0}" --ray="$$RAY" --how="$$HOW" \
-	  $(if $(value STUDY),"$$STUDY" --overrides="$$OVERRIDES" $(if $(value REST),--rest))
+	@$(BIN)/python -m gsm8k_sft.experiments.runner $(if $(value STUDY),"$$STUDY" --overrides="$$OVERRIDES" $(if $(value REST),--rest)) \
+	  --workers="$${WORKERS:-1}" --minutes="$${MINUTES:-0}" --ray="$$RAY" --how="$$HOW"
 
 figures: $(STAMP) ## draw figures/ from the records in results/
 	@$(BIN)/python -m gsm8k_sft.analysis --figures
