@@ -1,8 +1,8 @@
 "Evaluation: killed and resumed, damaged files, the command line, real shapes of data"
-import hashlib, json, re, subprocess, sys
+import hashlib, json, re
 import pytest
 import torch
-from commands import finish
+from commands import finish, server
 from omegaconf import OmegaConf
 from gsm8k_sft import evaluate as module
 from gsm8k_sft.core.config import load_config, project_root
@@ -21,17 +21,17 @@ from gsm8k_sft.statistics.intervals import wilson_interval
 BRIEF = "evaluation.max_new_tokens=16 evaluation.batch_size=4 evaluation.save_every=1"
 NAME = "toy__test-first60__base-0shot-16new__toy__main"
 CODE = """
-import os, signal, sys
+import os, signal, torch
 from pathlib import Path
-from omegaconf import OmegaConf
 from gsm8k_sft import evaluate as module
 from gsm8k_sft.core.config import load_config
+torch.set_num_threads(1)
 def killed(*args, **kwargs):
     for number, answer in enumerate(generate(*args, **kwargs)):
         if number == 30: os.kill(os.getpid(), signal.SIGKILL)
         yield answer
 generate, module.generate = module.generate, killed
-module.evaluate_base(load_config("toy", overrides="{brief}"), shots=[0], limit=60, folder=Path(sys.argv[1]))
+module.evaluate_base(load_config("toy", overrides="{brief}"), shots=[0], limit=60, folder=Path({folder!r}))
 """
 
 
@@ -63,9 +63,10 @@ def test_killed_and_resumed(tmp_path, toy):
     model, tokenizer, rows, cfg = toy
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     reference = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=60, folder=whole, progress=False)
-    done = subprocess.run([sys.executable, "-c", CODE.format(brief=BRIEF), str(folder)], capture_output=True, text=True)
+    process = server.Process(target=exec, args=(CODE.format(brief=BRIEF, folder=str(folder)), {}))
+    process.start(), process.join()
     partial = folder / f"{NAME}.partial.jsonl"
-    assert done.returncode == -9 and len(whole_lines(partial)[0]) - 1 == 30, done.stderr
+    assert process.exitcode == -9 and len(whole_lines(partial)[0]) - 1 == 30
     resumed = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=60, folder=folder, progress=False)
     assert content(folder) == content(whole) and resumed["accuracy"] == reference["accuracy"]
     assert resumed["resumed_answers"] == 30 and not partial.exists()

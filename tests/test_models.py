@@ -594,7 +594,8 @@ def test_steps_that_overflow_are_skipped_and_no_error(own_runs, monkeypatch):
         return trainer, log, signals
     monkeypatch.setattr("gsm8k_sft.train.build_trainer", scaled)
     cfg = load_config("toy", overrides="train.packing=true train.max_steps=12 train.eval_steps=12 train.save_steps=12 "
-                      "train.validation_samples=2 train.keep_checkpoints=true train.warmup_steps=0 data.train_samples=300")
+                      "train.validation_samples=2 train.keep_checkpoints=true train.warmup_steps=0 data.train_samples=300 "
+                      "train.per_device_train_batch_size=4 evaluation.max_new_tokens=8")
     cfg.model.precision = "fp16" # load_config wants a GPU for it
     record, rows = train(cfg, evaluate=False), [r for r in read_log(folder_of(cfg)) if "loss" in r]
     skipped = [r["step"] for r in rows if r["grad_norm"] is None]
