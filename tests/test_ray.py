@@ -143,8 +143,9 @@ def test_the_driver_is_killed_and_two_go_on(tmp_path, cluster):
     assert not [p for p in both if p.returncode]
 
 
-def results(folder): # predictions and losses, without what time and place change
-    answers = {p.name: p.read_text() for p in Path(folder).glob("eval_results/*.predictions.jsonl")}
+def results(folder): # answers and losses, without what time and place change
+    files = {p.name: map(json.loads, p.read_text().splitlines()) for p in Path(folder).glob("eval_results/*.predictions.jsonl")}
+    answers = {name: [(row["id"], row["text"], row["strict"]) for row in rows] for name, rows in files.items()}
     runs = {p.parent.name: p.read_text().splitlines() for p in Path(folder).glob("runs/toy/*/log.jsonl")}
     logs = {run: [json.loads(line).get("loss") for line in lines] for run, lines in runs.items()}
     return answers, logs
