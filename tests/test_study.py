@@ -24,7 +24,7 @@ STUDY = """
 preset: toy
 overrides:
   [data.train_samples={train}, data.test_samples=12, data.validation_fraction=0.02, train.num_train_epochs={epochs}, train.eval_steps=0,
-   train.validation_samples=0, train.logging_steps=5, evaluation.max_new_tokens=64, evaluation.other_texts=2]
+   train.validation_samples=0, train.logging_steps=5, evaluation.max_new_tokens=16, evaluation.other_texts=2]
 methods:
   full: {{tuning: full, learning_rates: [1.0e-3]}}
   {more}
@@ -74,7 +74,7 @@ def test_whole_study_and_what_is_kept(tmp_path):
     assert (pairs["p, Holm"] >= pairs.p - 1e-12).all() and pairs.sentence.str.contains("within ±2 points").all()
     assert calculator_table(small, tmp_path / "results").seeds.tolist() == [2, 2]
     both = split_table(small, tmp_path / "results").set_index("evaluated")
-    validation = read_record(glob_files(kept, "lr_search/validation/toy__validation*__base-0shot-64new__*.json")[0])
+    validation = read_record(glob_files(kept, "lr_search/validation/toy__validation*__base-0shot-16new__*.json")[0])
     assert list(both.index) == ["full_main-lr1e-3-s0", "base-0shot"]
     assert both.validation["base-0shot"] == round(100 * validation["accuracy"]["numeric"]["value"], 1)
     assert headline_table(tmp_path / "results").empty, "no study of ours"
@@ -84,15 +84,15 @@ def test_whole_study_and_what_is_kept(tmp_path):
     def losses(name):
         files = [p for p in glob_files(kept, f"eval/toy{name}*.json") if "calculator" not in p.name]
         return [read_record(p)["elsewhere"]["code"] for p in files]
-    mean = sum(map(sum, losses("-full_main"))) / 4 - sum(losses("__test*base-0shot-64new_")[0]) / 2
+    mean = sum(map(sum, losses("-full_main"))) / 4 - sum(losses("__test*base-0shot-16new_")[0]) / 2
     assert lost.code["base", "full_main"].startswith(f"{mean:+.3f} ["), "two seeds, two texts"
     for name in ("runs", "eval_results"): shutil.rmtree(tmp_path / name)
     assert len(open_jobs(small)[0]) == 4
     assert open_jobs(small, skip_kept(small, tmp_path / "results")) == ([], 0), "a fresh clone with results/ has nothing left to do"
     unpack(kept, tmp_path / "less" / "toy")
-    for path in (tmp_path / "less").glob("toy/eval/*main-lr1e-3-s1__test*__full-64new__*"): path.unlink()
+    for path in (tmp_path / "less").glob("toy/eval/*main-lr1e-3-s1__test*__full-16new__*"): path.unlink()
     assert [j.name for j in open_jobs(small, skip_kept(small, tmp_path / "less"))[0]] == ["full_main-lr1e-3-s1"]
-    assert missing_jobs(small, tmp_path / "less") == ["full_main-lr1e-3-s1 (full-64new)"], "folders are read as an archive is"
+    assert missing_jobs(small, tmp_path / "less") == ["full_main-lr1e-3-s1 (full-16new)"], "folders are read as an archive is"
 
 
 def drive(skill, given, limit=3):
@@ -206,6 +206,7 @@ def interrupt_when(command, ready, said):
     assert process.wait(timeout=300) == 130, said.read_text()
 
 
+@pytest.mark.slow # quick: Ctrl-C during an inference, SIGTERM and SIGKILL during a training, and that what is done is not done again
 def test_interrupted_and_the_same_command_goes_on(tmp_path):
     small, run = study(tmp_path, train=400, epochs=6), tmp_path / "runs" / "toy" / "full_main-lr1e-3-s0"
     command = [sys.executable, "-u", "-m", "gsm8k_sft.experiments.runner", str(tmp_path / "small.yaml")]

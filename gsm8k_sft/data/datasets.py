@@ -47,17 +47,14 @@ def _from_hub(cfg, split):
     return [(f"{name} {config}/{split} row {i}", row) for i, row in enumerate(rows.to_list())]
 
 # %% ../../nbs/data/datasets.ipynb #e6a02709
-def _generated(function, split):
-    "(where, row) pairs that a function gives, named as module.function"
-    module, _, name = function.rpartition(".")
-    try: make = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as e: raise DataError(f"data.generator: {function} can't be had: {e}") from None
-    return [(f"{function} {split} problem {i}", row) for i, row in enumerate(make(split))]
-
 def _published(cfg, split, problems):
     "(where, row) pairs of a published split, from wherever the configuration says"
     source, dataset = cfg.data.source, cfg.data.dataset
-    if source == "generator": return _generated(cfg.data.generator, split)
+    if source == "generator": # named as module.function
+        module, _, name = (function := cfg.data.generator).rpartition(".")
+        try: make = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as e: raise DataError(f"data.generator: {function} can't be had: {e}") from None
+        return [(f"{function} {split} problem {i}", row) for i, row in enumerate(make(split))]
     if source == "synthetic":
         return [(f"synthetic {dataset}/{split} problem {i}", row) for i, row in enumerate(make_rows(split, dataset))]
     folder = None if source == "hub" else data_folder(cfg)
