@@ -22,7 +22,7 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Recipes read these from the environment, in quotes, and make itself expands nothing in them: no `;`, `$$(...)` or quote is ever a command.
-WORDS := PRESET TUNING DATASET SEED OVERRIDES RUN STUDY WORKERS MINUTES ADAPTER JOBS GSM8K_DIR
+WORDS := PRESET TUNING DATASET SEED OVERRIDES RUN STUDY WORKERS MINUTES RAY HOW ADAPTER JOBS GSM8K_DIR
 $(foreach word,$(WORDS),$(eval override $(word) := $$(value $(word))))
 export $(WORDS)
 
@@ -90,9 +90,9 @@ evaluate: $(STAMP) ## evaluate the base model of PRESET and the run that `make t
 	  $(folder) && $(BIN)/python -m gsm8k_sft.evaluate --preset="$$PRESET" --dataset="$$DATASET" --overrides="$$OVERRIDES" && \
 	  $(BIN)/python -m gsm8k_sft.evaluate --run="$$folder"; fi
 
-sweep: $(STAMP) ## every run of settings.ini [sweep], or of STUDY=name (WORKERS=3 at a time on a GPU, for MINUTES=9; REST=1 leaves out what results/ has); goes on where it stopped
-	@$(BIN)/python -m gsm8k_sft.experiments.runner $(if $(value STUDY),"$$STUDY" --overrides="$$OVERRIDES" \
-	  --workers="$${WORKERS:-1}" --minutes="$${MINUTES:-0}" $(if $(value REST),--rest))
+sweep: $(STAMP) ## every run of settings.ini [sweep], or of STUDY=name (WORKERS=3 at a time on a GPU, for MINUTES=9; RAY=auto: on a Ray cluster; HOW=notebook or process; REST=1 leaves out what results/ has); goes on where it stopped
+	@$(BIN)/python -m gsm8k_sft.experiments.runner $(if $(value STUDY),"$$STUDY" --overrides="$$OVERRIDES" $(if $(value REST),--rest)) \
+	  --workers="$${WORKERS:-1}" --minutes="$${MINUTES:-0}" --ray="$$RAY" --how="$$HOW"
 
 figures: $(STAMP) ## draw figures/ from the records in results/
 	@$(BIN)/python -m gsm8k_sft.analysis --figures

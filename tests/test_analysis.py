@@ -11,7 +11,7 @@ from gsm8k_sft.reporting.tables import average_seeds, comparison_table, format_t
 from gsm8k_sft.core.config import project_path, project_root
 from gsm8k_sft.core.runs import write_json
 from gsm8k_sft.report import make_report, missing_runs
-from gsm8k_sft.experiments.runner import run_matrix, run_notebook
+from gsm8k_sft.experiments.runner import do_jobs, run_notebook
 from gsm8k_sft.experiments.study import Job, matrix_jobs
 
 
@@ -210,8 +210,9 @@ def test_a_sweep_goes_on_after_a_failure(monkeypatch, tmp_path):
         calls.append(parameters)
         if parameters["tuning"] == "full": raise papermill.PapermillExecutionError(1, 1, "", "ConfigError", "seed: no\nmore", [])
     monkeypatch.setattr(papermill, "execute_notebook", execute)
-    outcomes = run_matrix([Job("toy", f"{t}_main-s0", t) for t in ("full", "lora")], run_notebook)
-    assert list(outcomes.values()) == ["failed: ConfigError: seed: no", "done"]
+    jobs = [Job("toy", f"{t}_main-s0", t) for t in ("full", "lora")]
+    found = do_jobs(lambda: (jobs, 0), run_notebook)
+    assert (found["done"], found["failed"]) == (1, {"full_main-s0 test": "ConfigError: seed: no"})
     assert calls[1]["overrides"].split() == ["run_name=lora_main-s0", "train.when_done=reuse"] and (tmp_path / "toy").is_dir()
 
 

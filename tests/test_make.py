@@ -50,7 +50,7 @@ def hostile(mark):
 # each variable, the target that hands it on, and the option of the command that gets it
 HANDED = [("PRESET", "plan", "preset"), ("OVERRIDES", "plan", "overrides"), ("STUDY", "sweep", None),
           ("WORKERS", "sweep STUDY=x", "workers"),
-          ("MINUTES", "sweep STUDY=x", "minutes"),
+          ("MINUTES", "sweep STUDY=x", "minutes"), ("RAY", "sweep", "ray"), ("HOW", "sweep STUDY=x", "how"),
           ("RUN", "evaluate", "run"), ("OVERRIDES", "evaluate RUN=x", "overrides"), ("ADAPTER", "bench", "adapter")]
 
 @pytest.mark.parametrize("variable, target, option", HANDED)

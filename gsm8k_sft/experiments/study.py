@@ -58,6 +58,7 @@ class Study:
     methods: dict[str, Method] = field(default_factory=dict)
     runs: dict[str, Runs] = field(default_factory=dict)
     base: list[Base] = field(default_factory=list)
+    how: str = "process" # or notebook: each run by papermill, as the matrix does
     pairs: list[list[str]] = field(default_factory=list) # two experiments to compare: <run>_<dataset>, or base
     archive: str = "" # folder of results/ that keeps it, set by `read_study`
 
@@ -89,6 +90,7 @@ def read_study(
     if lacking := sorted(OmegaConf.missing_keys(study)): raise ConfigError(f"{path}: {lacking[0]}: is missing")
     study.archive = "/".join(filter(None, (kind, study.preset)))
     check_choice(f"{path}: preset", study.preset, choices("preset"))
+    check_choice(f"{path}: how", study.how, ["process", "notebook"])
     for name, m in study.methods.items(): method_of(m.tuning, f"{path}: methods.{name}.tuning")
     for name, r in study.runs.items():
         check_choice(f"{path}: runs.{name}.method", r.method, list(study.methods))
