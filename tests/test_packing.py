@@ -150,8 +150,9 @@ def test_lora_layers_share_one_graph(monkeypatch):
     def traceable(module, q, k, v, mask=None, **kwargs): return attend(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2), None
     monkeypatch.setitem(AttentionInterface._global_mapping, PACKED, traceable) # that of packed rows breaks the graph on a CPU
     torch.manual_seed(0)
-    shape = dict(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
-    model = prepare_for_training(GemmaForCausalLM(GemmaConfig(**shape)), load_config("gemma-2b-it", "lora", overrides="train.gradient_checkpointing=false", training=False))
+    shape = dict(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=3, head_dim=16)
+    cfg = load_config("gemma-2b-it", "lora", training=False)
+    model = prepare_for_training(GemmaForCausalLM(GemmaConfig(**shape, num_attention_heads=2, num_key_value_heads=1)), cfg)
     made, inner = [], model.get_base_model()
     torch._dynamo.reset()
     with training_mode(inner, layers := compiled_layers(inner, lambda graph, inputs: made.append(graph) or graph)):

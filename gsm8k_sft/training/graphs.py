@@ -51,9 +51,11 @@ def compiled_layers(
     from torch._inductor import config
     torch._dynamo.config.recompile_limit = 64 # 8 by default; a process may train several models
     torch._dynamo.config.specialize_float = True # LoRA's scale is a constant; else every trace is made twice
-    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True # `_Joined`, in the cache on disk
+    keep = "autograd_cache_allow_custom_autograd_functions" # torch 2.7; `_Joined` in the cache on disk
+    if hasattr(torch._functorch.config, keep): setattr(torch._functorch.config, keep, True)
     options, mode = {"backend": backend}, "mix_order_reduction_non_strict_mode"
-    if not inner.get_input_embeddings().weight.requires_grad: inner.enable_input_require_grads() # else the first layer is compiled apart
+    if not any(p.requires_grad for p in inner.get_input_embeddings().parameters()):
+        inner.enable_input_require_grads() # else the first layer is compiled apart
     found = [(m, "forward", MethodType(joined_forward, m)) for m in inner.modules() if hasattr(m, "lora_A") and joins(m)]
     if not getattr(inner.config.get_text_config(), "attn_logit_softcapping", None):
         options["dynamic"] = True
@@ -64,6 +66,7 @@ def compiled_layers(
         del layer._compiled_call_impl
     return found
 
+# %% ../../nbs/training/graphs.ipynb #dc87141e
 @contextmanager
 def training_mode(
     inner, # as for `compiled_layers`
