@@ -7,7 +7,7 @@ __all__ = ['do_job', 'run_notebook', 'attempt', 'do_jobs', 'run_study', 'results
            'main']
 
 # %% ../../nbs/experiments/runner.ipynb #c353210d
-import os, re, signal, sys, tempfile, textwrap, time, traceback
+import os, re, signal, socket, sys, tempfile, textwrap, time, traceback
 from collections import Counter
 from functools import partial
 from importlib.util import find_spec
@@ -177,15 +177,25 @@ def stop(self: _Team): # all workers; what they were doing is put back
         told[worker.work] = worker
     for work in self.ray.wait(list(told), num_returns=len(told), timeout=60)[0] if told else []: self.collect(told[work])
     self.end(*self.members)
-def _with_ray(queue, do, workers, address):
+
+# %% ../../nbs/experiments/runner.ipynb #4a1c0012
+def _start_ray(address, **ours):
     if not address: os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" # on Linux too: loopback only; read when Ray is imported
     try: import ray
     except ImportError: raise ConfigError("several workers need Ray: pip install 'gsm8k_sft[cluster]', or take one worker") from None
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    try: host and socket.create_connection((host, int(port)), 10).close() # Ray itself would try for minutes
+    except (OSError, ValueError) as e: raise ConfigError(f"no Ray cluster answers at {address}: {e}") from None
+    for tries in (2, 1, 0): # Ray gives its processes 30 s to start, which may be too few on a busy machine
+        try: return ray, ray.init(address or "local", log_to_driver=False, logging_level="error", **({} if address else ours))
+        except Exception as e:
+            if tries and "timed out during startup" in str(e): continue
+            raise ConfigError(f"Ray does not start: {textwrap.shorten(str(e), 300)} Try again, or take one worker") from e
+def _with_ray(queue, do, workers, address):
     project_path("runs").mkdir(parents=True, exist_ok=True)
     with (tempfile.NamedTemporaryFile(dir=project_path("runs"), prefix=".driver-") as mark, # /tmp: names of sockets are short
           tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as private):
-        ours = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 80 * 2**20, "_temp_dir": f"{private}/ray"}
-        ray.init(address or "local", log_to_driver=False, logging_level="error", **({} if address else ours))
+        ray, _ = _start_ray(address, num_cpus=workers, include_dashboard=False, object_store_memory=80 * 2**20, _temp_dir=f"{private}/ray")
         team = _Team(ray, queue, do, workers, bool(address), os.path.basename(mark.name))
         try:
             while (left := queue.end - time.monotonic()) > 0:
