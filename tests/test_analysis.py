@@ -238,8 +238,8 @@ def test_error_tables_from_kept_predictions(tmp_path):
     def add(model, rows, **protocol):
         text = "".join(json.dumps(r) + "\n" for r in rows).encode()
         name = f"{model}{len(protocol)}"
-        add_evaluation(tmp_path, model, 1, protocol={"grader": grader_versions(), "decoding": "greedy", "fingerprint": name} | protocol, name=name,
-                       predictions_sha256=sha256(text).hexdigest(), seed=len(protocol))
+        asked = {"grader": grader_versions(), "decoding": "greedy", "fingerprint": name} | protocol
+        add_evaluation(tmp_path, model, 1, protocol=asked, name=name, predictions_sha256=sha256(text).hexdigest(), seed=len(protocol))
         (tmp_path / "toy" / "eval" / f"{model}-{len(protocol)}.json").rename(tmp_path / "toy" / "eval" / f"{name}.json")
         path = tmp_path / "toy" / "eval" / f"{name}.predictions.jsonl"
         path.write_bytes(text)
