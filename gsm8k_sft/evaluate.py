@@ -256,6 +256,12 @@ def quick_accuracy(
     return {"n": n, **shares, "finished": sum(a.finish_reason == "stop" for a in answers) / max(n, 1),
             "new_tokens": sum(a.n_tokens for a in answers), "seconds": round(time.perf_counter() - start, 3)}
 
+def _relabel(result, cfg):
+    "Print a result's accuracies by the labels of a data set, and the verdicts that change"
+    at = Path(result)
+    tables = rescore(re.sub(r"(\.predictions)?\.jsonl?$", "", at.name), load_gsm8k(cfg)["test"], at.parent if at.parent != Path() else None)
+    print("\n\n".join(t.to_string(max_colwidth=60) if len(t) else "No verdict changes." for t in tables))
+
 # %% ../nbs/03_evaluate.ipynb #1a737b93
 @call_parse
 @plain_errors()
@@ -273,11 +279,8 @@ def main(
 ):
     "Evaluate a base model or a run"
     if relabel:
-        if run or split or limit or shots or config: raise EvaluationError("--relabel asks nothing again; it takes --dataset and --preset alone")
-        rows, at = load_gsm8k(load_config(preset or "toy", dataset=dataset, overrides=overrides, training=False))["test"], Path(relabel)
-        name = re.sub(r"(\.predictions)?\.jsonl?$", "", at.name)
-        tables = rescore(name, rows, at.parent if at.parent != Path() else None)
-        return print("\n\n".join(t.to_string(max_colwidth=60) if len(t) else "No verdict changes." for t in tables))
+        if run or split or limit or shots: raise EvaluationError("--relabel asks nothing again; it takes --dataset and --preset alone")
+        return _relabel(relabel, load_config(preset or "toy", "full", dataset, 0, config, overrides, training=False))
     if bool(preset) == bool(run): raise EvaluationError("name either --preset (its base model) or --run (a run's folder)")
     if run and (shots or config): raise EvaluationError("--shots and --config go with --preset: a run is asked as it was trained")
     if not re.fullmatch(r"[0-9 ,]*", shots): raise EvaluationError(f"shots: {shots!r} must be whole numbers, such as \"0 1\"")

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from fastcore.script import call_parse
 from omegaconf import DictConfig
 from ..core.config import ConfigError, DATASETS, TRAIN_NOTEBOOK, TUNINGS, load_config, project_path, project_root
-from ..core.runs import plain_errors, run_folder, write_text
+from ..core.runs import plain_errors, run_folder, set_aside, write_text
 from ..data.datasets import load_evaluated
 from ..evaluation.archive import add_files, evaluation_files, glob_files, read_bytes, read_record, run_files
 from ..evaluation.results import complete_result, is_plain
@@ -56,6 +56,7 @@ def run_notebook(
     if not job.tuning: return do_job(job)
     out, overrides = project_path("runs", job.preset, f"{job.name}.ipynb"), run_overrides(job)
     out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists(): set_aside(out)
     if job.overrides: overrides.append(f"evaluation.split={job.split}")
     parameters = {k: getattr(job, k) for k in ("preset", "tuning", "dataset", "seed")} | {"overrides": " ".join(overrides)}
     papermill.execute_notebook(TRAIN_NOTEBOOK, out, parameters=parameters, cwd=project_root(), progress_bar=False, stdout_file=sys.stdout,
