@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from gsm8k_sft.core.config import ConfigError
-from gsm8k_sft.experiments.runner import do_jobs, run_study
+from gsm8k_sft.experiments.runner import do_jobs, main, run_study
 from gsm8k_sft.experiments.study import Job, open_jobs, read_study
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" # loopback, as the runner has it; read at the import of Ray
@@ -106,6 +106,13 @@ def test_a_job_that_fails_one_that_dies_and_one_short_of_memory(tmp_path):
     assert said[-1].endswith("5 done, 0 running, 0 open, 0 waiting, best 5.0 % (lora_main-s5), 0 min left")
     todo, do = work(tmp_path / "b", s2="fails")
     assert do_jobs(todo, do)["done"] == 5 and ends(tmp_path / "b") == ends(tmp_path / "a"), "and without Ray"
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"workers": -2}, {"minutes": -1}, {"minutes": float("nan")}, {"how": "twice"}])
+def test_what_cannot_be_is_refused_before_anything_runs(wrong, capsys):
+    with pytest.raises(SystemExit) as e: main("gemma-3-270m", dry_run=True, **wrong)
+    said = f"{e.value} {capsys.readouterr().err}"
+    assert next(iter(wrong)) in said and "Traceback" not in said
 
 
 def test_without_ray_several_workers_are_refused(tmp_path, monkeypatch):
