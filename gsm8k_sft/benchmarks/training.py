@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from transformers import TrainerCallback
 from ..core.config import CONFIGS, TUNINGS, load_config, read_yaml
 from ..core.runs import environment, read_json, write_json
-from ..models.parameters import model_config
+from ..models.parameters import count_parameters, model_config
 from ..models.sources import error_text
 from ..training.graphs import forget_run
 from ..training.memory import LiveBytes, UnknownMemory, model_shape, plan, random_training_model, setup
@@ -145,16 +145,6 @@ def training_cases() -> list[dict]:
     cases += [{"preset": p, "tuning": t, **said["studied"]["setting"]} for p in said["studied"]["presets"] for t in TUNINGS]
     return sorted([{"trainer": "ours", "without": "", **c} for c in cases], key=lambda c: c["trainer"] == "trl")
 
-# %% ../../nbs/benchmarks/training.ipynb #c08745ec
-def _random_start(cfg, changes):
-    "A random model of a setting, ready to train, and its configuration; nothing else is on the card"
-    import torch
-    config = model_config(cfg, **changes)
-    torch.manual_seed(0)
-    model = random_training_model(cfg, config, "cuda" if torch.cuda.is_available() else "cpu")
-    if torch.cuda.is_available(): torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
-    return model, config
-
 # %% ../../nbs/benchmarks/training.ipynb #e350db48
 def measure_training(
     case: dict, # of `training_cases`
@@ -164,12 +154,14 @@ def measure_training(
 ) -> dict: # the case with speed, memory and prediction
     "Train a setting for some steps"
     import torch
-    from gsm8k_sft.models.parameters import count_parameters
     steps, device = case.get("steps", steps), "cuda" if torch.cuda.is_available() else "cpu"
     quiet = "eval_steps=0 validation_samples=0 report_to=none train_sampling_strategy=random logging_steps=10"
     overrides = [*(f"train.{o}" for o in quiet.split()), "lora_config.lora_dropout=0", f"train.max_steps={steps}"]
     cfg = load_config(case["preset"], case["tuning"], overrides=overrides + case["overrides"].split(), training=False)
-    model, config = _random_start(cfg, changes)
+    config = model_config(cfg, **changes)
+    torch.manual_seed(0)
+    model = random_training_model(cfg, config, device)
+    if device == "cuda": torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
     rows = [{k: [t % config.vocab_size if t >= 0 else t for t in ids] for k, ids in row.items()} for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         ours, start = case["trainer"] == "ours", (cfg, model, rows, folder)
@@ -180,8 +172,7 @@ def measure_training(
     found = {**case, **clock.readings(steps), "parameters": count_parameters(model), "speedup": getattr(trainer, "speedup", None),
              "measured": torch.cuda.max_memory_allocated() if device == "cuda" else live.peak}
     if case["trainer"] == "trl" or case["without"]: return found
-    longest = max(len(r["input_ids"]) for r in rows)
-    try: shape, s = model_shape(config), setup(cfg, longest, tokens=max(clock.sizes), device=device)
+    try: shape, s = model_shape(config), setup(cfg, max(len(r["input_ids"]) for r in rows), tokens=max(clock.sizes), device=device)
     except UnknownMemory: return found
     return found | {"shape": asdict(shape), "setup": asdict(s), "predicted": plan(shape, s).total}
 
@@ -192,11 +183,9 @@ def matmul_rate() -> float: # operations a second
     n = 8192
     a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     for _ in range(5): a @ b
-    def once():
-        start = synchronized_time()
-        for _ in range(20): a @ b
-        return 20 * 2 * n**3 / (synchronized_time() - start)
-    return max(once() for _ in range(5))
+    start = synchronized_time()
+    for _ in range(100): a @ b
+    return 100 * 2 * n**3 / (synchronized_time() - start)
 
 # %% ../../nbs/benchmarks/training.ipynb #7898e439
 def _open_record(out, resume):
@@ -277,8 +266,8 @@ def plot_waterfall(
             speeds, whose = [i["tokens_per_second"] for i in items], [i["trainer"] for i in items]
             starts = [min(b, s) if who == "ours" else 0 for who, s, b in zip(whose, speeds, [0, *speeds])]
             widths = [s - b if b < s else 200 for s, b in zip(speeds, starts)]
-            colours = {"stock": "grey", "ours": "blue", "trl": "orange"}
-            ax.barh(range(len(items)), widths, left=starts, color=[COLOURS[colours[who]] for who in whose])
+            colours = [COLOURS[{"stock": "grey", "ours": "blue", "trl": "orange"}[who]] for who in whose]
+            ax.barh(range(len(items)), widths, left=starts, color=colours)
             for y, speed in enumerate(speeds): ax.text(speed + 500, y, f"{speed:,.0f}", va="center", fontsize=8)
             ax.set(yticks=range(len(items)), yticklabels=[i["name"] for i in items], xlim=(0, 60_000), title=title,
                    xlabel="tokens/s, padding not counted")

@@ -33,9 +33,7 @@ def joined_forward(self, x, *args, **kwargs):
     h = a(self.lora_dropout[name](x)) * self.scaling[name]
     return _Joined.apply(x.to(weight.dtype), h.to(weight.dtype), weight, self.lora_B[name].weight.to(weight.dtype))
 
-def joins(
-    layer, # with an adapter of peft's
-) -> bool:
+def joins(layer) -> bool: # a layer with an adapter of peft's
     "Whether `joined_forward` computes what the layer does, and writes less"
     from peft.tuners.lora import Linear
     if type(layer) is not Linear or "forward" in vars(layer) or len(layer.lora_A) != 1 or layer.lora_variant: return False
