@@ -14,7 +14,7 @@ from gsm8k_sft.train import train
 from gsm8k_sft.training.trainer import training_arguments
 
 ACCELERATE = files("gsm8k_sft") / "configs" / "accelerate"
-SMALL = ("data.train_samples=48 data.test_samples=8 train.num_train_epochs=1 train.eval_steps=0 train.save_steps=1000 "
+SMALL = ("data.train_samples=49 data.test_samples=8 train.num_train_epochs=1 train.eval_steps=0 train.save_steps=1000 "
          "evaluation.max_new_tokens=8 train.validation_samples=0 train.optim=adamw_torch lora_config.lora_dropout=0 "
          "train.learning_rate=1e-3")
 
@@ -97,7 +97,7 @@ def check_equal(two, one):
     "Two processes took the steps of one"
     (log_two, two, record), (log_one, one, _) = two, one
     assert record["processes"] == 2
-    assert [r["step"] for r in log_one] == [r["step"] for r in log_two] == list(range(1, 7))
+    assert [r["step"] for r in log_one] == [r["step"] for r in log_two] == list(range(1, 8)) # in the last one example for two processes
     assert [r["tokens"] for r in log_one] == [r["tokens"] for r in log_two]
     for key in ("loss", "grad_norm", "learning_rate"):
         assert [r[key] for r in log_two] == pytest.approx([r[key] for r in log_one], rel=1e-3)
@@ -118,12 +118,12 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
     done, run = launched(tmp_path, "full", True, script=SIGNALLED), tmp_path / "runs" / "toy" / "run"
     record = json.loads((run / "record.json").read_text())
     assert done.returncode != 0 and (record["status"], record["steps"]) == ("interrupted", 3), done.stderr[-3000:]
-    assert "SIGTERM at step 3 of 6" in done.stderr and (run / "checkpoint-3" / "trainer_state.json").exists()
+    assert "SIGTERM at step 3 of 7" in done.stderr and (run / "checkpoint-3" / "trainer_state.json").exists()
     assert len(list((run / "checkpoint-3").glob("rng_state*.pth"))) == 2, "both processes saved theirs"
     done = launched(tmp_path, "full", True)
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((run / "record.json").read_text())
-    assert (record["status"], record["steps"], [s["from_step"] for s in record["sessions"]]) == ("complete", 6, [0, 3])
+    assert (record["status"], record["steps"], [s["from_step"] for s in record["sessions"]]) == ("complete", 7, [0, 3])
     check_equal(outcome(tmp_path), alone("full", True))
 
 
