@@ -123,7 +123,7 @@ def train(
         with reporting(cfg, run.folder, run.main) as summary:
             fit(cfg, run)
             forget_run(compiled=False)
-            results = evaluate_run(run.folder) if evaluate and run.main else []
+            results = evaluate_run(run.folder) if evaluate else [] # by all processes
             results = results if isinstance(results, list) else [results]
             run.update(status="complete", evaluations=[r["name"] for r in results])
             summary |= {k: v for k, v in run.record.items() if isinstance(v, (int, float, str))}

@@ -301,4 +301,5 @@ def save_weights(
     if trainer.is_world_process_zero():
         shutil.rmtree(whole, ignore_errors=True)
         part.rename(whole)
+    trainer.accelerator.wait_for_everyone()
     return whole
