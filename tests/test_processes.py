@@ -5,6 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
@@ -17,7 +18,7 @@ from gsm8k_sft.training.trainer import training_arguments
 ACCELERATE = files("gsm8k_sft") / "configs" / "accelerate"
 SMALL = ("data.train_samples=49 data.test_samples=8 train.num_train_epochs=1 train.eval_steps=0 train.save_steps=1000 "
          "evaluation.max_new_tokens=8 train.validation_samples=0 train.optim=adamw_torch lora_config.lora_dropout=0 "
-         "train.learning_rate=1e-3")
+         "train.learning_rate=1e-3 model.precision=fp32")
 
 # Accelerate shards over GPUs only: on a CPU it would quietly do DDP. While it decides, the gloo processes pass for GPU ones.
 SHARDED = """
@@ -93,14 +94,15 @@ def settings(folder, batch, packing):
     return overrides, {f"GSM8K_SFT_PATHS_{k}": str(folder / k.lower()) for k in ("RUNS", "CACHE", "EVAL_RESULTS")}
 
 
-def launched(folder, tuning, packing, how="ddp", script=None):
+def launched(folder, tuning, packing, how="ddp", script=None, gpus=""):
     "What two processes that Accelerate starts have left, when they have ended: our training, or a script that calls it"
     overrides, own = settings(folder, 4, packing)
     if script: (folder / "script.py").write_text(script)
     program = [str(folder / "script.py")] if script else ["-m", "gsm8k_sft.train"]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ACCELERATE / f"{how}.yaml"), "--num_processes", "2",
                *program, "--preset", "toy", "--tuning", tuning, "--overrides", overrides]
-    return subprocess.run(command, env=os.environ | own | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
+    own |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": gpus}
+    return subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=600)
 
 
 def outcome(folder):
@@ -141,6 +143,15 @@ def test_two_processes_are_one(tuning, packing, how, tmp_path):
     done = launched(tmp_path, tuning, packing, how, SHARDED if how == "fsdp2" else None)
     assert done.returncode == 0, done.stderr[-3000:]
     check_equal(outcome(tmp_path), alone(tuning, packing))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+@pytest.mark.parametrize("tuning,how", [("full", "ddp"), ("lora", "ddp"), ("full", "fsdp2")])
+def test_two_gpus_are_one(tuning, how, tmp_path):
+    done = launched(tmp_path, tuning, True, how, gpus="0,1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_equal(outcome(tmp_path), alone(tuning, True))
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
