@@ -161,7 +161,8 @@ def measure_training(
              "measured": torch.cuda.max_memory_allocated() if device == "cuda" else live.peak}
     if case["trainer"] == "trl" or case["without"]: return found
     longest = max(len(r["input_ids"]) for r in rows)
-    try: shape, s = model_shape(config), setup(cfg, longest, tokens=max(clock.sizes), device=device)
+    several = {"processes": trainer.args.world_size, "sharded": trainer.is_fsdp_enabled}
+    try: shape, s = model_shape(config), setup(cfg, longest, tokens=max(clock.sizes), device=device, **several)
     except UnknownMemory: return found
     return found | {"shape": asdict(shape), "setup": asdict(s), "predicted": plan(shape, s).total}
 
