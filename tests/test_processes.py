@@ -12,7 +12,12 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 from gsm8k_sft.core.config import ConfigError, load_config
 from gsm8k_sft.evaluate import evaluate_base
+from gsm8k_sft.models.loading import load_model
 from gsm8k_sft.train import train
+from gsm8k_sft.training import trainer
+from gsm8k_sft.training.graphs import compiled_layers, training_mode
+from gsm8k_sft.training.loss import packed_loss
+from gsm8k_sft.training.packing import PackedCollator
 from gsm8k_sft.training.trainer import training_arguments
 
 ACCELERATE = files("gsm8k_sft") / "configs" / "accelerate"
@@ -166,6 +171,25 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
     record = json.loads((run / "record.json").read_text())
     assert (record["status"], record["steps"], [s["from_step"] for s in record["sessions"]]) == ("complete", 7, [0, 3])
     check_equal(outcome(tmp_path), alone("full", True))
+
+
+def test_ddp_leaves_compiled_layers_whole(tmp_path, monkeypatch):
+    "Buckets smaller than a layer's weights don't cut its graph in pieces, which would keep more for the backward pass"
+    made, dist = [], torch.distributed
+    monkeypatch.setattr(trainer, "compiled_layers", lambda model: compiled_layers(model, lambda graph, inputs: made.append(graph) or graph.forward))
+    monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 100_000)
+    cfg = load_config("toy", overrides="train.packing=true train.speedup=compile train.report_to=none train.eval_steps=0",
+                      training=False) # compiling is refused without a GPU
+    model, chunk = load_model(cfg, training=True), {"input_ids": torch.arange(5, 60), "labels": torch.arange(5, 60)}
+    built, chunk = trainer.GSM8KTrainer(cfg, model=model, args=training_arguments(cfg, tmp_path)), PackedCollator(100)([chunk])["chunks"][0]
+    def graphs(wrapped):
+        torch._dynamo.reset()
+        made.clear()
+        with training_mode(model, built.compiled): packed_loss(wrapped, model, chunk).backward()
+        return len(made)
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try: assert graphs(model) == graphs(torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=0.2)) > 0
+    finally: dist.destroy_process_group()
 
 
 def answers(path):

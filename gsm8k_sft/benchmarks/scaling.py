@@ -7,9 +7,7 @@ __all__ = ['main']
 
 # %% ../../nbs/benchmarks/scaling.ipynb #5ca1e003
 import json, os, re, signal, subprocess, sys, tempfile, time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 from fastcore.script import call_parse
 from omegaconf import OmegaConf
 from .training import bench_examples, matmul_rate, measure_training
@@ -62,19 +60,17 @@ def _work(case, steps, limit, out):
     state.destroy_process_group()
 
 # %% ../../nbs/benchmarks/scaling.ipynb #5ca1e013
-def _launch(case, n, free, seconds, more):
+def _launch(case, n, seconds, more):
     "One case by `n` processes: what it found, or its error"
-    gpu, accelerate = free.get(), f"accelerate.commands.launch --config_file {CONFIGS}/accelerate/{case['how']}.yaml --num_processes {n} -m"
-    own = {"CUDA_VISIBLE_DEVICES": str(gpu)} if n == 1 and device() == "cuda" else {}
+    accelerate = f"accelerate.commands.launch --config_file {CONFIGS}/accelerate/{case['how']}.yaml --num_processes {n} -m"
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log", "w") as log:
         command = [sys.executable, "-m", *(accelerate.split() if n > 1 else []), "gsm8k_sft.benchmarks.scaling",
                    "--case", json.dumps(case), "--out", f"{folder}/found.json", *more]
-        process = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try: process.wait(seconds)
         except subprocess.TimeoutExpired: print(f"{case['name']}: stopped after {seconds} s", file=log, flush=True)
         finally:
             if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)
-            free.put(gpu)
         said = re.findall(r"^.*(?:Error|Exception|stopped after).*", Path(log.name).read_text(), re.M)
         found = Path(folder) / "found.json"
         return case | {"processes": n} | (read_json(found) if found.exists() else {"error": said[0][:300] if said else "no result"})
@@ -102,14 +98,11 @@ def main(
     "Measure training and evaluation by one and several GPUs of this machine"
     import torch
     if case: return _work(json.loads(case), steps, limit, out)
-    gpus, free, items = torch.cuda.device_count(), SimpleQueue(), []
-    for gpu in range(max(gpus, 1)): free.put(gpu)
+    gpus, items = torch.cuda.device_count(), []
     said = OmegaConf.to_container(read_yaml(Path(cases or CONFIGS / "benchmark" / "scaling.yaml")), resolve=True)["cases"]
     for n in sorted(int(n) for n in processes.split(",") if not gpus or int(n) <= gpus):
-        wanted = [c for c in said if n >= c.get("from", 1) and any(part.strip() in c["name"] for part in names.split(";"))]
-        with ThreadPoolExecutor(max(gpus, 1) if n == 1 else 1) as pool:
-            for found in pool.map(lambda c: _launch(c, n, free, seconds, ["--steps", str(steps), "--limit", str(limit)]), wanted):
-                items.append(_compared(found, items))
-                kept = [{k: v for k, v in i.items() if k != "texts"} for i in items]
-                print(json.dumps(kept[-1]), flush=True)
-                write_json(Path(out), {"environment": environment(), "items": kept})
+        for case in (c for c in said if n >= c.get("from", 1) and any(part.strip() in c["name"] for part in names.split(";"))):
+            items.append(_compared(_launch(case, n, seconds, ["--steps", str(steps), "--limit", str(limit)]), items))
+            kept = [{k: v for k, v in i.items() if k != "texts"} for i in items]
+            print(json.dumps(kept[-1]), flush=True)
+            write_json(Path(out), {"environment": environment(), "items": kept})

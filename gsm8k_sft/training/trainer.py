@@ -114,6 +114,7 @@ class GSM8KTrainer(Trainer):
         if self.is_fsdp_enabled: # autocast as everywhere, not bf16 weights and sums
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         compiled = self.speedup == "compile" or self.speedup == "record" and has_triton() # without Triton, steps are still recorded
+        if compiled: torch._dynamo.config.optimize_ddp = False # else DDP's buckets cut a layer in pieces
         self.compiled, self.recorded = compiled_layers(self.inner) if compiled else [], None
 
 @patch
