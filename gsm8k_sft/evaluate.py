@@ -17,13 +17,13 @@ from .core.config import (
 from .core.runs import environment, peak_memory, plain_errors, read_config, read_json, write_json, write_text
 from .data.datasets import COLUMNS, load_evaluated, load_gsm8k, question_key, refuse_test
 from .data.prompts import Renderer
-from gsm8k_sft.evaluation.results import (
+from .evaluation.results import (
     EvaluationError, accuracies, append_lines, complete_result, decoding, deviations, evaluation_protocol, find_run, open_partial,
-    protocol_fingerprint, read_predictions, refuse_trained, result_name, same_answers, sampled_accuracies, set_aside, whole_lines,
-    write_result)
+    protocol_fingerprint, read_predictions, refuse_trained, result_name, same_answers,
+    sampled_accuracies, set_aside, whole_lines, write_result)
 from .evaluation.retention import held_out_loss
 from .generation.generate import generate, stop_tokens
-from .grading.answers import GRADERS, grade, grader_versions
+from .grading.answers import grade, grader_versions, graders_of
 from .grading.errors import grade_answer
 from .models.adapters import load_tuned
 from .models.loading import load_model, load_tokenizer
@@ -105,10 +105,10 @@ def _problems(rows, limit, cfg, run):
     "The problems to ask, and their number where they are only part of the split"
     if (limit or 0) < 0: raise EvaluationError(f"limit: {limit} must not be negative; 0 asks all problems")
     if not len(rows):
-        raise EvaluationError(f"the split {cfg.evaluation.split!r} has no problems; see data.validation_fraction and data.test_samples")
+        raise EvaluationError(f"the split {cfg.evaluation.split!r} has no problems; see data.validation_fraction and data.only")
     for weights in (run, cfg.model.path): refuse_trained(rows, weights)
     cut = bool(limit) and limit < len(rows)
-    sample = cut or (cfg.evaluation.split == "test" and cfg.data.test_samples)
+    sample = cut or (cfg.evaluation.split == "test" and len(rows) == cfg.data.test_samples) # a smaller set is whole
     rows = rows.select(range(limit)) if cut else rows
     return rows, len(rows) if sample else None
 
@@ -199,7 +199,8 @@ def evaluate_run(
     again: bool = False, # evaluate again even if the result is there
     progress: bool = True, # say what is happening
     folder: Path | None = None, # where the files go; eval_results by default
-) -> dict | list[dict]: # the result; a list of them where `evaluation.datasets` names several data sets
+    asked: list[tuple] | None = None, # from `load_evaluated`, if it is loaded already
+) -> list[dict]: # a result for each of `evaluation.datasets`, or the one of the run's own data set
     "Evaluate the tuned model of a run, zero-shot"
     run, folder = find_run(run), _results_folder(folder)
     cfg = read_config(run)
@@ -211,9 +212,8 @@ def evaluate_run(
         cfg = for_dataset(cfg, part.partition("=")[2]) if other else merge_layer(cfg, part, f"overrides ({part})")
     check_config(cfg)
     cfg.run_name = run.resolve().name # an earlier run that was set aside has a name of its own
-    asked, (model, tokenizer) = load_evaluated(cfg), load_tuned(run, dtype=cfg.evaluation.dtype)
-    results = [evaluate(model, tokenizer, rows, c, tuning_of(c), 0, limit, run, again, progress, folder) for c, rows in asked]
-    return results if cfg.evaluation.datasets else results[0]
+    asked, (model, tokenizer) = asked or load_evaluated(cfg), load_tuned(run, dtype=cfg.evaluation.dtype)
+    return [evaluate(model, tokenizer, rows, c, tuning_of(c), 0, limit, run, again, progress, folder) for c, rows in asked]
 
 # %% ../nbs/03_evaluate.ipynb #0c251ff2
 def regrade(
@@ -230,7 +230,7 @@ def regrade(
     answers = _graded(old, rows.select([i for i, r in enumerate(rows["id"]) if r in ids]), samples)
     text = "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in answers)
     record |= {"samples": samples, **_verdicts(answers, samples), "predictions_sha256": sha256(text.encode()).hexdigest()}
-    protocol = record["protocol"] | {"grader": grader_versions()}
+    protocol = record["protocol"] | {"grader": grader_versions(record["accuracy"])}
     record["protocol"] = protocol | {"fingerprint": protocol_fingerprint(protocol)}
     write_text(folder / f"{name}.predictions.jsonl", text)
     write_json(folder / f"{name}.json", record)
@@ -245,16 +245,23 @@ def rescore(
     "Saved answers under the labels of another data set, matched by question"
     import pandas as pd
     answers, labels = read_predictions(name, folder), {question_key(r["question"]): r for r in rows}
-    old = [a | grade_answer(a["text"], f"#### {a['gold']}", a["finish_reason"]) for a in answers] # by today's graders
+    for key in ("id", "question", "gold", "text", "finish_reason"):
+        if any(key not in a for a in answers): raise EvaluationError(f"{name}: an answer without {key!r}; evaluate again")
+    record = Path(folder or project_path("eval_results")) / f"{name}.json"
+    if record.exists() and (n := sum(read_json(record)["finish_reasons"].values())) != len(answers):
+        raise EvaluationError(f"{name}: answers are missing: {len(answers)} of the {n} that its record tells of; evaluate again")
+    golds = [f"#### \\boxed{{{a['gold']}}}" if "math" in a else f"#### {a['gold']}" for a in answers]
+    old = [a | grade_answer(a["text"], gold, a["finish_reason"]) for a, gold in zip(answers, golds)] # by today's graders
     pairs = [(a, labels[key]) for a in old if (key := question_key(a["question"])) in labels]
     if not pairs: raise EvaluationError(f"{name}: none of its {len(old)} questions is in the other data set")
     before, after = [a for a, _ in pairs], [a | grade_answer(a["text"], r["answer"], a["finish_reason"]) for a, r in pairs]
     sets = {f"{len(old)} answers": old, f"{len(pairs)} of them": before, "new labels": after}
     table = pd.DataFrame({k: {g: f"{100 * v['value']:.1f} [{100 * v['low']:.1f}, {100 * v['high']:.1f}]" for g, v in accuracies(a).items()}
                           for k, a in sets.items()})
-    changed = [(a["id"], a["gold"], r["final"], *(f"{a[g]} → {b[g]}" for g in GRADERS), a["question"])
-               for (a, r), b in zip(pairs, after) if any(a[g] != b[g] for g in GRADERS)]
-    return table, pd.DataFrame(changed, columns=["id", "label", "new label", *GRADERS, "question"])
+    graders = list(table.index)
+    changed = [(a["id"], a["gold"], r["final"], *(f"{a[g]} → {b[g]}" for g in graders), a["question"])
+               for (a, r), b in zip(pairs, after) if any(a[g] != b[g] for g in graders)]
+    return table, pd.DataFrame(changed, columns=["id", "label", "new label", *graders, "question"])
 
 # %% ../nbs/03_evaluate.ipynb #bee065e9
 def quick_accuracy(
@@ -271,7 +278,7 @@ def quick_accuracy(
     answers = list(generate(model, tokenizer, prompts, e.max_new_tokens, e.batch_size, stops, names, False,
                             engine=e.engine, stop_texts=renderer.stop_texts))
     grades = [grade(a.text, rows[a.index]["answer"]) for a in answers]
-    n, shares = len(answers), {g: sum(x[g] for x in grades) / max(len(grades), 1) for g in GRADERS}
+    n, shares = len(answers), {g: sum(x[g] for x in grades) / len(grades) for g in (graders_of(rows["answer"][0]) if grades else ())}
     return {"n": n, **shares, "finished": sum(a.finish_reason == "stop" for a in answers) / max(n, 1),
             "new_tokens": sum(a.n_tokens for a in answers), "seconds": round(time.perf_counter() - start, 3)}
 
@@ -292,9 +299,11 @@ def main(
 ):
     "Evaluate a base model or a run"
     if relabel:
-        rows, at = load_gsm8k(load_config("toy", dataset=dataset, overrides=overrides, training=False))["test"], Path(relabel)
-        tables = rescore(at.name.removesuffix(".json"), rows, at.parent if at.parent != Path() else None)
-        return print("\n\n".join(table.to_string(max_colwidth=60) for table in tables))
+        if run or split or limit or shots or config: raise EvaluationError("--relabel asks nothing again; it takes --dataset and --preset alone")
+        rows, at = load_gsm8k(load_config(preset or "toy", dataset=dataset, overrides=overrides, training=False))["test"], Path(relabel)
+        name = re.sub(r"(\.predictions)?\.jsonl?$", "", at.name)
+        tables = rescore(name, rows, at.parent if at.parent != Path() else None)
+        return print("\n\n".join(t.to_string(max_colwidth=60) if len(t) else "No verdict changes." for t in tables))
     if bool(preset) == bool(run): raise EvaluationError("name either --preset (its base model) or --run (a run's folder)")
     if run and (shots or config): raise EvaluationError("--shots and --config go with --preset: a run is asked as it was trained")
     if not re.fullmatch(r"[0-9 ,]*", shots): raise EvaluationError(f"shots: {shots!r} must be whole numbers, such as \"0 1\"")

@@ -17,7 +17,7 @@ from .data.prompts import Renderer
 from .evaluation.compare import compare
 from .evaluation.results import find_run, is_plain, label, read_evaluations
 from .generation.generate import stop_tokens
-from .grading.answers import GRADERS
+from .grading.answers import FORMULA_GRADERS, GRADERS
 from .models.export import ExportError, export_weights, new_folder
 from .models.loading import DTYPES, load_tokenizer
 from .models.sources import ModelError, error_text, resolve_model
@@ -83,9 +83,10 @@ def model_card(
     tokenizer = load_tokenizer(cfg) if cfg.tuning_method != "full" else load_tokenizer(run / "model")
     renderer, table = Renderer(tokenizer, cfg.data.prompt_style), config_table(cfg, changed_only=True)
     jinja = Environment(loader=PackageLoader("gsm8k_sft", "assets"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    graders = {k: g for k, g in (GRADERS | FORMULA_GRADERS).items() if k in GRADERS or any(k in e["accuracy"] for e in evaluations)}
     jinja.filters["quoted"] = lambda text: json.dumps(text, ensure_ascii=False)
     text = jinja.get_template("card.md").render(
-        cfg=cfg, record=record, evaluations=evaluations, weights=weights, base=base, license=license, name=name, graders=GRADERS,
+        cfg=cfg, record=record, evaluations=evaluations, weights=weights, base=base, license=license, name=name, graders=graders,
         tuning=tuning_of(cfg), method=label(tuning_of(cfg)), comparisons=base_comparisons(evaluations, cfg.preset),
         prompt=renderer.prompt("QUESTION"), stop_texts=renderer.stop_texts, settings=table[~table.key.str.fullmatch(OWN)],
         version=gsm8k_sft.__version__)

@@ -114,17 +114,17 @@ def train(
     evaluate: bool = True, # ask the tuned model the problems of `cfg.evaluation.split`
 ) -> dict: # the run's record, as in record.json
     "Train one variant, resuming what was interrupted; save weights and record; evaluate"
-    if evaluate: load_evaluated(cfg) # what can't be asked afterwards is said before
     with open_run(cfg) as run:
         if run.record.get("status") == "complete":
             print(f"{run.folder} is complete and reused (train.when_done=reuse)")
             return run.record
+        asked = load_evaluated(cfg) if evaluate else None # what can't be asked afterwards is said before
         print(f"going on from {run.checkpoint}" if run.checkpoint else f"the run is written to {os.path.relpath(run.folder)}")
+        run.clear()
         with reporting(cfg, run.folder, run.main) as summary:
             fit(cfg, run)
             forget_run(compiled=False)
-            results = evaluate_run(run.folder) if evaluate else [] # by all processes
-            results = results if isinstance(results, list) else [results]
+            results = evaluate_run(run.folder, asked=asked) if evaluate else [] # by all processes
             run.update(status="complete", evaluations=[r["name"] for r in results])
             summary |= {k: v for k, v in run.record.items() if isinstance(v, (int, float, str))}
             summary |= {f"parameters/{k}": v for k, v in run.record["parameters"].items()}

@@ -11,7 +11,7 @@ from gsm8k_sft.reporting.tables import average_seeds, comparison_table, format_t
 from gsm8k_sft.core.config import project_path, project_root
 from gsm8k_sft.core.runs import write_json
 from gsm8k_sft.report import make_report, missing_runs
-from gsm8k_sft.experiments.runner import run_matrix, run_notebook
+from gsm8k_sft.experiments.runner import do_jobs, run_notebook
 from gsm8k_sft.experiments.study import Job, matrix_jobs
 
 
@@ -210,8 +210,9 @@ def test_a_sweep_goes_on_after_a_failure(monkeypatch, tmp_path):
         calls.append(parameters)
         if parameters["tuning"] == "full": raise papermill.PapermillExecutionError(1, 1, "", "ConfigError", "seed: no\nmore", [])
     monkeypatch.setattr(papermill, "execute_notebook", execute)
-    outcomes = run_matrix([Job("toy", f"{t}_main-s0", t) for t in ("full", "lora")], run_notebook)
-    assert list(outcomes.values()) == ["failed: ConfigError: seed: no", "done"]
+    jobs = [Job("toy", f"{t}_main-s0", t) for t in ("full", "lora")]
+    found = do_jobs(lambda: (jobs, 0), run_notebook)
+    assert (found["done"], found["failed"]) == (1, {"full_main-s0 test": "ConfigError: seed: no"})
     assert calls[1]["overrides"].split() == ["run_name=lora_main-s0", "train.when_done=reuse"] and (tmp_path / "toy").is_dir()
 
 
@@ -233,11 +234,11 @@ def test_error_tables_from_kept_predictions(tmp_path):
     "Predictions beside the results; drawn answers and other protocols stay out"
     from hashlib import sha256
     from gsm8k_sft.reporting.tables import error_table, read_answers, size_table
-    from gsm8k_sft.evaluation.results import GRADER
+    from gsm8k_sft.grading.answers import grader_versions
     def add(model, rows, **protocol):
         text = "".join(json.dumps(r) + "\n" for r in rows).encode()
         name = f"{model}{len(protocol)}"
-        add_evaluation(tmp_path, model, 1, protocol={"grader": GRADER, "decoding": "greedy", "fingerprint": name} | protocol, name=name,
+        add_evaluation(tmp_path, model, 1, protocol={"grader": grader_versions(), "decoding": "greedy", "fingerprint": name} | protocol, name=name,
                        predictions_sha256=sha256(text).hexdigest(), seed=len(protocol))
         (tmp_path / "toy" / "eval" / f"{model}-{len(protocol)}.json").rename(tmp_path / "toy" / "eval" / f"{name}.json")
         path = tmp_path / "toy" / "eval" / f"{name}.predictions.jsonl"

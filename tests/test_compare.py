@@ -4,7 +4,8 @@ from hashlib import sha256
 import pytest
 from gsm8k_sft.core.config import project_path
 from gsm8k_sft.evaluation.compare import BareDifference, NotComparable, compare, compare_many, compare_seeds
-from gsm8k_sft.evaluation.results import GRADER, Predictions, for_one_table, read_evaluations, read_predictions
+from gsm8k_sft.grading.answers import grader_versions
+from gsm8k_sft.evaluation.results import Predictions, for_one_table, read_evaluations, read_predictions
 from gsm8k_sft.experiments.tables import _pair
 from gsm8k_sft.reporting.curves import discordant_pairs, summary_table
 from gsm8k_sft.reporting.tables import average_seeds, comparison_table, read_answers
@@ -92,10 +93,10 @@ def test_a_summary_gives_the_difference_alone_and_says_why(folder, monkeypatch):
 
 def test_answers_of_two_graders_are_in_no_table_together(folder):
     new = full(folder)
-    save(folder, {k: v for k, v in new.items() if k != "file"} | {"protocol": new["protocol"] | {"grader": GRADER}},
+    save(folder, {k: v for k, v in new.items() if k != "file"} | {"protocol": new["protocol"] | {"grader": grader_versions()}},
          read_predictions(new, new["file"].parent))
     changed(folder, "grader")
-    names = {e["name"] for e in read_evaluations("toy", folder) if e["protocol"]["grader"] == GRADER}
+    names = {e["name"] for e in read_evaluations("toy", folder) if e["protocol"]["grader"] == grader_versions()}
     with pytest.warns(UserWarning, match="left out, as older graders graded them.*__lora__"): table = comparison_table("toy", folder)
     assert "lora" not in set(table.dropna(subset="strict").model) and len(table.dropna(subset="strict")) == len(names)
     with pytest.warns(UserWarning, match="left out"): assert not any(n.startswith("LoRA") for n in read_answers("toy", root=folder))

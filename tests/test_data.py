@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gsm8k_sft.core.config import load_config
 from gsm8k_sft.data.datasets import Collator, TRAINING_SPLITS, data_fingerprint, load_gsm8k, refuse_test, tokenize_split
-from gsm8k_sft.data.labels import LabelError, check_labels, encode, inspect_labels, token_lengths
+from gsm8k_sft.data.labels import LabelError, check_labels, encode, inspect_labels
 from gsm8k_sft.data.problems import DataError
 from gsm8k_sft.data.prompts import Renderer
 from gsm8k_sft.data.synthetic import make_rows, toy_model_path
@@ -325,18 +325,18 @@ def test_one_row_is_encoded_as_in_the_batch(folder):
     tokens, report = tokenize_split(rows, tok, renderer, 512)
     for row, example in zip(rows, tokens):
         assert encode(row, tok, renderer) == {k: example[k] for k in ("input_ids", "labels", "prompt_length")}
-    lengths = token_lengths(rows, tok, renderer)
-    assert (report["tokens"], report["supervised"]) == (lengths["example"].sum(), lengths["answer"].sum())
+    labels = [encode(row, tok, renderer)["labels"] for row in rows]
+    assert (report["tokens"], report["supervised"]) == (sum(map(len, labels)), sum(x != -100 for l in labels for x in l))
 
 
 def test_too_long_examples_are_left_out_and_named(folder):
     tok = AutoTokenizer.from_pretrained(toy_model_path())
     rows = [{"id": f"train/{i}", **row} for i, row in enumerate(make_rows("train", n=20))]
-    lengths = token_lengths(rows, tok, Renderer(tok))
-    limit = int(lengths["example"].median())
+    lengths = {row["id"]: len(encode(row, tok, Renderer(tok))["input_ids"]) for row in rows}
+    limit = sorted(lengths.values())[10]
     tokens, report = tokenize_split(rows, tok, Renderer(tok), limit)
-    assert report["too_long"] == lengths["id"][lengths["example"] > limit].tolist()
-    assert report["n"] + report["n_too_long"] == 20 and report["longest"] == lengths["example"].max()
+    assert report["too_long"] == [name for name, n in lengths.items() if n > limit]
+    assert report["n"] + report["n_too_long"] == 20 and report["longest"] == max(lengths.values())
     assert max(map(len, tokens["input_ids"])) <= limit
 
 

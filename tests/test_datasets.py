@@ -9,11 +9,12 @@ from gsm8k_sft.core.runs import read_config
 from gsm8k_sft.data.datasets import data_fingerprint, load_evaluated, load_gsm8k, refuse_test
 from gsm8k_sft.data.problems import DataError
 from gsm8k_sft.data.contamination import main as audit
-from gsm8k_sft.evaluate import evaluate_base, evaluate_run, main, rescore
+from gsm8k_sft.evaluate import evaluate_base, evaluate_run, main, regrade, rescore
 from gsm8k_sft.evaluation.archive import add_files, archived_files, evaluation_files
-from gsm8k_sft.evaluation.results import EvaluationError, read_predictions, result_name
+from gsm8k_sft.evaluation.results import EvaluationError, for_one_table, majority, read_evaluations, read_predictions, result_name
 from gsm8k_sft.grading.errors import grade_answer
-from gsm8k_sft.grading.latex import same_latex
+from gsm8k_sft.experiments.study import Job, is_done, job_config, result_names
+from gsm8k_sft.grading.answers import grader_versions, same_latex
 from gsm8k_sft.reporting.tables import comparison_table, format_table, headline
 
 BRIEF = "train.max_steps=2 train.eval_steps=0 evaluation.max_new_tokens=8 data.test_samples=3"
@@ -309,6 +310,8 @@ LATEX = [ # as MATH's own comparison has it, and values
     (r"\sqrt3", r"\sqrt{3}", True), (r"\left(3, \frac{\pi}2\right)", r"(3,\frac{\pi}{2})", True), (r"10{,}080", r"10,\!080", True),
     (r"\text{Evelyn}", "Evelyn", True), (r"90^\circ", "90", True), (r"\$5.00", "5", True), (r"50\%", "50", True), ("x=3", "3", True),
     (r"5\text{ cm}", "5", True), (".5", "0.5", True), ("2x+1", "1+2x", False), ("(3,4)", "(4,3)", False), (r"\frac{1}{3}", "0.33", False),
+    (r"5\text{ and }6", "5", False), (r"\frac{-1}{2}", r"-\frac12", True), (r"\frac{-1+x}{2}", r"-\frac{1+x}{2}", False),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
     ("42", "24", False), (r"\pi", "3.14", False), (r"\text{yes}", r"\text{no}", False), ("", "0", False)]
 
 
@@ -316,6 +319,50 @@ LATEX = [ # as MATH's own comparison has it, and values
 def test_formulas_are_compared_by_spelling_or_value(found, gold, same):
     assert same_latex(found, gold) is same and same_latex(gold, found) is same
     assert same_latex(found, f"Steps.\n#### \\boxed{{{gold}}}") is same
+
+
+def test_a_set_of_formulas_has_its_grader_in_names_votes_and_archives(project):
+    "Every published form of a formula, its grader's version in the protocol, maj@k and re-scoring by `math` too"
+    rows = [{"question": f"Area {k}?", "answer": f"It is so.\n#### {final}"} for k, final in enumerate(["5", "\\boxed{4\\pi}", "\\frac12"])]
+    for name, relabelled in (("areas", rows), ("others", [{**rows[1], "answer": "#### \\boxed{9}"}])):
+        write(project / "data" / name / "test.jsonl", jsonl(relabelled))
+        write(project / "configs" / "dataset" / f"{name}.yaml",
+              "data: {source: folder, folder: data/%s, finals: latex, trainable: false, licence: own}\n" % name)
+    data = load_gsm8k(load_config("toy", dataset="areas", training=False))["test"]
+    assert data["final"][:] == ["5", "4\\pi", "\\frac12"] and all("#### \\boxed{" in a for a in data["answer"])
+    cfg = load_config("toy", overrides="evaluation.datasets=[areas,main] evaluation.samples=2 evaluation.temperature=1 data.test_samples=3 "
+                                       "evaluation.max_new_tokens=4", training=False)
+    formulas, numbers = evaluate_base(cfg, [0], progress=False)
+    assert formulas["protocol"]["grader"] == grader_versions(["math"]) != grader_versions() == numbers["protocol"]["grader"]
+    assert list(formulas["sampled"]) == list(formulas["accuracy"]) == [*numbers["accuracy"], "math"]
+    assert regrade(formulas["name"], data)["protocol"]["fingerprint"] == formulas["protocol"]["fingerprint"]
+    assert for_one_table(read_evaluations("toy"))[0]["protocol"]["grader"] and len(for_one_table([formulas, numbers])) == 2
+    old = formulas | {"protocol": formulas["protocol"] | {"grader": grader_versions()}}
+    with pytest.warns(UserWarning, match="older graders"): assert for_one_table([old, numbers]) == [numbers]
+    path = project / "eval_results" / f"{formulas['name']}.predictions.jsonl"
+    answers = [a | {"text": "\\boxed{4 \\pi}"} for a in map(json.loads, path.read_text().splitlines())]
+    path.write_text(jsonl(answers))
+    table, changed = rescore(formulas["name"], load_gsm8k(load_config("toy", dataset="others", training=False))["test"])
+    assert table.loc["math"].str.split().str[0].tolist() == ["33.3", "100.0", "0.0"] and list(changed["math"]) == ["True → False"] * 2
+    votes = [{"id": 0, "math": m, "extracted_math": x} for x, m in (("\\frac12", True), ("0.7", False), ("\\dfrac{1}{2}", True), ("0.7 ", False),
+                                                                  ("1/2", True))]
+    assert majority(votes, "math") and not majority([{**v, "extracted_math": None} for v in votes], "math")
+    assert grade_answer("So \\boxed{2\\pi}", data[1]["answer"])["class"] == "wrong plan" # a formula was stated
+    kept = [json.loads(l) for p, data in evaluation_files(formulas["name"], project / "eval_results", answers="verdicts").items()
+            if p.endswith("verdicts.jsonl") for l in data.splitlines()]
+    assert len(kept) == 6 and all("math" in row for row in kept)
+
+
+@pytest.mark.parametrize("n, first", [(1, "-first1"), (2, "-first2"), (3, ""), (500, "")])
+def test_more_problems_are_asked_for_than_there_are(project, n, first):
+    "A set that isn't larger is whole: its result has the name of the whole set, in a study too"
+    job = Job("toy", "base", None, overrides=("evaluation.datasets=[svamp,gsm_plus_unanswerable]", f"data.test_samples={n}",
+                                              "evaluation.max_new_tokens=2"), shots=(0,))
+    names = [r["name"] for r in evaluate_base(job_config(job), [0], progress=False)]
+    assert names == result_names(job) and f"__test{first}__" in names[0] and len(names) == 2
+    assert is_done(job)
+    asked = Job("toy", "base", "full", overrides=(f"data.test_samples={n}",), ask=("evaluation.split=validation",))
+    assert "first" not in result_names(asked)[0] and "__validation__" in result_names(asked)[0]
 
 
 def test_symbolic_and_platinum_in_their_published_layouts(project):

@@ -1,4 +1,4 @@
-"The docs site: built once, without a fault; planted faults are found; its menus hold every chapter"
+"The docs site: built once by `make test-all`, without a fault; planted faults are found; its menus hold every chapter"
 import json
 from pathlib import Path
 
@@ -33,10 +33,12 @@ def site(tmp_path_factory):
         return build_site(tmp_path_factory.mktemp("docs") / "site")
 
 
+@pytest.mark.slow # `make docs` builds and crawls the site too, and CI on each change
 def test_the_site_has_no_fault(site):
     assert crawl(site) == []
 
 
+@pytest.mark.slow
 def test_every_chapter_is_a_page_with_its_introduction(site):
     for path in NOTEBOOKS:
         name = path.relative_to(NBS).with_name(path.stem.split("_", 1)[-1] if path.stem[0].isdigit() else path.stem).with_suffix(".html")
@@ -46,6 +48,7 @@ def test_every_chapter_is_a_page_with_its_introduction(site):
         assert subtitle.split("'")[0].split("`")[0][:40] in page, name
 
 
+@pytest.mark.slow
 def test_the_report_search_and_both_schemes_are_there(site):
     report = (site / "report" / "index.html").read_text(encoding="utf-8")
     assert "<table" in report and "comparison.png" in report and list((site / "report").glob("*comparison.png"))

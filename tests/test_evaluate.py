@@ -1,8 +1,8 @@
 "Evaluation: killed and resumed, damaged files, the command line, real shapes of data"
-import hashlib, json, re, subprocess, sys
+import hashlib, json, re
 import pytest
 import torch
-from commands import finish
+from commands import finish, server
 from omegaconf import OmegaConf
 from gsm8k_sft import evaluate as module
 from gsm8k_sft.core.config import load_config, project_root
@@ -21,17 +21,17 @@ from gsm8k_sft.statistics.intervals import wilson_interval
 BRIEF = "evaluation.max_new_tokens=16 evaluation.batch_size=4 evaluation.save_every=1"
 NAME = "toy__test-first60__base-0shot-16new__toy__main"
 CODE = """
-import os, signal, sys
+import os, signal, torch
 from pathlib import Path
-from omegaconf import OmegaConf
 from gsm8k_sft import evaluate as module
 from gsm8k_sft.core.config import load_config
+torch.set_num_threads(1)
 def killed(*args, **kwargs):
     for number, answer in enumerate(generate(*args, **kwargs)):
         if number == 30: os.kill(os.getpid(), signal.SIGKILL)
         yield answer
 generate, module.generate = module.generate, killed
-module.evaluate_base(load_config("toy", overrides="{brief}"), shots=[0], limit=60, folder=Path(sys.argv[1]))
+module.evaluate_base(load_config("toy", overrides="{brief}"), shots=[0], limit=60, folder=Path({folder!r}))
 """
 
 
@@ -63,9 +63,10 @@ def test_killed_and_resumed(tmp_path, toy):
     model, tokenizer, rows, cfg = toy
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     reference = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=60, folder=whole, progress=False)
-    done = subprocess.run([sys.executable, "-c", CODE.format(brief=BRIEF), str(folder)], capture_output=True, text=True)
+    process = server.Process(target=exec, args=(CODE.format(brief=BRIEF, folder=str(folder)), {}))
+    process.start(), process.join()
     partial = folder / f"{NAME}.partial.jsonl"
-    assert done.returncode == -9 and len(whole_lines(partial)[0]) - 1 == 30, done.stderr
+    assert process.exitcode == -9 and len(whole_lines(partial)[0]) - 1 == 30
     resumed = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=60, folder=folder, progress=False)
     assert content(folder) == content(whole) and resumed["accuracy"] == reference["accuracy"]
     assert resumed["resumed_answers"] == 30 and not partial.exists()
@@ -360,17 +361,17 @@ def test_a_tuned_run(tmp_path, toy):
     run = tmp_path / "toy" / cfg.run_name
     save_config(cfg, run)
     model.save_pretrained(run / "model"), tokenizer.save_pretrained(run / "model")
-    record = evaluate_run(run, limit=5, folder=tmp_path / "out", progress=False)
+    [record] = evaluate_run(run, limit=5, folder=tmp_path / "out", progress=False)
     assert record["model_type"] == "full" and record["configuration"]["run_name"] == cfg.run_name
     assert record["name"] == result_name(cfg, "full", 5)
     base = evaluate(model, tokenizer, rows, cfg, "base-0shot", limit=5, folder=tmp_path / "out", progress=False)
     assert content(tmp_path / "out", record["name"]) == content(tmp_path / "out", base["name"])
     with pytest.raises(ValueError, match="would change how"): evaluate_run(run, overrides="model.name=other", folder=tmp_path)
-    assert evaluate_run(run, split="validation", limit=2, folder=tmp_path, progress=False)["split"] == "validation"
+    assert evaluate_run(run, split="validation", limit=2, folder=tmp_path, progress=False)[0]["split"] == "validation"
     for given in ({"run": str(run)}, {"preset": "toy"}):
         with pytest.raises(SystemExit, match="leave one out"): module.main(**given, split="test", overrides="evaluation.split=validation")
     aside = run.rename(run.with_name(f"{run.name}.previous"))
-    assert cfg.run_name + ".previous__" in evaluate_run(aside, limit=2, folder=tmp_path, progress=False)["name"]
+    assert cfg.run_name + ".previous__" in evaluate_run(aside, limit=2, folder=tmp_path, progress=False)[0]["name"]
 
 
 def test_a_run_trained_anew_has_the_name_and_the_old_result_is_kept(tmp_path, toy):
@@ -402,7 +403,7 @@ def test_problems_of_training_are_no_validation(run, change):
     with pytest.raises(EvaluationError, match="was trained on [0-9]+ of the [0-9]+ problems asked, [a-z-]+/train/[0-9]+ among"):
         evaluate_run(run, "validation", overrides=change, folder=run.parent)
     other = "data.dataset=socratic evaluation.max_new_tokens=4"
-    assert evaluate_run(run, "validation", 1, other, folder=run.parent, progress=False)["n"] == 1
+    assert evaluate_run(run, "validation", 1, other, folder=run.parent, progress=False)[0]["n"] == 1
 
 def test_a_trained_model_asked_as_a_base_model_was_trained_all_the_same(run):
     cfg = load_config("toy", overrides=f"model.path={run / 'model'} evaluation.split=validation data.validation_seed=1")

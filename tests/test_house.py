@@ -143,6 +143,14 @@ def test_private_names_and_attributes_stay_in_their_module(path):
     assert not changed, f"{path.name} sets {changed}: give a switch to what it changes"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_a_module_imports_its_own_package_by_relative_names(path):
+    "nbdev makes them so at the top of a module, if the last line of a list of names is longer than `from gsm8k_sft.x import (`"
+    top = ast.parse(path.read_text(encoding="utf-8")).body
+    left = [n.module for n in top if isinstance(n, ast.ImportFrom) and not n.level and n.module.startswith("gsm8k_sft")]
+    assert not left, f"{path.name}: {', '.join(left)}; break the list of names earlier"
+
+
 def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for top in ("nbs", "gsm8k_sft") for p in sorted((folder / top).rglob("*"))
             if p.suffix in (".ipynb", ".py") and ".ipynb_checkpoints" not in p.parts}

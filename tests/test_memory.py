@@ -5,12 +5,12 @@ from dataclasses import replace
 import bitsandbytes as bnb
 import pytest, torch
 from transformers import AutoConfig
+from parameters import parameter_table
 from gsm8k_sft.benchmarks.memory import main
 from gsm8k_sft.benchmarks.training import measure_training
 from gsm8k_sft.core.config import choices, load_config, project_path
 from gsm8k_sft.core.runs import read_config, read_json
 from gsm8k_sft.evaluation.archive import unpack
-from gsm8k_sft.models.parameters import parameter_table
 from gsm8k_sft.train import load_for_training, train
 from gsm8k_sft.training.graphs import training_mode
 from gsm8k_sft.training.loss import COMPILED_ROWS, packed_loss
@@ -100,10 +100,12 @@ LONG = {"rows": 6, "longest": 100, **FEW}
 TRACED = [("gemma", "full", {}), ("gemma2", "lora", {}), ("qwen2", "full", {}), ("qwen2", "lora", {}),
           ("qwen2", "full model.precision=bf16" + CHECKPOINT, FEW), ("gemma2", "full model.precision=bf16" + CHECKPOINT, LONG),
           ("gemma3_text", "full model.precision=bf16" + CHECKPOINT, {"rows": 1, "longest": 32, **MANY})]
-TRACED += [(k, t + CHECKPOINT, MANY) for k in KINDS for t in ("full", "lora")]
-TRACED += [pytest.param(k, t, MANY, marks=pytest.mark.slow) for k in KINDS for t in ("full", "lora")] # quick: the chapter
+TRACED += [("gemma2", "full" + CHECKPOINT, MANY), ("gemma3_text", "lora" + CHECKPOINT, MANY)]
+TRACED += [pytest.param(k, t + c, MANY, marks=pytest.mark.slow) for k in KINDS for t in ("full", "lora") # quick: these, and the chapter
+           for c in ("", CHECKPOINT) if (k, t + c, MANY) not in TRACED]
 TRACED += [("gemma", "full model.precision=bf16" + c, v) for c in ("", CHECKPOINT) for v in (FEW, MANY)]
-TRACED += [("gemma3_text", t + c, LONG) for t in ("full", "lora", "lora model.precision=bf16") for c in ("", CHECKPOINT)]
+TRACED += [pytest.param("gemma3_text", t + c, LONG, marks=[pytest.mark.slow] * (t.startswith("lora") == bool(c)))
+           for t in ("full", "lora", "lora model.precision=bf16") for c in ("", CHECKPOINT)]
 ACCUMULATED = "full train.gradient_accumulation_steps=2"
 TRACED += [("gemma", ACCUMULATED, MANY), ("gemma", ACCUMULATED + CHECKPOINT, FEW)]
 TRACED += [pytest.param("gemma", *grid, marks=pytest.mark.slow) for grid in ((ACCUMULATED, FEW), (ACCUMULATED + CHECKPOINT, MANY))]

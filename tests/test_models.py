@@ -3,6 +3,7 @@ import hashlib, importlib.util, json, os, shutil, signal, string, subprocess, sy
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 import pytest, torch
+from parameters import parameter_table
 from gsm8k_sft.core.config import ConfigError, choose_precision, gpu_has_bf16, load_config, project_path
 from gsm8k_sft.core.runs import read_json, run_folder as folder_of, save_config, set_seed, write_json
 from gsm8k_sft.data.prompts import Renderer, special_tokens
@@ -11,7 +12,7 @@ from gsm8k_sft.generation.kv_cache import plain_prefill
 from gsm8k_sft.models import sources
 from gsm8k_sft.models.adapters import add_adapter, linear_layers, load_tuned, merge_adapter, prepare_for_training
 from gsm8k_sft.models.loading import DTYPES, adapter_folder, load_adapter, load_model, load_tokenizer, load_weights, weight_dtype
-from gsm8k_sft.models.parameters import count_parameters, meta_model, parameter_table, precision_of
+from gsm8k_sft.models.parameters import count_parameters, meta_model, precision_of
 from gsm8k_sft.models.sources import (
     GEMMA_PACKAGE, ModelError, check_folder, check_merges, convert_gguf, download_model, error_text, prepare_gemma,
     resolve_model, weights_fingerprint)
@@ -593,7 +594,8 @@ def test_steps_that_overflow_are_skipped_and_no_error(own_runs, monkeypatch):
         return trainer, log, signals
     monkeypatch.setattr("gsm8k_sft.train.build_trainer", scaled)
     cfg = load_config("toy", overrides="train.packing=true train.max_steps=12 train.eval_steps=12 train.save_steps=12 "
-                      "train.validation_samples=2 train.keep_checkpoints=true train.warmup_steps=0 data.train_samples=300")
+                      "train.validation_samples=2 train.keep_checkpoints=true train.warmup_steps=0 data.train_samples=300 "
+                      "train.per_device_train_batch_size=4 evaluation.max_new_tokens=8")
     cfg.model.precision = "fp16" # load_config wants a GPU for it
     record, rows = train(cfg, evaluate=False), [r for r in read_log(folder_of(cfg)) if "loss" in r]
     skipped = [r["step"] for r in rows if r["grad_norm"] is None]

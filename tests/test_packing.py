@@ -65,7 +65,8 @@ def test_accumulation_with_unequal_lengths():
 def test_validation_loss():
     logs = []
     for packing in (False, True):
-        changes = [f"run_name=v{packing}", f"train.packing={packing}", "train.eval_steps=3", "train.max_steps=3"]
+        changes = [f"run_name=v{packing}", f"train.packing={packing}", "train.eval_steps=3", "train.max_steps=3",
+                   "data.validation_fraction=0.01"]
         cfg = load_config("toy", overrides=[*SMALL.split(), *changes])
         train(cfg, evaluate=False)
         from gsm8k_sft.core.runs import run_folder
@@ -117,7 +118,8 @@ def test_traced_layers_train_alike(tuning, monkeypatch):
     same(run("compiled", tuning, train__packing=True), plain, 2e-4)
 
 
-@pytest.mark.parametrize("tuning", ["lora", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow # quick: the gradients of compiled layers in the chapter on graphs
+@pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_layers_are_compiled_once(tuning):
     "Chunks of other lengths, of fewer examples, with a longer example: no new code, and the gradients of layers as they are"
     cfg = load_config("toy", tuning, overrides=[*SMALL.split(), "train.packing=true"])

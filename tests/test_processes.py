@@ -143,7 +143,7 @@ def check_equal(two, one):
 
 
 @pytest.mark.parametrize("tuning,packing,how", [
-    ("full", True, "fsdp2"), *(pytest.param(*grid, "ddp", marks=pytest.mark.slow) for grid in (("full", True), ("lora", False)))])
+    pytest.param(*grid, marks=pytest.mark.slow) for grid in (("full", True, "fsdp2"), ("full", True, "ddp"), ("lora", False, "ddp"))])
 def test_two_processes_are_one(tuning, packing, how, tmp_path):
     done = launched(tmp_path, tuning, packing, how, SHARDED if how == "fsdp2" else None)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -173,6 +173,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
     check_equal(outcome(tmp_path), alone("full", True))
 
 
+@pytest.mark.slow
 def test_ddp_leaves_compiled_layers_whole(tmp_path, monkeypatch):
     "Buckets smaller than a layer's weights don't cut its graph in pieces, which would keep more for the backward pass"
     made, dist = [], torch.distributed

@@ -99,7 +99,7 @@ def test_the_gap_s_interval_holds_the_truth():
 ROBUST = """
 preset: toy
 overrides: [data.train_samples=24, data.test_samples=8, data.validation_fraction=0.01, train.max_steps=3, train.eval_steps=0,
-            train.validation_samples=0, evaluation.max_new_tokens=96]
+            train.validation_samples=0, evaluation.max_new_tokens=24]
 methods: {full: {tuning: full, learning_rates: [1.0e-5]}, lora: {tuning: lora, learning_rates: [1.0e-5]}}
 runs:
   full: {method: full, seeds: [0, 1], ask: ["evaluation.datasets=[main,symbolic,gsm_plus,gsm_plus_unanswerable,svamp]",
@@ -155,6 +155,7 @@ def test_gains_and_their_gap_by_hand(tmp_path):
     assert gaps["p, Holm"].notna().tolist() == [True, True] + [False] * (len(gaps) - 2)
 
 
+@pytest.mark.slow # quick: the chapter reads such a study, test_study does a whole one, test_datasets asks several sets
 def test_the_study_of_robustness_from_training_to_its_sentences(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_sets(tmp_path / "data")

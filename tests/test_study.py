@@ -1,18 +1,18 @@
 "A study from its first search to its tables: workers, interruption, failure, what is kept"
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 import pytest
 from gsm8k_sft.core.config import ConfigError, choices
 from gsm8k_sft.core.runs import read_json, write_json
 from gsm8k_sft.evaluation.archive import glob_files, read_record, unpack
-from gsm8k_sft.experiments.runner import Worker, collect, run_study, skip_kept
+from gsm8k_sft.experiments.runner import collect, run_study, skip_kept
 from gsm8k_sft.experiments.study import (
     Setting, choose_rate, chosen_setting, open_jobs, read_study, result_names, search_job, search_state)
 from gsm8k_sft.experiments.tables import (
@@ -24,7 +24,7 @@ STUDY = """
 preset: toy
 overrides:
   [data.train_samples={train}, data.test_samples=12, data.validation_fraction=0.02, train.num_train_epochs={epochs}, train.eval_steps=0,
-   train.validation_samples=0, train.logging_steps=5, evaluation.max_new_tokens=64, evaluation.other_texts=2]
+   train.validation_samples=0, train.logging_steps=5, evaluation.max_new_tokens=16, evaluation.other_texts=2]
 methods:
   full: {{tuning: full, learning_rates: [1.0e-3]}}
   {more}
@@ -49,12 +49,12 @@ def study(folder, train=24, epochs=1, more=""):
 
 def test_whole_study_and_what_is_kept(tmp_path):
     said, small, kept = [], study(tmp_path), tmp_path / "results" / "toy"
-    found = run_study(small, workers=2, say=said.append)
+    found = run_study(small, say=said.append)
     assert (found["failed"], found["left"], found["waiting"]) == ({}, [], 0)
     assert found["done"] == len(said) == 9, "a search, four runs, an ablation, the base model with and without template, and on validation"
     assert run_study(small)["done"] == 0, "nothing is done twice"
     record = read_json(tmp_path / "runs" / "toy" / "full_main-lr1e-3-s0" / "record.json")
-    assert record["lanes"] == 2 and record["status"] == "complete"
+    assert record["lanes"] == 1 and record["status"] == "complete"
     collect(small, kept)
     assert missing_jobs(small, tmp_path / "results") == []
     assert sorted(p.name for p in kept.iterdir()) == ["answers.parquet", "logs.parquet", "records.jsonl"]
@@ -74,7 +74,7 @@ def test_whole_study_and_what_is_kept(tmp_path):
     assert (pairs["p, Holm"] >= pairs.p - 1e-12).all() and pairs.sentence.str.contains("within ±2 points").all()
     assert calculator_table(small, tmp_path / "results").seeds.tolist() == [2, 2]
     both = split_table(small, tmp_path / "results").set_index("evaluated")
-    validation = read_record(glob_files(kept, "lr_search/validation/toy__validation*__base-0shot-64new__*.json")[0])
+    validation = read_record(glob_files(kept, "lr_search/validation/toy__validation*__base-0shot-16new__*.json")[0])
     assert list(both.index) == ["full_main-lr1e-3-s0", "base-0shot"]
     assert both.validation["base-0shot"] == round(100 * validation["accuracy"]["numeric"]["value"], 1)
     assert headline_table(tmp_path / "results").empty, "no study of ours"
@@ -84,15 +84,15 @@ def test_whole_study_and_what_is_kept(tmp_path):
     def losses(name):
         files = [p for p in glob_files(kept, f"eval/toy{name}*.json") if "calculator" not in p.name]
         return [read_record(p)["elsewhere"]["code"] for p in files]
-    mean = sum(map(sum, losses("-full_main"))) / 4 - sum(losses("__test*base-0shot-64new_")[0]) / 2
+    mean = sum(map(sum, losses("-full_main"))) / 4 - sum(losses("__test*base-0shot-16new_")[0]) / 2
     assert lost.code["base", "full_main"].startswith(f"{mean:+.3f} ["), "two seeds, two texts"
     for name in ("runs", "eval_results"): shutil.rmtree(tmp_path / name)
     assert len(open_jobs(small)[0]) == 4
     assert open_jobs(small, skip_kept(small, tmp_path / "results")) == ([], 0), "a fresh clone with results/ has nothing left to do"
     unpack(kept, tmp_path / "less" / "toy")
-    for path in (tmp_path / "less").glob("toy/eval/*main-lr1e-3-s1__test*__full-64new__*"): path.unlink()
+    for path in (tmp_path / "less").glob("toy/eval/*main-lr1e-3-s1__test*__full-16new__*"): path.unlink()
     assert [j.name for j in open_jobs(small, skip_kept(small, tmp_path / "less"))[0]] == ["full_main-lr1e-3-s1"]
-    assert missing_jobs(small, tmp_path / "less") == ["full_main-lr1e-3-s1 (full-64new)"], "folders are read as an archive is"
+    assert missing_jobs(small, tmp_path / "less") == ["full_main-lr1e-3-s1 (full-16new)"], "folders are read as an archive is"
 
 
 def drive(skill, given, limit=3):
@@ -192,78 +192,45 @@ def test_a_failure_is_reported_and_the_rest_goes_on(tmp_path):
     assert found["left"] == [] and chosen_setting(broken, "lora") == (None, {Setting(1e-3): None})
 
 
-@pytest.mark.slow
-def test_memory_was_short_and_the_job_is_tried_once_more(tmp_path, monkeypatch):
-    bad = "lora: {tuning: lora, learning_rates: [1.0e-3], overrides: ['lora_config.target_modules=[nothing]']}"
-    broken, given = study(tmp_path, more=bad), []
-    answer, give = Worker.outcome, Worker.give
-    def short(worker):
-        job, outcome, text = answer(worker)
-        return job, outcome, "OutOfMemoryError: CUDA out of memory." if outcome == "failed" else text
-    monkeypatch.setattr(Worker, "outcome", short)
-    monkeypatch.setattr(Worker, "give", lambda worker, job: (given.append(job.name), give(worker, job)))
-    found = run_study(broken)
-    assert given.count("lora_main-lr1e-3-s0") == 2 and list(found["failed"]) == ["lora_main-lr1e-3-s0 validation"], "twice is enough"
-
-
-@pytest.mark.slow
-def test_neighbours_had_the_memory_and_one_of_them_goes(tmp_path, monkeypatch):
-    small, said, workers = study(tmp_path), [], {}
-    attempt, start = Worker.outcome, Worker.start
-    def crowded(worker):
-        "What more than one process at once would see"
-        workers[id(worker)] = worker
-        job, outcome, text = attempt(worker)
-        if sum(w.process.is_alive() for w in workers.values()) > 1 and job.tuning:
-            outcome, text = "failed", "OutOfMemoryError: CUDA out of memory."
-        return job, outcome, text
-    monkeypatch.setattr(Worker, "outcome", crowded)
-    monkeypatch.setattr(Worker, "start", lambda worker: (start(worker), workers.update({id(worker): worker}))[0])
-    found = run_study(small, workers=3, say=said.append)
-    short = [s for s in said if "put back" in s]
-    assert (found["failed"], found["left"], found["waiting"]) == ({}, [], 0), said
-    assert ["2 left" in s for s in short] == [True, False] and "1 left" in short[1], short
-
-
-@pytest.mark.slow
-def test_a_killed_worker_is_replaced(tmp_path):
-    small, killed = study(tmp_path, train=200), []
-    def kill(worker, job):
-        "The first job's process dies in the middle of it"
-        give(worker, job)
-        if not killed:
-            time.sleep(4)
-            os.kill(worker.process.pid, signal.SIGKILL)
-            killed.append(job.name)
-    give, Worker.give = Worker.give, kill
-    try: found = run_study(small)
-    finally: Worker.give = give
-    assert list(found["failed"]) == [f"{killed[0]} validation"] and "exit code -9" in next(iter(found["failed"].values()))
-    assert found["done"] == 3, "the base model was asked by the process that followed"
-
-
 def test_time_is_up_before_anything_began(tmp_path):
     found = run_study(study(tmp_path), minutes=1e-6)
     assert (found["done"], found["failed"], len(found["left"]), found["waiting"]) == (0, {}, 4, 5)
 
 
-def interrupt_when(command, ready):
-    "Start a command, and Ctrl-C once `ready` says so"
+def interrupt_when(command, ready, said):
+    "Start a command that speaks to a file, and Ctrl-C once `ready` says so"
     listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # tests that run in the background of a shell inherit that it is ignored
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=listen)
+    with open(said, "a") as out: process = subprocess.Popen(command, stdout=out, stderr=out, preexec_fn=listen)
     while not ready() and process.poll() is None: time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=300)
+    assert process.wait(timeout=300) == 130, said.read_text()
 
 
+@pytest.mark.slow # quick: Ctrl-C during an inference, SIGTERM and SIGKILL during a training, and that what is done is not done again
 def test_interrupted_and_the_same_command_goes_on(tmp_path):
     small, run = study(tmp_path, train=400, epochs=6), tmp_path / "runs" / "toy" / "full_main-lr1e-3-s0"
-    command = [sys.executable, "-m", "gsm8k_sft.experiments.runner", str(tmp_path / "small.yaml")]
-    log, worker = run / "log.jsonl", tmp_path / "runs" / "toy" / "worker-0.log"
+    command = [sys.executable, "-u", "-m", "gsm8k_sft.experiments.runner", str(tmp_path / "small.yaml")]
+    log, said = run / "log.jsonl", tmp_path / "said"
     steps = lambda: [json.loads(l)["step"] for l in log.read_text().split("\n")[:-1]] if log.exists() else []
-    interrupt_when(command, steps)
+    interrupt_when(command, steps, said)
     first = steps()
-    assert list(run.glob("checkpoint-*")), worker.read_text()
+    assert list(run.glob("checkpoint-*")), said.read_text()
     assert open_jobs(small)[1] == 5, "five runs wait for the learning rate"
-    interrupt_when(command, lambda: "going on from" in worker.read_text() and len(steps()) > len(first))
-    assert "going on from" in worker.read_text() and steps() == sorted(set(steps())) and len(steps()) > len(first), "no step is done twice"
+    interrupt_when(command, lambda: "going on from" in said.read_text() and len(steps()) > len(first), said)
+    assert "going on from" in said.read_text() and steps() == sorted(set(steps())) and len(steps()) > len(first), "no step is done twice"
+
+
+def test_time_is_up_in_the_middle(tmp_path):
+    "The alarm of its end reaches a training: it leaves a checkpoint; this process lives, and its signals are as before"
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGALRM)]
+    small, run = study(tmp_path, train=400, epochs=400), tmp_path / "runs" / "toy" / "full_main-lr1e-3-s0"
+    def ring():
+        while not (run / "log.jsonl").exists() and waits: time.sleep(0.1)
+        if waits: signal.raise_signal(signal.SIGALRM)
+    waits = [threading.Thread(target=ring)]
+    waits[0].start()
+    try:
+        with pytest.raises(KeyboardInterrupt): run_study(small, minutes=60)
+    finally: waits.pop().join()
+    assert list(run.glob("checkpoint-*")) and len(open_jobs(small)[0]) == 4
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGALRM)] == before

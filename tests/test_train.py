@@ -6,6 +6,8 @@ from commands import finish
 from safetensors.torch import load_file
 from gsm8k_sft.core.config import load_config, project_root
 from gsm8k_sft.core.runs import read_json, run_folder, write_json
+from gsm8k_sft.data.datasets import load_gsm8k
+from gsm8k_sft.data.problems import DataError
 from gsm8k_sft.reporting.logs import read_log
 from gsm8k_sft.train import train
 from gsm8k_sft.training.checkpoints import TrainingError, TrainingInterrupted, lock_run
@@ -136,6 +138,23 @@ def test_a_complete_run_is_kept_or_reused():
     assert run_folder(cfg).with_name(run_folder(cfg).name + ".2.previous").is_dir() and previous.is_dir()
 
 
+def test_test_sets_are_asked_for_once_and_only_to_be_asked(tmp_path, monkeypatch):
+    "A missing one is refused before anything is touched, not where a complete run is only reused"
+    cfg = load_config("toy", overrides=f"{SMALL} train.max_steps=1 train.warmup_steps=0 run_name=mine evaluation.max_new_tokens=2 "
+                                       "evaluation.other_texts=0")
+    loaded = []
+    monkeypatch.setattr("gsm8k_sft.data.datasets.load_gsm8k", lambda c, splits=None: loaded.append(splits) or load_gsm8k(c, splits))
+    record = train(cfg)
+    assert loaded == [["test"]] and len(record["evaluations"]) == 1
+    missing = load_config("toy", overrides=f"{SMALL} train.max_steps=1 train.warmup_steps=0 run_name=mine evaluation.datasets=[svamp]")
+    monkeypatch.setenv("GSM8K_SFT_PATHS_DATA", str(tmp_path / "none"))
+    before = sorted(run_folder(cfg).parent.rglob("*"))
+    with pytest.raises(DataError, match="svamp"): train(missing)
+    assert sorted(run_folder(cfg).parent.rglob("*")) == before
+    missing.train.when_done = "reuse"
+    assert train(missing)["status"] == "complete"
+
+
 def test_a_killed_run_with_other_settings_is_kept(training):
     "Checkpoints and log of a run that was killed, when the same name is used with another learning rate"
     first, second = (load_config("toy", "lora", overrides=f"{SMALL} run_name=mine train.learning_rate={rate}") for rate in (1e-3, 2e-3))
@@ -222,9 +241,9 @@ def test_the_trainer_is_gone_when_the_evaluation_begins(monkeypatch):
     def watched(trainer, *args):
         for o in (trainer, trainer.model, trainer.optimizer.optimizer, next(iter(trainer.optimizer.state))): alive.append(weakref.ref(o))
         return save_weights(trainer, *args)
-    def evaluation(folder):
+    def evaluation(folder, asked):
         found.extend(r() is not None for r in alive)
-        return {"name": "none", "dataset": "main", "split": "test", "accuracy": {}}
+        return [{"name": "none", "dataset": asked[0][0].data.dataset, "split": "test", "accuracy": {}}]
     monkeypatch.setattr("gsm8k_sft.train.save_weights", watched)
     monkeypatch.setattr("gsm8k_sft.train.evaluate_run", evaluation)
     train(load_config("toy", "lora", overrides=f"{SMALL} train.max_steps=2"))
@@ -233,7 +252,7 @@ def test_the_trainer_is_gone_when_the_evaluation_begins(monkeypatch):
 
 def test_early_stopping_returns_to_the_best():
     cfg = load_config(overrides=f"{SMALL} train.early_stopping_patience=1 train.eval_steps=2 train.save_steps=2 train.validation_samples=4 "
-                                "train.learning_rate=0.3 train.warmup_steps=0 train.num_train_epochs=10")
+                                "train.learning_rate=1 train.warmup_steps=0 train.num_train_epochs=10")
     record = train(cfg, evaluate=False)
     assert record["steps"] < 60
     assert "eval_accuracy_strict" in record["validation"]
@@ -272,11 +291,10 @@ def test_papermill_runs_a_variant(tmp_path):
     assert "image/png" in out.read_text()
 
 
-@pytest.mark.parametrize("parameters,says", [
-    (("-p", "tunning", "lora"), "Did you mean 'tuning'"),
-    *(pytest.param(("-p", name, value), says, marks=pytest.mark.slow) for name, value, says in ( # quick: tests/faults, by the command
-        ("tuning", "lorra", "full, lora, qlora"), ("overrides", "train.learning_rat=1", "train.learning_rate")))])
-def test_papermill_stops_early_at_a_wrong_parameter(parameters, says, tmp_path):
-    done = papermill(*parameters, output=tmp_path / "out.ipynb")
+@pytest.mark.slow # quick: tests/faults, by the command; a parameter that there is not, in the chapter on configurations
+@pytest.mark.parametrize("name,value,says", [("tunning", "lora", "Did you mean 'tuning'"), ("tuning", "lorra", "full, lora, qlora"),
+                                             ("overrides", "train.learning_rat=1", "train.learning_rate")])
+def test_papermill_stops_early_at_a_wrong_parameter(name, value, says, tmp_path):
+    done = papermill("-p", name, value, output=tmp_path / "out.ipynb")
     assert done.returncode != 0 and says in done.stderr
     assert not (tmp_path / "runs").exists(), "nothing has begun"

@@ -8,7 +8,7 @@ from gsm8k_sft.models.adapters import load_tuned
 from gsm8k_sft.reporting.tables import comparison_table, format_table
 from gsm8k_sft.train import train
 
-FORMS = ["dora", "rslora", "lora-mlp", "lora-attention"]
+FORMS = ["dora", "lora-mlp", *(pytest.param(f, marks=pytest.mark.slow) for f in ("rslora", "lora-attention"))]
 SMALL = ("data.train_samples=24", "data.test_samples=4", "train.max_steps=2", "train.packing=true", "train.eval_steps=0",
          "train.validation_samples=0", "evaluation.max_new_tokens=24")
 

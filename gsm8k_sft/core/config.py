@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'COUNT', 'SHARE', 'POSITIVE', 'FROM_0', 'SEED', 'SET_BY_US', 'REPORTERS', 'CONFIGS', 'TRAIN_NOTEBOOK',
-           'TUNINGS', 'DATASETS', 'ENTRY', 'SAVED_FIELDS', 'ConfigError', 'SettingsError', 'check_choice',
-           'project_root', 'setting', 'project_path', 'within', 'DatasetEntry', 'DataConfig', 'OneShotExample',
-           'ModelConfig', 'LoraSettings', 'QloraSettings', 'StepConfig', 'EvaluationConfig', 'TrainConfig', 'Config',
-           'empty_config', 'check_ranges', 'check_lora', 'reporters', 'check_config', 'device', 'gpu_has_bf16',
-           'choose_precision', 'choices', 'config_file', 'read_yaml', 'dotlist', 'merge_layer', 'merge_layers',
-           'method_of', 'tuning_of', 'config_layers', 'fingerprint', 'load_config', 'for_dataset', 'evaluated_datasets',
-           'check_parameters', 'config_table']
+           'TUNINGS', 'DATASETS', 'ENTRY', 'READ', 'SAVED_FIELDS', 'ConfigError', 'SettingsError', 'check_choice',
+           'project_root', 'setting', 'project_path', 'within', 'unread', 'DatasetEntry', 'DataConfig',
+           'OneShotExample', 'ModelConfig', 'LoraSettings', 'QloraSettings', 'StepConfig', 'EvaluationConfig',
+           'TrainConfig', 'Config', 'empty_config', 'check_ranges', 'check_lora', 'reporters', 'check_config', 'device',
+           'gpu_has_bf16', 'choose_precision', 'choices', 'config_file', 'read_yaml', 'dotlist', 'merge_layer',
+           'merge_layers', 'method_of', 'tuning_of', 'config_layers', 'fingerprint', 'load_config', 'for_dataset',
+           'evaluated_datasets', 'check_parameters', 'config_table']
 
 # %% ../../nbs/core/config.ipynb #251a68b1
 import configparser, difflib, hashlib, json, os, re, shlex, warnings
@@ -95,6 +95,10 @@ def within(
     "A number, or a list of numbers, that must lie in `interval`"
     return field(default=MISSING, metadata={"interval": interval, "hint": hint})
 
+def unread(): # a dataclass field without default
+    "A key of a data set's entry that changes no problem: answers to them are the same"
+    return field(default=MISSING, metadata={"unread": True})
+
 COUNT, SHARE, POSITIVE, FROM_0, SEED = "[1, inf)", "[0, 1)", "(0, inf)", "[0, inf)", "[0, 4294967295]"
 
 # %% ../../nbs/core/config.ipynb #e6640be0
@@ -110,17 +114,17 @@ class DatasetEntry:
     generator: str | None = MISSING
     splits: dict[str, str] | None = MISSING
     files: dict[str, str] | None = MISSING
-    mix: dict[str, float] | None = MISSING
+    mix: dict[str, float] | None = unread()
     messages: str | None = MISSING
     question: str = MISSING
     answer: str = MISSING
     final: str = MISSING
     finals: Literal["number", "latex", "text", "none"] = MISSING
-    keep: dict[str, str] | None = MISSING
+    keep: dict[str, str] | None = unread()
     only: dict[str, Any] | None = MISSING
-    trainable: bool = MISSING
-    licence: str | None = MISSING
-    link: str | None = MISSING
+    trainable: bool = unread()
+    licence: str | None = unread()
+    link: str | None = unread()
 
 # %% ../../nbs/core/config.ipynb #606eb179
 @dataclass
@@ -237,15 +241,12 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
-@cache
-def _schema():
-    cfg = OmegaConf.structured(Config)
-    OmegaConf.set_struct(cfg.lora_config, False)
-    return cfg
+_SCHEMA = OmegaConf.structured(Config)
+OmegaConf.set_struct(_SCHEMA.lora_config, False)
 
 def empty_config() -> DictConfig: # every value missing
     "The schema as a configuration, ready to be merged with"
-    return deepcopy(_schema()) # a fifth of the time that it takes to make
+    return deepcopy(_SCHEMA) # a fifth of the time that it takes to make
 
 # %% ../../nbs/core/config.ipynb #93e865fe
 def _fields(schema=Config, prefix=""):
@@ -347,6 +348,8 @@ def _check_entry(d):
     if not (d.licence or d.mix): raise ConfigError(f"data.licence: is missing; the file of {d.dataset!r} must name it, as in MIT")
     for name, weight in (d.mix or {}).items():
         if config_file("dataset", name) and not 0 < weight <= 100: raise ConfigError(f"data.mix.{name}: {weight} is outside (0, 100]")
+    for name, values in (d.only or {}).items():
+        if not (OmegaConf.is_list(values) and values): raise ConfigError(f"data.only.{name}: {values} is no list of values, as in [a, b]")
     for key in ("splits", "files"):
         for split in d[key] or {}: check_choice(f"data.{key}", split, ("train", "validation", "test"))
     for name in d.keep or {}:
@@ -365,8 +368,6 @@ def check_config(
     reporters(cfg)
     e, d, name = cfg.evaluation, cfg.data, cfg.run_name
     _check_entry(d)
-    if d.finals == "text" and cfg.train.eval_steps and cfg.train.validation_samples:
-        raise ConfigError("train.validation_samples: data.finals is text, so there is no answer to grade; set it to 0")
     for name in e.datasets: config_file("dataset", name)
     if e.samples > 1 and not e.temperature:
         raise ConfigError("evaluation.samples: several answers to a problem need evaluation.temperature above 0; "
@@ -430,6 +431,7 @@ CONFIGS = Path(str(files("gsm8k_sft"))) / "configs"
 TRAIN_NOTEBOOK = CONFIGS.parent / "notebooks" / "02_train.ipynb" # what papermill runs; in the package too
 TUNINGS, DATASETS = ("full", "lora", "qlora"), ("main", "socratic")
 ENTRY = tuple(f.name for f in fields(DatasetEntry)) # the keys that a file of configs/dataset sets
+READ = tuple(f.name for f in fields(DatasetEntry) if not f.metadata.get("unread")) # those by which its problems are read
 SAVED_FIELDS = frozenset("""id sample question answer gold final prompt text n_tokens finish_reason seconds batch_size strict numeric
     flexible math extracted_strict extracted_numeric extracted_flexible extracted_math class slip_step gold_steps
     gold_length group evaluation""".split())
@@ -588,6 +590,8 @@ def load_config(
         choose_precision(cfg, bf16, training)
     if training: _check_hardware(cfg, bf16)
     if training: reporters(cfg, installed=True)
+    if training and cfg.data.finals == "text" and cfg.train.eval_steps and cfg.train.validation_samples:
+        raise ConfigError("train.validation_samples: data.finals is text, so there is no answer to grade; set it to 0")
     if training and not cfg.data.trainable:
         raise ConfigError(f"dataset: {cfg.data.dataset} is for testing only (data.trainable); train on another, as in dataset=main "
                           f"overrides=evaluation.datasets=[{cfg.data.dataset}]")

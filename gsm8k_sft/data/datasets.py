@@ -47,17 +47,14 @@ def _from_hub(cfg, split):
     return [(f"{name} {config}/{split} row {i}", row) for i, row in enumerate(rows.to_list())]
 
 # %% ../../nbs/data/datasets.ipynb #e6a02709
-def _generated(function, split):
-    "(where, row) pairs that a function gives, named as module.function"
-    module, _, name = function.rpartition(".")
-    try: make = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as e: raise DataError(f"data.generator: {function} can't be had: {e}") from None
-    return [(f"{function} {split} problem {i}", row) for i, row in enumerate(make(split))]
-
 def _published(cfg, split, problems):
     "(where, row) pairs of a published split, from wherever the configuration says"
     source, dataset = cfg.data.source, cfg.data.dataset
-    if source == "generator": return _generated(cfg.data.generator, split)
+    if source == "generator": # named as module.function
+        module, _, name = (function := cfg.data.generator).rpartition(".")
+        try: make = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as e: raise DataError(f"data.generator: {function} can't be had: {e}") from None
+        return [(f"{function} {split} problem {i}", row) for i, row in enumerate(make(split))]
     if source == "synthetic":
         return [(f"synthetic {dataset}/{split} problem {i}", row) for i, row in enumerate(make_rows(split, dataset))]
     folder = None if source == "hub" else data_folder(cfg)
@@ -185,16 +182,6 @@ def _tokenizer_fingerprint(tokenizer):
     backend.no_padding(); backend.no_truncation() # left over from the last call; each call sets them anew
     return fingerprint([backend.to_str(), tokenizer.special_tokens_map])
 
-def _tokenize(rows, tokenizer, renderer, max_length):
-    "(examples, report) of the rows that aren't too long"
-    examples = [{"id": row["id"], **e, "n": len(e["input_ids"])} for row, e in zip(rows, encode_rows(rows, tokenizer, renderer))]
-    kept = [check_labels(e, tokenizer, renderer, max_length) for e in examples if e["n"] <= max_length]
-    too_long = [e["id"] for e in examples if e["n"] > max_length]
-    report = {"n": len(kept), "n_rows": len(rows), "n_too_long": len(too_long), "too_long": too_long, "max_length": max_length,
-              "longest": max((e["n"] for e in examples), default=0), "tokens": sum(e["n"] for e in kept),
-              "supervised": sum(e["n"] - e["prompt_length"] for e in kept)}
-    return kept, report
-
 # %% ../../nbs/data/datasets.ipynb #d8474133
 def tokenize_split(
     rows, # a Dataset or list of rows; none of the test split
@@ -208,7 +195,14 @@ def tokenize_split(
     key = fingerprint({"version": TOKENS_VERSION, "rows": data_fingerprint(rows), "tokenizer": _tokenizer_fingerprint(tokenizer),
                        "renderer": renderer.describe(), "max_length": max_length})
     path = project_path("cache", "tokens", f"{key}.parquet")
-    if not (found := _read_tokens(path)): _write_tokens(path, *_tokenize(rows, tokenizer, renderer, max_length))
+    if not (found := _read_tokens(path)):
+        examples = [{"id": row["id"], **e, "n": len(e["input_ids"])} for row, e in zip(rows, encode_rows(rows, tokenizer, renderer))]
+        kept = [check_labels(e, tokenizer, renderer, max_length) for e in examples if e["n"] <= max_length]
+        too_long = [e["id"] for e in examples if e["n"] > max_length]
+        _write_tokens(path, kept, {
+            "n": len(kept), "n_rows": len(rows), "n_too_long": len(too_long), "too_long": too_long, "max_length": max_length,
+            "longest": max((e["n"] for e in examples), default=0), "tokens": sum(e["n"] for e in kept),
+            "supervised": sum(e["n"] - e["prompt_length"] for e in kept)})
     table, report = found or _read_tokens(path)
     return Dataset(table), {**report, "fingerprint": key, "cached": bool(found)}
 

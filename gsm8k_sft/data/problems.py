@@ -31,7 +31,7 @@ def data_help(
 ) -> str: # for the end of a message
     "What can be done about data that isn't there"
     if data.dataset in DATASETS: return DATA_HELP
-    files = ", ".join((data.files or {"train": "train.jsonl", "test": "test.jsonl"}).values())
+    files = ", ".join((data.files or {}).get(split, f"{split}.jsonl") for split in published_splits(data))
     where = project_path("data", data.subfolder or data.dataset)
     return (f"Set data.folder to a folder with {files}, or put it into {where}; data.question, data.answer and data.final say how its rows "
             "are read, and data.finals=text that there are no final answers.")
@@ -170,6 +170,8 @@ def read_problem(
         if data.finals == "latex": final = f"\\boxed{{{found}}}"
         if own is None: answer = f"#### {final}" if steps == found else f"{steps}\n#### {final}"
         elif own != final.replace(",", ""): return {}, [f"the answer ends in {own!r}, but {data.final!r} says {final!r}"]
+    elif data.finals == "latex" and not last_box(answer.rpartition("####")[2]): # as other forms have it
+        answer = re.sub(r"#### +(\S[^\n]*)\Z", r"#### \\boxed{\1}", answer.rstrip())
     kept = {name: _fill(row, text) for name, text in (data.keep or {}).items()}
     problem = {"question": question, "answer": answer, "final": (last_box if data.finals == "latex" else final_number)(answer) or ""}
     return problem | kept, check_row(problem, data.finals)
@@ -210,11 +212,12 @@ def read_jsonl(
         return []
     if data.startswith(codecs.BOM_UTF8):
         problems.add(f"{path} line 1", "starts with a byte order mark; save it as UTF-8 without one")
+        data = data.removeprefix(codecs.BOM_UTF8)
     if path.suffix == ".json" and data.lstrip()[:1] == b"[":
         rows, wrong = _parse_line(data)
         if wrong: problems.add(path, wrong)
         return [(f"{path} row {i}", row) for i, row in enumerate(rows or [])]
-    lines = data.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n").split(b"\n")
+    lines = data.removesuffix(b"\n").split(b"\n")
     parsed = [(f"{path} line {i}", *_parse_line(line)) for i, line in enumerate(lines, 1)]
     for where, _, wrong in parsed:
         if wrong: problems.add(where, wrong)

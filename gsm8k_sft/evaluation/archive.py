@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from ..core.config import SAVED_FIELDS
 from ..core.runs import read_json, write_text
-from ..grading.answers import GRADERS
+from ..grading.answers import FORMULA_GRADERS, GRADERS
 
 # %% ../../nbs/evaluation/archive.ipynb #a0618854
 RECORDS, LOGS, ANSWERS = "records.jsonl", "logs.parquet", "answers.parquet"
@@ -96,7 +96,7 @@ def read_record(
     return json.loads(archived) if archived else read_json(path)
 
 # %% ../../nbs/evaluation/archive.ipynb #05b39cda
-VERDICTS = ("id", "sample", *GRADERS, "class", "finish_reason", "n_tokens") # kept without texts, with what a data set keeps for grouping
+VERDICTS = ("id", "sample", *GRADERS, *FORMULA_GRADERS, "class", "finish_reason", "n_tokens") # kept without texts, with what a data set keeps for grouping
 
 def run_files(
     run: Path | str, # the run's folder

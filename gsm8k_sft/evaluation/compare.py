@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from ..core.config import project_path
 from .results import Predictions, complete_result, differing_facts, label, prediction_bytes, read_predictions
 from ..statistics import (
@@ -21,15 +22,9 @@ from ..statistics.planning import minimum_detectable_effect
 class NotComparable(ValueError):
     "Two evaluations whose difference would be of something else than the models; the message says why"
 
-@dataclass
-class _Evaluation:
-    "What of one evaluation is compared"
-    names: list # from the shortest to the longest
-    rows: list # predictions
-
 def _load(run, folder, number):
-    "An `_Evaluation` from a result, its name or a list of predictions"
-    if isinstance(run, list): return _Evaluation([f"model {number}"], run)
+    "Names, from the shortest to the longest, and rows of a result, its name or a list of predictions"
+    if isinstance(run, list): return SimpleNamespace(names=[f"model {number}"], rows=run)
     folder, name = Path(folder or project_path("eval_results")), run if isinstance(run, str) else run["name"]
     rows = read_predictions(name, folder)
     if isinstance(run, str): record = complete_result(folder, name)
@@ -38,7 +33,7 @@ def _load(run, folder, number):
         raise ValueError(f"{name}: no such result in {folder}, or its predictions there are not those that the result was made from; "
                          "evaluate again, or give the predictions as a list")
     kind, which = label(record["model_type"]).replace(", ", " "), record["configuration"].get("run_name") or record["base_model"]
-    return _Evaluation([kind, f"{kind} ({which})", record["name"]], Predictions(rows, record))
+    return SimpleNamespace(names=[kind, f"{kind} ({which})", record["name"]], rows=Predictions(rows, record))
 
 def _names(runs, given=None):
     "The shortest names that tell the runs apart, or those given"

@@ -20,11 +20,6 @@ from ..models.loading import load_model, load_tokenizer
 # %% ../../nbs/evaluation/retention.ipynb #f16fb53e
 SIZE = 1_500 # characters of each text
 
-def _middle(text):
-    "SIZE characters from the middle, from the beginning of a line"
-    start = text.rfind("\n", 0, (len(text) - SIZE) // 2) + 1
-    return text[start:start + SIZE]
-
 def held_out_texts(
     n: int = 32, # texts of each kind
 ) -> dict[str, list[str]]: # code: from the modules of Python's standard library; prose: from its language reference
@@ -33,7 +28,8 @@ def held_out_texts(
     found = {"code": [p.read_text(encoding="utf-8") for p in modules],
              "prose": [text for _, text in sorted(topics.items()) if len(text) >= SIZE]}
     for kind, texts in found.items():
-        pieces = list(dict.fromkeys(map(_middle, texts)))
+        lines = [text[text.rfind("\n", 0, (len(text) - SIZE) // 2) + 1:] for text in texts] # from the beginning of a line in the middle
+        pieces = list(dict.fromkeys(text[:SIZE] for text in lines))
         if not 0 < n <= len(pieces): raise ValueError(f"evaluation.other_texts: {n} {kind} texts asked for; this Python has {len(pieces)}")
         found[kind] = [pieces[i * len(pieces) // n] for i in range(n)]
     return found

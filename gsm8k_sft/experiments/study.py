@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from omegaconf import DictConfig, MISSING, OmegaConf
-from gsm8k_sft.core.config import (
-    ConfigError, check_choice, choices, config_file, evaluated_datasets, load_config, merge_layer, method_of, project_path, read_yaml,
-    setting)
+from ..core.config import (
+    ConfigError, check_choice, choices, config_file, empty_config, evaluated_datasets, load_config, merge_layer,
+    method_of, project_path, read_yaml, setting)
+from ..data.datasets import load_gsm8k
 from ..evaluation.compare import compare
 from ..evaluation.archive import glob_files, read_bytes, read_record
 from ..evaluation.results import complete_result, result_name
@@ -57,8 +58,25 @@ class Study:
     methods: dict[str, Method] = field(default_factory=dict)
     runs: dict[str, Runs] = field(default_factory=dict)
     base: list[Base] = field(default_factory=list)
+    how: str = "process" # or notebook: each run by papermill, as the matrix does
     pairs: list[list[str]] = field(default_factory=list) # two experiments to compare: <run>_<dataset>, or base
     archive: str = "" # folder of results/ that keeps it, set by `read_study`
+
+# %% ../../nbs/experiments/study.ipynb #45e0622d
+def _check_lists(study, path):
+    "What a job would be refused for only when its turn comes"
+    parts = {f"{path}: {kind}.{name}": of for kind in ("methods", "runs") for name, of in study[kind].items()}
+    for where, of in (parts | {f"{path}: base[{i}]": b for i, b in enumerate(study.base)}).items():
+        for key in (k for k in ("learning_rates", "seeds", "datasets", "ask", "shots") if k in of):
+            if not of[key] or len({*of[key]}) < len(of[key]) or any(isinstance(v, int | float) and v < 0 for v in of[key]):
+                raise ConfigError(f"{where}.{key}: needs at least one value, each once and none negative, not {list(of[key])}")
+        asked = [o for ask in of.get("ask", ()) for o in ask.split()]
+        for o in (*study.overrides, *of.overrides, *asked): merge_layer(empty_config(), o, where)
+        for o in asked:
+            if not o.startswith(("evaluation.", "data.")):
+                raise ConfigError(f"{where}.ask: {o!r} would change the training; only evaluation.* and data.* can be changed here")
+    for pair in study.pairs:
+        if len(pair) != 2: raise ConfigError(f"{path}: pairs: {list(pair)}: a pair has two experiments")
 
 # %% ../../nbs/experiments/study.ipynb #45e0622e
 def read_study(
@@ -69,19 +87,21 @@ def read_study(
     if kind and not choices(kind): raise ConfigError(f"study {name!r}: no folder {kind} of configs has a YAML file")
     path = config_file(kind or "study", stem)
     study = merge_layer(OmegaConf.structured(Study), read_yaml(path), str(path))
+    if lacking := sorted(OmegaConf.missing_keys(study)): raise ConfigError(f"{path}: {lacking[0]}: is missing")
     study.archive = "/".join(filter(None, (kind, study.preset)))
     check_choice(f"{path}: preset", study.preset, choices("preset"))
-    for name, m in study.methods.items():
-        method_of(m.tuning, f"{path}: methods.{name}.tuning")
-        if not m.learning_rates: raise ConfigError(f"{path}: methods.{name}.learning_rates: needs at least one")
-        if not m.seeds: raise ConfigError(f"{path}: methods.{name}.seeds: needs at least one")
+    check_choice(f"{path}: how", study.how, ["process", "notebook"])
+    for name, m in study.methods.items(): method_of(m.tuning, f"{path}: methods.{name}.tuning")
     for name, r in study.runs.items():
         check_choice(f"{path}: runs.{name}.method", r.method, list(study.methods))
         if r.tuning: method_of(r.tuning, f"{path}: runs.{name}.tuning")
-        for d in r.datasets: check_choice(f"{path}: runs.{name}.datasets", d, choices("dataset"))
+        for d in r.datasets:
+            if OmegaConf.select(read_yaml(config_file("dataset", d)), "data.trainable") is False:
+                raise ConfigError(f"{path}: runs.{name}.datasets: {d} is for testing only; ask: ['evaluation.datasets=[{d}]'] asks it")
     for b in study.base: check_choice(f"{path}: base.split", b.split, ("test", "validation"))
     experiments = ["base", *(f"{n}_{d}" for n, r in study.runs.items() for d in r.datasets)]
     for name in itertools.chain(*study.pairs): check_choice(f"{path}: pairs", name, experiments)
+    _check_lists(study, path)
     return study
 
 # %% ../../nbs/experiments/study.ipynb #d9a0be2a
@@ -188,7 +208,10 @@ def result_names(
     "The names of a job's evaluations"
     kinds = [(f"base-{k}shot", "") for k in job.shots] if not job.tuning else [(job.tuning, ask) for ask in job.ask]
     asked = [(cfg, kind) for kind, ask in kinds for cfg in evaluated_datasets(job_config(job, ask))]
-    return [result_name(cfg, kind, cfg.data.test_samples if job.split == "test" else None) for cfg, kind in asked]
+    def first(cfg): # of a set that isn't larger all are asked
+        n = cfg.data.test_samples if cfg.evaluation.split == "test" else None
+        return n if n and len(load_gsm8k(cfg, ["test"])["test"]) == n else None
+    return [result_name(cfg, kind, first(cfg)) for cfg, kind in asked]
 
 def is_done(
     job: Job, # of a study

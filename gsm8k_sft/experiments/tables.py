@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['choice_table', 'rate_figures', 'outcome_table', 'pair_table', 'headline_table', 'findings', 'calculator_table',
-           'variance_table', 'forgetting_table', 'split_table', 'contamination_table', 'cost_table', 'missing_jobs']
+           'forgetting_table', 'split_table', 'contamination_table', 'cost_table', 'missing_jobs']
 
 # %% ../../nbs/experiments/tables.ipynb #e2c99693
 import json
@@ -22,7 +22,7 @@ from .study import chosen_setting, find_result, read_study, result_names, search
 from ..grading.answers import GRADERS
 from ..reporting.curves import plot_rates
 from ..reporting.tables import keep_together
-from ..statistics import seed_estimate, variance_components
+from ..statistics import seed_estimate
 from ..statistics.planning import plan_seeds
 
 # %% ../../nbs/experiments/tables.ipynb #ed1e56fa
@@ -219,26 +219,6 @@ def calculator_table(
         rows.append({"experiment": name, "seeds": len(both), **{k: round(100 * v, 1) for k, v in zip(
             ("gain", "low", "high"), (e.difference, low, high))}})
     return pd.DataFrame(rows, columns=["experiment", "seeds", "gain", "low", "high"])
-
-# %% ../../nbs/experiments/tables.ipynb #5d1c0a87
-def variance_table(
-    root: Path | str | None = None, # results/ by default
-) -> pd.DataFrame: # a row a study, a column a source: standard deviation of one run's exact accuracy, points
-    "Where the variance of an accuracy comes from"
-    rows = {}
-    for study in map(read_study, choices("study")):
-        evaluations, rates = list(_evaluations(study, root)), []
-        arms = [x for x in _arms(_experiments(evaluations), "strict").values() if len(x) > 1]
-        asked = {e["n"] for e in evaluations if e["split"] == "validation" and "-lr" in e["run"]}
-        if not arms or len(asked) != 1: continue
-        tried = choice_table(study, root)
-        for _, part in tried[~tried["learning rate"].str.contains("ep")].groupby("method"):
-            best = int(part.right.to_numpy().argmax())
-            if len(near := part.right.to_numpy()[max(0, best - 1):best + 2] / max(asked)) > 1: rates.append(near)
-        drawn = [(s["pass@1"], s["pass@2"]) for s in (e["sampled"]["strict"] for e in evaluations if e["samples"] > 1)]
-        found = variance_components(arms, drawn, rates, max(asked))
-        rows[study.preset] = {k: round(100 * v ** 0.5, 2) for k, v in found.items()}
-    return pd.DataFrame(rows).T
 
 # %% ../../nbs/experiments/tables.ipynb #54f58425
 def forgetting_table(

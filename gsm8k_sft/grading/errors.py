@@ -9,7 +9,6 @@ __all__ = ['CLASSES', 'solution_steps', 'first_slip', 'grade_answer', 'class_tab
 from collections import Counter
 from .answers import GRADERS, grade, own_text
 from .arithmetic import ANNOTATION, annotations, equations, verdict, without_latex
-from .latex import MATH
 
 # %% ../../nbs/grading/errors.ipynb #f8fa122c
 def solution_steps(
@@ -37,13 +36,10 @@ def grade_answer(
     "Grades, class and the size of the problem"
     grades, slip = grade(prediction, gold_answer), None
     if finish_reason == "length" and str(gold_answer).endswith("#### None"): grades |= dict.fromkeys(GRADERS, False) # no end, no answer
-    if "#### \\boxed" in str(gold_answer):
-        found = MATH.extract(prediction)
-        grades |= {"math": found is not None and MATH.same(found, gold_answer), "extracted_math": found}
     if grades.get("math", grades["strict"]): kind = "right"
     elif grades["numeric"]: kind = "right number, wrong format"
     elif finish_reason == "length": kind = "cut at the limit"
-    elif grades["extracted_strict"] is None and grades["extracted_numeric"] is None: kind = "no final answer"
+    elif not any(v for k, v in grades.items() if k.startswith("extracted_") and k != "extracted_flexible"): kind = "no final answer"
     elif slip := first_slip(prediction): kind = "arithmetic slip"
     else: kind = "wrong plan"
     gold = gold_answer if isinstance(gold_answer, str) else ""

@@ -59,13 +59,6 @@ def _series(table, metric, by):
     if not found: raise ValueError(f"plot_curves: no values of {metric} by {by}; there are {', '.join(table['metric'].unique())}")
     return found
 
-def _median(series):
-    "The median of many runs in a hundred stretches of x, since they don't log at the same steps"
-    x, y = (np.concatenate([s[i] for s in series]) for i in (0, 1))
-    place = pd.cut(x, min(100, len(series[0][0])), labels=False)
-    means = pd.DataFrame({"x": x, "y": y}).groupby(place).median()
-    return means["x"], means["y"]
-
 # %% ../../nbs/reporting/curves.ipynb #f80f06ea
 def _draw(ax, x, y, metric, look, few, many):
     "One run; its x and y as drawn"
@@ -97,7 +90,10 @@ def plot_curves(
     with figure_style() as plt:
         ax = ax or plt.subplots(figsize=(5.5, 3.4))[1]
         drawn = [_draw(ax, *series[run], metric, look, few, many) for run, look in looks.items()]
-        if many: ax.plot(*_median(drawn), color=COLOURS["blue"], lw=1.8, label=f"median of {len(series)} runs")
+        if many: # in a hundred stretches of x, since they don't log at the same steps
+            x, y = (np.concatenate([s[i] for s in drawn]) for i in (0, 1))
+            means = pd.DataFrame({"x": x, "y": y}).groupby(pd.cut(x, min(100, len(drawn[0][0])), labels=False)).median()
+            ax.plot(means["x"], means["y"], color=COLOURS["blue"], lw=1.8, label=f"median of {len(series)} runs")
         names = [look[0] for look in looks.values()]
         for name, colour, dashes in () if many else dict.fromkeys(looks.values()):
             seeds = f" ({names.count(name)} seeds)" if names.count(name) > 1 else ""

@@ -25,15 +25,6 @@ SCORE_COLUMNS = ["base_model", "split", "n", *(f"{g}{s}" for g in GRADERS for s 
                  "eval_seconds", "eval_tokens_per_second"]
 COST_COLUMNS = ["seed", "train_seconds", "tokens_per_second", "peak_memory", "lanes", "status", "trainable", "total"]
 
-def _evaluation_row(e):
-    "The columns that an evaluation gives"
-    ends = {"": "value", "_low": "low", "_high": "high"}
-    rates = {f"{g}{suffix}": e["accuracy"].get(g, {}).get(key) for g in GRADERS for suffix, key in ends.items()}
-    prompt = "".join(e["name"].split("__")[2:3])[len(e["model_type"]) + 1:] or None # of a base model, where it isn't the preset's: plain
-    run = prompt if e["model_type"].startswith("base") else e["configuration"].get("run_name")
-    return {"preset": e["configuration"]["preset"], "dataset": e["dataset"], "model": e["model_type"], "run": run,
-            "base_model": e["base_model"], "split": e["split"], "n": e["n"], **rates,
-            "eval_seconds": e.get("seconds"), "eval_tokens_per_second": e.get("tokens_per_second")}
 
 def _run_row(r):
     "The columns that a run gives"
@@ -47,8 +38,15 @@ def comparison_table(
     root: Path | str | None = None, # a folder laid out as results/; your own runs by default
 ) -> pd.DataFrame: # numbers: accuracies as shares of 1, seconds, bytes
     "Every evaluated model, with the cost of its training"
-    plain = for_one_table([e for e in read_evaluations(preset, root) if is_plain(e)])
-    scores = pd.DataFrame(map(_evaluation_row, plain), columns=KEYS + SCORE_COLUMNS)
+    rows, ends = [], {"": "value", "_low": "low", "_high": "high"}
+    for e in for_one_table([e for e in read_evaluations(preset, root) if is_plain(e)]):
+        rates = {f"{g}{suffix}": e["accuracy"].get(g, {}).get(key) for g in GRADERS for suffix, key in ends.items()}
+        prompt = "".join(e["name"].split("__")[2:3])[len(e["model_type"]) + 1:] or None # a base model's other prompt: plain
+        run = prompt if e["model_type"].startswith("base") else e["configuration"].get("run_name")
+        rows.append({"preset": e["configuration"]["preset"], "dataset": e["dataset"], "model": e["model_type"], "run": run,
+                     "base_model": e["base_model"], "split": e["split"], "n": e["n"], **rates,
+                     "eval_seconds": e.get("seconds"), "eval_tokens_per_second": e.get("tokens_per_second")})
+    scores = pd.DataFrame(rows, columns=KEYS + SCORE_COLUMNS)
     costs = pd.DataFrame([_run_row(r) for r in read_runs(preset, root)], columns=KEYS + COST_COLUMNS)
     table = scores.merge(costs, on=KEYS, how="outer").assign(order=lambda t: t.model.map(model_order))
     return table.sort_values(["preset", "dataset", "order", "run"]).drop(columns="order").reset_index(drop=True)

@@ -85,14 +85,9 @@ def read_pair(
 
 # %% ../../nbs/site/widgets.ipynb #39ac66cb
 VERDICTS = {
-    "all": lambda a, b: True,
-    "they differ": lambda a, b: a != b,
-    "both right": lambda a, b: a and b,
-    "both wrong": lambda a, b: not (a or b),
-    "first right": lambda a, b: a,
-    "first wrong": lambda a, b: not a,
-    "second right": lambda a, b: b,
-    "second wrong": lambda a, b: not b,
+    "all": lambda a, b: True, "they differ": lambda a, b: a != b, "both right": lambda a, b: a and b,
+    "both wrong": lambda a, b: not (a or b), "first right": lambda a, b: a, "first wrong": lambda a, b: not a,
+    "second right": lambda a, b: b, "second wrong": lambda a, b: not b,
 }
 
 def filter_answers(
@@ -131,20 +126,15 @@ def _final(text):
     return (start, start + len(number)) if start >= 0 else None
 
 # %% ../../nbs/site/widgets.ipynb #b984db79
-def _marks(text):
-    "(start, end, kind, title) of all that is marked, from the beginning on"
-    final, found = _final(text), []
-    for start, end, kind, title in _calculations(text):
-        if final and start < final[0]: end = min(end, final[0])
-        found.append((start, end, kind, title))
-    return sorted(found + ([(*final, "final", "final answer")] if final else []))
-
 def text_html(
     text: str, # an answer or a published solution, whole or only its beginning
 ) -> str: # escaped, with <span>s; line ends are kept
     "A solution with its calculations checked and its final answer marked"
     text, parts, at = text.strip(), [], 0
-    for start, end, kind, title in _marks(text):
+    final, found = _final(text), []
+    for start, end, kind, title in _calculations(text):
+        found.append((start, min(end, final[0]) if final and start < final[0] else end, kind, title))
+    for start, end, kind, title in sorted(found + ([(*final, "final", "final answer")] if final else [])):
         start = max(start, at)
         if start >= end: continue
         shown = html.escape(text[start:end]) + (f"<sup>{SIGNS[kind]}</sup>" if kind in SIGNS else "")

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from ..core.config import check_config, device
-from ..core.runs import read_config, read_json, run_folder, save_config, write_json
+from ..core.runs import read_config, read_json, run_folder, save_config, set_aside, write_json
 
 # %% ../../nbs/training/checkpoints.ipynb #ee32a835
 class TrainingError(RuntimeError):
@@ -50,15 +50,6 @@ def _trains_alike(a, b):
         for key in ("when_done", "report_to", "keep_checkpoints", "save_total_limit", "check_memory"): cfg["train"].pop(key)
         return {k: v for k, v in cfg.items() if k != "evaluation"}
     return essence(a) == essence(b)
-
-# %% ../../nbs/training/checkpoints.ipynb #3fe3d56a
-def _set_aside(folder):
-    "Rename the folder of an earlier run; its new name, None if nothing was trained in it"
-    if not any(p for name in ("log.jsonl", "checkpoint-*", "model", "adapter") for p in folder.glob(name)): return
-    numbers = ["", *(f".{n}" for n in range(2, 10_000))]
-    aside = next(p for n in numbers if not (p := folder.with_name(f"{folder.name}{n}.previous")).exists())
-    print(f"{folder.name}: an earlier run is kept as {aside.name}")
-    return folder.rename(aside)
 
 # %% ../../nbs/training/checkpoints.ipynb #c1b9a08a
 @contextmanager
@@ -94,6 +85,13 @@ class Run:
         self.record |= values
         if self.main: write_json(self.folder / "record.json", self.record)
 
+# %% ../../nbs/training/checkpoints.ipynb #3fe3d56a
+@patch
+def clear(self: Run) -> None:
+    "Set an earlier run that isn't continued aside, if anything was trained in it"
+    left = any(p for name in ("log.jsonl", "checkpoint-*", "model", "adapter") for p in self.folder.glob(name))
+    if self.main and left and not self.checkpoint: print(f"{self.folder.name}: an earlier run is kept as {set_aside(self.folder).name}")
+
 # %% ../../nbs/training/checkpoints.ipynb #574376b5
 @patch
 def begin(self: Run,
@@ -117,13 +115,12 @@ def begin(self: Run,
 
 # %% ../../nbs/training/checkpoints.ipynb #953ed01f
 def _find_earlier(cfg, folder):
-    "Checkpoint and record of an earlier run that goes on or is reused, else (None, {}); any other is set aside"
+    "Checkpoint and record of an earlier run that goes on or is reused, else (None, {})"
     record = read_json(folder / "record.json") if (folder / "record.json").exists() else {}
     alike = (folder / "config.yaml").exists() and _trains_alike(read_config(folder), cfg)
     complete = record.get("status") == "complete"
     if alike and complete and cfg.train.when_done == "reuse": return None, record
     checkpoint = last_checkpoint(folder) if alike and not complete else None
-    if not checkpoint: _set_aside(folder)
     return checkpoint, record if checkpoint else {}
 
 @contextmanager

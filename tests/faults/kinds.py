@@ -82,6 +82,15 @@ def questions(content, *more):
     return prepare
 def a_file(name, content, command): return lambda box: command(write(box.path / name, content))
 
+def entry_in(folder, text, rows=ROW):
+    write(folder / "mine" / "test.jsonl", rows)
+    write(folder / "configs" / "dataset" / "mine.yaml", "data: {source: folder, folder: mine, trainable: false, " + text + "}\n")
+def an_entry(*given): return lambda box: entry_in(box.path, *given) or evaluate("--dataset=mine", "--shots=0")
+def a_study(text): return a_file("mine.yaml", f"preset: toy\n{text}\n", lambda f: ["sweep", str(f), "--dry_run"])
+def an_export(damage, *more): return a_run(damage, lambda run: ["export", str(run), "--out", "out", *more])
+def relabelled(damage, *more):
+    return lambda box: damaged(box.result(), damage, lambda folder: ["evaluate", "--relabel", NAME, "--overrides", "data.test_samples=2", *more])
+
 def damaged(folder, damage, command):
     damage(folder)
     return command(folder)
@@ -107,6 +116,8 @@ class Box:
             write(self.path / "problems" / f"{split}.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
         return self.path / "problems"
 
+
+STUDY = "methods: {full: {tuning: full, learning_rates: [1.0e-3]}}\nruns: {full: {method: full"
 
 QUICK = { # configuration: seen before anything is loaded
     "a preset's name misspelt": (lambda box: evaluate()[:1] + ["--preset", "toi"], "Did you mean 'toy'"),
@@ -145,10 +156,34 @@ QUICK = { # configuration: seen before anything is loaded
     "half an emoji in a question": (lambda box: ask("toy", "--question", "half \ud83d"), "half of a character"),
     "no new tokens": (lambda box: ask("toy", "--question", "a", "--max_new_tokens=0"), "must be at least 1"),
     "a study cut off": (a_file("mine.yaml", "preset: toy\nmethods: {a: [", lambda f: ["sweep", str(f)]), "not readable as YAML"),
+    "a study without its preset": (a_file("mine.yaml", "runs: {}\n", lambda f: ["sweep", str(f)]), "preset: is missing"),
+    "a study with a seed twice": (a_study(f"{STUDY}, seeds: [0, 0]}}}}"), "runs.full.seeds: needs at least one value, each once"),
+    "a study that asks with a key misspelt": (a_study(f"{STUDY}, ask: [evaluation.datsets=x]}}}}"), "Did you mean 'evaluation.datasets'"),
+    "a study that would change the training to ask": (a_study(f"{STUDY}, ask: [seed=3]}}}}"), "only evaluation.* and data.*"),
+    "a study that trains on a set for testing": (a_study(f"{STUDY}, datasets: [svamp]}}}}"), "svamp is for testing only"),
+    "a study that compares one experiment": (a_study("pairs: [[base]]"), "a pair has two experiments"),
+    "a study of robustness that there isn't": (lambda box: ["sweep", "robustness/gemma-3-270"], "Did you mean 'gemma-3-270m'"),
+    "an entry without a licence": (an_entry("link: x"), "data.licence: is missing"),
+    "an entry with an unknown key": (an_entry("license: MIT"), "Did you mean 'data.licence'"),
+    "an entry that doesn't say where it lies": (a_file("configs/dataset/mine.yaml", "data: {licence: MIT}\n", lambda f: evaluate("--dataset=mine")),
+                                                "must say where it lies"),
+    "an entry of an unknown split": (an_entry("licence: MIT, files: {tets: a}"), "Did you mean 'test'"),
+    "an entry that keeps rows by a word": (an_entry("licence: MIT, only: {kind: digit}"), "data.only.kind: digit is no list of values"),
+    "training on a set for testing": (lambda box: train(dataset="svamp"), "is for testing only"),
+    "a mixture of a set that there isn't": (a_file("configs/dataset/mine.yaml", "data: {mix: {man: 1}}\n", lambda f: train(dataset="mine")), "'main'"),
+    "nothing to export": (lambda box: ["export"], "name a run and a folder"),
+    "an export of no run": (lambda box: ["export", "runs/none", "--out", "out"], "no config.yaml here"),
+    "labels for answers that there aren't": (lambda box: ["evaluate", "--relabel", "none"], "no such predictions"),
+    "labels and a number of problems": (lambda box: ["evaluate", "--relabel", "none", "--limit=3"], "asks nothing again"),
     "a study with an unknown key": (a_file("mine.yaml", "preset: toy\nmethds: {}\n", lambda f: ["sweep", str(f)]), "'methds'"),
 }
 LINE = "line 13"
 DATA = {
+    "a column that no row has": (an_entry("licence: MIT, question: problem"), "data.question can name another of: question, answer"),
+    "a set without a box": (an_entry("licence: MIT, final: boxed"), "has no \\boxed{...}"),
+    "a set of formulas with an answer missing": (an_entry("licence: MIT, finals: latex", '{"question": "a", "answer": "b"}\n'), "no '####'"),
+    "a set without final answers": (an_entry("licence: MIT, finals: text"), "has no final answers to grade"),
+    "a set's file with a byte order mark": (an_entry("licence: MIT", b"\xef\xbb\xbf" + ROW.encode()), "save it as UTF-8 without one"),
     "no folder with the data": (lambda box: train("data.source=folder", "data.folder=nope"), "there is no folder"),
     "no training file": (problems(gone("train.jsonl")), "neither train.jsonl nor"),
     "an empty training file": (problems(put("train.jsonl")), "the file is empty"),
@@ -235,6 +270,14 @@ RUN = {
                                        "line 2: not valid JSON; delete"),
     "an archive's records cut off": (an_archive(cut("records.jsonl")), "records.jsonl: missing or damaged"),
     "an archive's answers cut off": (an_archive(cut("answers.parquet")), "answers.parquet: missing or damaged"),
+    "an export of a run that isn't finished": (an_export(keys("record.json", status="interrupted")), "the run is interrupted"),
+    "an export of a run without its weights": (an_export(gone("adapter")), "has the run finished"),
+    "an export into somebody's folder": (an_export(lambda run: write(run.parents[2] / "out" / "mine.txt")), "nothing of yours is overwritten"),
+    "an export in no precision": (an_export(put("note"), "--dtype=bf8"), "is not one of fp32, bf16, fp16"),
+    "a push to no repository": (an_export(put("note"), "--push=model"), "not of the form org/name"),
+    "a push of what was never evaluated": (an_export(put("note"), "--push=org/model"), "was never evaluated"),
+    "labels for answers that were cut off": (relabelled(cut(f"{NAME}.predictions.jsonl", 0.7)), "answers are missing"),
+    "labels of other questions": (relabelled(lambda folder: entry_in(folder.parent, "licence: MIT"), "--dataset=mine"), "questions is in the other data set"),
     "no file of questions": (lambda box: ask("toy", "--input", "none.jsonl", "--output", "a.jsonl"), "no such file"),
     "no question in the file": (questions("\n"), "no question could be read"),
     "an output that is there already": (lambda box: (write(box.path / "answers.jsonl", "x"), questions(ROW)(box))[1], "--overwrite"),

@@ -1,0 +1,168 @@
+"Workers by Ray, on two nodes that this machine plays: nodes, drivers and jobs that die, memory, two studies at once"
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+import psutil
+import pytest
+from gsm8k_sft.core.config import ConfigError
+from gsm8k_sft.experiments.runner import do_jobs, run_study
+from gsm8k_sft.experiments.study import Job, open_jobs, read_study
+
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" # loopback, as the runner has it; read at the import of Ray
+JOBS = [Job("toy", f"lora_main-s{i}", "lora", seed=i) for i in range(6)]
+SMALL = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+TINY = """
+preset: toy
+overrides: [data.train_samples=24, data.test_samples=8, train.num_train_epochs=1, train.eval_steps=0, train.validation_samples=0,
+            data.validation_fraction=0.1, evaluation.max_new_tokens=8]
+methods: {full: {tuning: full, learning_rates: [1.0e-3]}}
+runs: {full: {method: full, datasets: [socratic]}}
+base: [{shots: [0]}]
+"""
+
+
+def place(monkeypatch, folder):
+    for name in ("runs", "eval_results"): monkeypatch.setenv(f"GSM8K_SFT_PATHS_{name.upper()}", f"{folder}/{name}")
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch): place(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def cluster():
+    "A head and a node, with room for one worker each"
+    from ray.cluster_utils import Cluster
+    found = Cluster()
+    for _ in range(2): patiently(found.add_node, **SMALL)
+    [found.second] = found.worker_nodes
+    yield found
+    found.shutdown()
+
+
+def patiently(start, *args, **kwargs):
+    "On a busy machine Ray's own limit of 30 s for its start is short"
+    for left in (2, 1, 0):
+        try: return start(*args, **kwargs)
+        except Exception as e:
+            if not left or "timed out during startup" not in str(e): raise
+
+
+def work(folder, seconds=0.0, lock=False, **trouble):
+    "For `do_jobs`: what has no end on disk is open; a job notes its process, gets into its trouble, and notes its end"
+    def do(job):
+        import os, signal
+        from pathlib import Path
+        begun, side_by_side = Path(folder) / f"{job.name}.begun", int(os.environ.get("GSM8K_SFT_WORKERS", 1))
+        with open(begun, "a") as file: file.write(f"{os.getpid()} {side_by_side}\n")
+        first, what = begun.read_text().count("\n") == 1, trouble.get(f"s{job.seed}")
+        if what == "fails": raise ValueError("no such luck")
+        if what == "memory" and side_by_side > 1: raise type("OutOfMemoryError", (MemoryError,), {})("too little")
+        if what == "dies" and first: os.kill(os.getpid(), signal.SIGKILL)
+        if lock:
+            from gsm8k_sft.training.checkpoints import lock_run
+            with lock_run(Path(folder) / job.name): return end(job)
+        return end(job)
+    def end(job):
+        done = Path(folder) / f"{job.name}.done"
+        if done.exists(): return "done before, and reused"
+        time.sleep(seconds)
+        with open(done, "a") as file: file.write(f"{job.seed ** 2}\n")
+        return f"test {job.seed}.0 % strict"
+    Path(folder).mkdir(exist_ok=True)
+    return lambda: ([j for j in JOBS if not (Path(folder) / f"{j.name}.done").exists()], 0), do
+
+
+def ends(folder, *but): # what the jobs of `work` have left
+    return {p.stem: p.read_text() for p in Path(folder).glob("*.done") if p.stem[-1] not in but}
+
+
+def processes(folder): return {p.stem: [line.split() for line in p.read_text().splitlines()] for p in Path(folder).glob("*.begun")}
+
+
+def once(folder, *but): return ends(folder, *but) == {j.name: f"{j.seed ** 2}\n" for j in JOBS if str(j.seed) not in but}
+
+
+def test_a_job_that_fails_one_that_dies_and_one_short_of_memory(tmp_path):
+    "The quick one: a Ray of our own. Each job is done once, as without Ray; it listens on loopback only; workers are warm"
+    (todo, do), said, ports = work(tmp_path / "a", s1="memory", s2="fails", s3="dies"), [], set()
+    def say(line):
+        said.append(line)
+        children = psutil.Process().children(recursive=True)
+        ports.update(c.laddr.ip for p in children if p.is_running() for c in p.net_connections("inet") if c.status == "LISTEN")
+    found = patiently(do_jobs, todo, do, workers=2, say=say)
+    assert once(tmp_path / "a", "2") and (found["done"], found["left"], found["waiting"]) == (5, [], 0)
+    assert list(found["failed"].values()) == ["ValueError: no such luck"]
+    assert ports and ports <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    begun = processes(tmp_path / "a")
+    assert [n for _, n in begun["lora_main-s1"]] == ["2", "1"], "it had the machine to itself the second time"
+    assert len(begun["lora_main-s3"]) == 2 and sum(map(len, begun.values())) == 8
+    assert len({pid for lines in begun.values() for pid, _ in lines}) < 8, "warm"
+    assert len(said) == 8 and all("put back" in s for s in said if "died" in s or "Memory" in s)
+    assert said[-1].endswith("5 done, 0 running, 0 open, 0 waiting, best 5.0 % (lora_main-s5), 0 min left")
+    todo, do = work(tmp_path / "b", s2="fails")
+    assert do_jobs(todo, do)["done"] == 5 and ends(tmp_path / "b") == ends(tmp_path / "a"), "and without Ray"
+
+
+def test_without_ray_several_workers_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None) # as if it were not installed
+    with pytest.raises(ConfigError, match=r"gsm8k_sft\[cluster\]"): do_jobs(*work(tmp_path / "a"), workers=2)
+    assert do_jobs(*work(tmp_path / "a"))["done"] == 6
+
+
+@pytest.mark.slow
+def test_a_node_is_killed_in_the_middle(tmp_path, cluster):
+    todo, do = work(tmp_path / "a", seconds=1)
+    def say(line):
+        if cluster.second in cluster.worker_nodes and line.endswith("min left"): cluster.remove_node(cluster.second, allow_graceful=False)
+    found = do_jobs(todo, do, address=cluster.address, say=say)
+    assert once(tmp_path / "a") and found["done"] == 6 and not found["failed"]
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_ray import do_jobs, work
+print(do_jobs(*work({folder!r}, seconds=1.5, lock=True), address={address!r})["left"])
+"""
+
+
+@pytest.mark.slow
+def test_the_driver_is_killed_and_two_go_on(tmp_path, cluster):
+    "The two have the same jobs: what one is doing isn't done by the other"
+    text = DRIVER.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "a"), address=cluster.address)
+    def start(): return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
+    first = start()
+    while not ends(tmp_path / "a") and first.poll() is None: time.sleep(0.1)
+    first.kill()
+    both = [start(), start()]
+    assert [p.communicate(timeout=300)[0].split()[-1] for p in both] == ["[]", "[]"] and once(tmp_path / "a")
+    assert not [p for p in both if p.returncode]
+
+
+def results(folder): # predictions and losses, without what time and place change
+    answers = {p.name: p.read_text() for p in Path(folder).glob("eval_results/*.predictions.jsonl")}
+    runs = {p.parent.name: p.read_text().splitlines() for p in Path(folder).glob("runs/toy/*/log.jsonl")}
+    logs = {run: [json.loads(line).get("loss") for line in lines] for run, lines in runs.items()}
+    return answers, logs
+
+
+@pytest.mark.slow
+def test_results_equal_those_without_ray_and_other_disks_are_refused(tmp_path, cluster, monkeypatch):
+    "At last the second node has a home of its own, and with it other folders"
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    tiny = read_study(str(tmp_path / "tiny.yaml"))
+    place(monkeypatch, tmp_path / "plain")
+    assert run_study(tiny)["done"] == 3
+    place(monkeypatch, tmp_path / "ray")
+    assert run_study(tiny, address=cluster.address)["done"] == 3 and open_jobs(tiny) == ([], 0)
+    assert results(tmp_path / "ray") == results(tmp_path / "plain")
+    place(monkeypatch, "~")
+    cluster.remove_node(cluster.second)
+    patiently(cluster.add_node, **SMALL, env_vars={"HOME": str(tmp_path / "there")})
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
+    failed = do_jobs(*work(tmp_path / "a"), address=cluster.address)["failed"]
+    assert failed and all("shared folder" in why for why in failed.values())
