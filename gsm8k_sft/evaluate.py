@@ -59,8 +59,8 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
         for a in answers:
             i, k = todo[a.index]
             new.append({"id": rows[i]["id"], "sample": k, "question": rows[i]["question"], "gold": rows[i]["final"], "prompt": prompts[i],
-                        "text": a.text, "n_tokens": a.n_tokens, "finish_reason": a.finish_reason, "seconds": round(a.seconds / processes, 5),
-                        "batch_size": a.batch_size, **{k: v for k, v in rows[i].items() if k not in COLUMNS}})
+                        "text": a.text, "n_tokens": a.n_tokens, "finish_reason": a.finish_reason,
+                        "seconds": round(a.seconds / processes, 5), "batch_size": a.batch_size, **{k: v for k, v in rows[i].items() if k not in COLUMNS}})
             if len(new) >= e.save_every: new = append_lines(file, new) or []
     except BaseException:
         where = f"interrupted: the answers so far are in {Path(file.name).name}, and the same evaluation goes on from there"
@@ -69,11 +69,18 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
     finally: append_lines(file, new)
     if processes > 1: torch.distributed.barrier()
 
+# %% ../nbs/03_evaluate.ipynb #5ha7e012
 def _help(*asked):
     "What a process other than the first does: it answers its share, if there is anything to answer"
     if job := _from_first():
         with open(job[0], "ab") as file: _answers(*asked, file, job[1], False)
     return _from_first()
+
+def _ask_all(model, tokenizer, rows, prompts, cfg, file, found, progress):
+    "All answers: those found, and those that are left, by this process and the others"
+    job = _from_first((file.name, {(a["id"], a["sample"]) for a in found}))
+    _answers(model, tokenizer, rows, prompts, cfg, file, job[1], progress)
+    return whole_lines(file.name)[0][1:]
 
 # %% ../nbs/03_evaluate.ipynb #bb4324bd
 def _graded(answers, rows, samples):
@@ -136,6 +143,13 @@ def _results_folder(folder):
     if not os.access(folder, os.W_OK): raise EvaluationError(f"{folder}: results can't be written here (no permission)")
     return folder
 
+def _reuse(name, done, grader, rows, folder, progress):
+    "A result that is there already, graded again if older graders gave its verdicts"
+    _from_first() # nothing is left for the other processes
+    stale = done["protocol"]["fingerprint"] != protocol_fingerprint(done["protocol"] | {"grader": grader})
+    done = regrade(name, rows, folder) if stale else done
+    return _from_first(_say(done, progress, " is there already" + ", and graded again" * stale))
+
 # %% ../nbs/03_evaluate.ipynb #8181a65a
 def evaluate(
     model, # on its device
@@ -157,17 +171,12 @@ def evaluate(
     if _process()[0]: return _help(model, tokenizer, rows, prompts, cfg)
     (name, other), mark = _name(folder, cfg, model_type, first, run, protocol), protocol["fingerprint"]
     if (done := complete_result(folder, name)) and not again and same_answers(done["protocol"], protocol):
-        stale = done["protocol"]["fingerprint"] != protocol_fingerprint(done["protocol"] | {"grader": protocol["grader"]})
-        _from_first() # nothing is left for the others
-        done = regrade(name, rows, folder) if stale else done
-        return _from_first(_say(done, progress, " is there already" + ", and graded again" * stale))
+        return _reuse(name, done, protocol["grader"], rows, folder, progress)
     if (old := folder / f"{name}.json").exists():
         set_aside(folder, name, [".json", ".predictions.jsonl"], read_json(old).get("protocol", {}).get("fingerprint"))
     with open_partial(folder, name, mark) as (file, found):
         if progress: print(f"{name}: {len(rows)} problems" + (f", {len(found)} of them answered earlier" if found else ""), flush=True)
-        job = _from_first((file.name, {(a["id"], a["sample"]) for a in found}))
-        _answers(model, tokenizer, rows, prompts, cfg, file, job[1], progress)
-        answers = _graded(whole_lines(file.name)[0][1:], rows, cfg.evaluation.samples)
+        answers = _graded(_ask_all(model, tokenizer, rows, prompts, cfg, file, found, progress), rows, cfg.evaluation.samples)
         record = _result(name, cfg, model_type, first, run, protocol, answers, len(found), other)
         if cfg.evaluation.other_texts: record["elsewhere"] = held_out_loss(model, tokenizer, cfg.evaluation.other_texts)
         return _from_first(_say(write_result(folder, name, record, answers), progress))

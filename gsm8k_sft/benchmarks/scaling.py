@@ -75,7 +75,6 @@ def _launch(case, n, seconds, more):
         found = Path(folder) / "found.json"
         return case | {"processes": n} | (read_json(found) if found.exists() else {"error": said[0][:300] if said else "no result"})
 
-# %% ../../nbs/benchmarks/scaling.ipynb #5ca1e016
 def _compared(found, earlier):
     "A measurement beside that of one process"
     one = next((i for i in [*earlier, found] if i["name"] == found["name"] and i["processes"] == 1), {})
@@ -84,6 +83,7 @@ def _compared(found, earlier):
     if "new" in found: found["same_answers"] = sum(a == b for a, b in zip(found["texts"], one["texts"])) / len(one["texts"])
     return found | {"times": round(times, 3), "efficiency": round(times / found["processes"], 4)}
 
+# %% ../../nbs/benchmarks/scaling.ipynb #5ca1e016
 @call_parse
 def main(
     processes: str = "1,2", # numbers of processes, one a GPU; more than there are GPUs are left out
