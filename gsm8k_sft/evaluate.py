@@ -8,6 +8,7 @@ __all__ = ['evaluate', 'evaluate_base', 'evaluate_run', 'regrade', 'rescore', 'q
 # %% ../nbs/03_evaluate.ipynb #17b47071
 import json, os, re, sys, time
 from collections import Counter
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from fastcore.script import call_parse
@@ -41,6 +42,14 @@ def _from_first(value=None):
     found = [value]
     if dist.is_initialized(): dist.broadcast_object_list(found)
     return found[0]
+
+@contextmanager
+def _together():
+    "Among the processes that a launcher has started"
+    if several := int(os.environ.get("WORLD_SIZE", 1)) > 1: from accelerate import PartialState
+    try: yield several and PartialState(cpu=device() == "cpu")
+    finally:
+        if several: PartialState().destroy_process_group()
 
 # %% ../nbs/03_evaluate.ipynb #5ha7e011
 def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
@@ -291,6 +300,12 @@ def quick_accuracy(
     return {"n": n, **shares, "finished": sum(a.finish_reason == "stop" for a in answers) / max(n, 1),
             "new_tokens": sum(a.n_tokens for a in answers), "seconds": round(time.perf_counter() - start, 3)}
 
+def _relabel(result, cfg):
+    "Print a result's accuracies by the labels of a data set, and the verdicts that change"
+    at = Path(result)
+    tables = rescore(re.sub(r"(\.predictions)?\.jsonl?$", "", at.name), load_gsm8k(cfg)["test"], at.parent if at.parent != Path() else None)
+    print("\n\n".join(t.to_string(max_colwidth=60) if len(t) else "No verdict changes." for t in tables))
+
 # %% ../nbs/03_evaluate.ipynb #1a737b93
 @call_parse
 @plain_errors()
@@ -308,22 +323,16 @@ def main(
 ):
     "Evaluate a base model or a run"
     if relabel:
-        if run or split or limit or shots or config: raise EvaluationError("--relabel asks nothing again; it takes --dataset and --preset alone")
-        rows, at = load_gsm8k(load_config(preset or "toy", dataset=dataset, overrides=overrides, training=False))["test"], Path(relabel)
-        name = re.sub(r"(\.predictions)?\.jsonl?$", "", at.name)
-        tables = rescore(name, rows, at.parent if at.parent != Path() else None)
-        return print("\n\n".join(t.to_string(max_colwidth=60) if len(t) else "No verdict changes." for t in tables))
+        if run or split or limit or shots: raise EvaluationError("--relabel asks nothing again; it takes --dataset and --preset alone")
+        return _relabel(relabel, load_config(preset or "toy", "full", dataset, 0, config, overrides, training=False))
     if bool(preset) == bool(run): raise EvaluationError("name either --preset (its base model) or --run (a run's folder)")
     if run and (shots or config): raise EvaluationError("--shots and --config go with --preset: a run is asked as it was trained")
     if not re.fullmatch(r"[0-9 ,]*", shots): raise EvaluationError(f"shots: {shots!r} must be whole numbers, such as \"0 1\"")
     if split and "evaluation.split=" in overrides: raise ConfigError("split: given twice, by --split and in overrides; leave one out")
-    if several := int(os.environ.get("WORLD_SIZE", 1)) > 1: from accelerate import PartialState
     try:
-        if several: PartialState(cpu=device() == "cpu")
-        if run: evaluate_run(run, split, limit, overrides, again); return
-        if split: overrides = f"{overrides} evaluation.split={split}"
-        cfg = load_config(preset, "full", dataset, 0, config, overrides, training=False)
-        evaluate_base(cfg, [int(k) for k in re.findall(r"[0-9]+", shots)] or None, limit, again)
+        with _together():
+            if run: evaluate_run(run, split, limit, overrides, again); return
+            if split: overrides = f"{overrides} evaluation.split={split}"
+            cfg = load_config(preset, "full", dataset, 0, config, overrides, training=False)
+            evaluate_base(cfg, [int(k) for k in re.findall(r"[0-9]+", shots)] or None, limit, again)
     except KeyboardInterrupt: sys.exit(130)
-    finally:
-        if several: PartialState().destroy_process_group()

@@ -235,10 +235,11 @@ def test_error_tables_from_kept_predictions(tmp_path):
     from hashlib import sha256
     from gsm8k_sft.reporting.tables import error_table, read_answers, size_table
     from gsm8k_sft.grading.answers import grader_versions
+    graders = grader_versions()
     def add(model, rows, **protocol):
         text = "".join(json.dumps(r) + "\n" for r in rows).encode()
         name = f"{model}{len(protocol)}"
-        add_evaluation(tmp_path, model, 1, protocol={"grader": grader_versions(), "decoding": "greedy", "fingerprint": name} | protocol, name=name,
+        add_evaluation(tmp_path, model, 1, protocol={"grader": graders, "decoding": "greedy", "fingerprint": name} | protocol, name=name,
                        predictions_sha256=sha256(text).hexdigest(), seed=len(protocol))
         (tmp_path / "toy" / "eval" / f"{model}-{len(protocol)}.json").rename(tmp_path / "toy" / "eval" / f"{name}.json")
         path = tmp_path / "toy" / "eval" / f"{name}.predictions.jsonl"

@@ -344,8 +344,8 @@ def test_a_set_of_formulas_has_its_grader_in_names_votes_and_archives(project):
     path.write_text(jsonl(answers))
     table, changed = rescore(formulas["name"], load_gsm8k(load_config("toy", dataset="others", training=False))["test"])
     assert table.loc["math"].str.split().str[0].tolist() == ["33.3", "100.0", "0.0"] and list(changed["math"]) == ["True → False"] * 2
-    votes = [{"id": 0, "math": m, "extracted_math": x} for x, m in (("\\frac12", True), ("0.7", False), ("\\dfrac{1}{2}", True), ("0.7 ", False),
-                                                                  ("1/2", True))]
+    stated = {"\\frac12": True, "0.7": False, "\\dfrac{1}{2}": True, "0.7 ": False, "1/2": True}
+    votes = [{"id": 0, "math": right, "extracted_math": x} for x, right in stated.items()]
     assert majority(votes, "math") and not majority([{**v, "extracted_math": None} for v in votes], "math")
     assert grade_answer("So \\boxed{2\\pi}", data[1]["answer"])["class"] == "wrong plan" # a formula was stated
     kept = [json.loads(l) for p, data in evaluation_files(formulas["name"], project / "eval_results", answers="verdicts").items()

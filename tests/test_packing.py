@@ -6,7 +6,7 @@ from gsm8k_sft.core.config import load_config
 from gsm8k_sft.data.datasets import Collator
 from gsm8k_sft.training.loss import linear_cross_entropy, packed_loss
 from gsm8k_sft.training.packing import PACKED, PackedCollator, first_fit
-from gsm8k_sft.training.graphs import RecordedStep, compiled_layers, training_mode
+from gsm8k_sft.training.graphs import RecordedStep, compiled_layers, joined_forward, joins, training_mode
 from gsm8k_sft.train import load_for_training, train
 from gsm8k_sft.training.trainer import build_trainer
 
@@ -141,6 +141,43 @@ def test_layers_are_compiled_once(tuning):
         torch.testing.assert_close(gradients(chunk, layers), gradients(chunk, []), rtol=1e-3, atol=1e-4)
         counts.append(len(made))
     assert counts[0] > 0 and len(set(counts)) == 1, counts
+
+
+def test_lora_layers_share_one_graph(monkeypatch):
+    "Also the first layer, whose input needs no gradient: compiling it apart took half a minute on a GPU"
+    from gsm8k_sft.models.adapters import prepare_for_training
+    from torch.nn.functional import scaled_dot_product_attention as attend
+    from transformers import AttentionInterface, GemmaConfig, GemmaForCausalLM
+    from gsm8k_sft.training.packing import PACKED
+    def traceable(module, q, k, v, mask=None, **kwargs): return attend(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2), None
+    monkeypatch.setitem(AttentionInterface._global_mapping, PACKED, traceable) # that of packed rows breaks the graph on a CPU
+    torch.manual_seed(0)
+    shape = dict(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=3, head_dim=16)
+    cfg = load_config("gemma-2b-it", "lora", training=False)
+    model = prepare_for_training(GemmaForCausalLM(GemmaConfig(**shape, num_attention_heads=2, num_key_value_heads=1)), cfg)
+    made, inner = [], model.get_base_model()
+    torch._dynamo.reset()
+    with training_mode(inner, layers := compiled_layers(inner, lambda graph, inputs: made.append(graph) or graph)):
+        model(input_ids=torch.randint(5, 99, (1, 40)), use_cache=False).logits.sum().backward()
+    assert len(made) == 1 and sum(name == "forward" for _, name, _ in layers) == 2 * 3, "gate_proj and up_proj of each layer"
+
+
+@pytest.mark.parametrize("lora", [{}, {"lora_dropout": 0.3}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}])
+@pytest.mark.parametrize("bias", [False, True])
+def test_joined_products_are_the_layer(lora, bias):
+    "Where a LoRA layer is computed as one product, it gives what peft's gives; where it would not, it isn't"
+    from peft import LoraConfig, get_peft_model
+    torch.manual_seed(0)
+    given = LoraConfig(r=4, lora_alpha=3, target_modules=["0"], init_lora_weights=False, **lora)
+    layer = get_peft_model(torch.nn.Sequential(torch.nn.Linear(16, 48, bias=bias)), given).base_model.model[0].train()
+    assert joins(layer) == (not bias and not {"use_dora", "lora_bias"} & set(lora))
+    if not joins(layer): return
+    x, learns = torch.randn(2, 7, 16, requires_grad=True), [p for p in layer.parameters() if p.requires_grad]
+    def found(forward):
+        torch.manual_seed(1) # the same dropout
+        y = forward(x)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, *learns])]
+    for a, b in zip(found(layer), found(lambda x: joined_forward(layer, x))): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("lengths", [[4096, 4096], [8192], [8191], [1000] * 9, [5000, 3191, 1], [2048] * 5])

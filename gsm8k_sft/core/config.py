@@ -588,8 +588,7 @@ def load_config(
     if training or "auto" in (cfg.model.precision, cfg.evaluation.dtype):
         bf16 = gpu_has_bf16() if bf16 is None else bf16
         choose_precision(cfg, bf16, training)
-    if training: _check_hardware(cfg, bf16)
-    if training: reporters(cfg, installed=True)
+    if training: _check_hardware(cfg, bf16); reporters(cfg, installed=True)
     if training and cfg.data.finals == "text" and cfg.train.eval_steps and cfg.train.validation_samples:
         raise ConfigError("train.validation_samples: data.finals is text, so there is no answer to grade; set it to 0")
     if training and not cfg.data.trainable:

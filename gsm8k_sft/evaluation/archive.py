@@ -96,7 +96,8 @@ def read_record(
     return json.loads(archived) if archived else read_json(path)
 
 # %% ../../nbs/evaluation/archive.ipynb #05b39cda
-VERDICTS = ("id", "sample", *GRADERS, *FORMULA_GRADERS, "class", "finish_reason", "n_tokens") # kept without texts, with what a data set keeps for grouping
+# kept without texts, with what a data set keeps for grouping
+VERDICTS = ("id", "sample", *GRADERS, *FORMULA_GRADERS, "class", "finish_reason", "n_tokens")
 
 def run_files(
     run: Path | str, # the run's folder

@@ -98,7 +98,8 @@ def evaluation_protocol(
         "decoding": {k: e[k] for k in ("temperature", "top_p", "samples", "seed")} if e.temperature else "greedy",
         "calculator": e.calculator, "engine": choice.engine, "max_new_tokens": e.max_new_tokens,
         "stop_tokens": tokenizer.convert_ids_to_tokens(stop_tokens(model, renderer)),
-        **({"stop_texts": renderer.stop_texts} if renderer.stop_texts else {}), "grader": grader_versions(graders_of(rows["answer"][0])), "batch_size": e.batch_size,
+        **({"stop_texts": renderer.stop_texts} if renderer.stop_texts else {}),
+        "grader": grader_versions(graders_of(rows["answer"][0])), "batch_size": e.batch_size,
         "dtype": "+".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})), # two where an adapter is in fp32
         "attn_implementation": model.config._attn_implementation, "device": model.device.type,
         "model_fingerprint": model_fingerprint or weights_fingerprint(model), "data_fingerprint": data_fingerprint(rows)}
@@ -357,7 +358,6 @@ def write_result(
     (folder / f"{name}.partial.jsonl").unlink()
     return read_json(folder / f"{name}.json")
 
-# %% ../../nbs/evaluation/results.ipynb #eeeaba33
 def prediction_bytes(
     name: str, # a result's name
     folder: Path | str, # where its files are; it may lie in an archive
@@ -365,6 +365,7 @@ def prediction_bytes(
     "The predictions of a finished evaluation as they were written"
     return read_bytes(Path(folder) / f"{name}.predictions.jsonl")
 
+# %% ../../nbs/evaluation/results.ipynb #eeeaba33
 def complete_result(
     folder: Path | str, # eval_results, or a folder in an archive
     name: str, # from `result_name`

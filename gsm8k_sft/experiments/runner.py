@@ -17,8 +17,8 @@ from types import SimpleNamespace
 from fastcore.basics import patch
 from fastcore.script import call_parse
 from omegaconf import DictConfig
-from ..core.config import ConfigError, DATASETS, TRAIN_NOTEBOOK, TUNINGS, load_config, project_path, project_root
-from ..core.runs import plain_errors, run_folder, write_text
+from ..core.config import ConfigError, DATASETS, TRAIN_NOTEBOOK, TUNINGS, check_choice, load_config, project_path, project_root
+from ..core.runs import plain_errors, run_folder, set_aside, write_text
 from ..data.datasets import load_evaluated
 from ..evaluation.archive import add_files, evaluation_files, glob_files, read_bytes, read_record, run_files
 from ..evaluation.results import complete_result, is_plain
@@ -41,8 +41,8 @@ def do_job(
         for ask in job.ask: load_evaluated(job_config(job, ask)) # what can't be asked is said before training
         trained = f"trained in {train(cfg, evaluate=False)['train_seconds']:.0f} s, "
         asked = [[*job.overrides, f"evaluation.split={job.split}", *ask.split()] for ask in job.ask]
-        found = [evaluate_run(run_folder(cfg), overrides=[p for p in a if p.startswith(("evaluation.", "data."))]) for a in asked]
-        results = [r for f in found for r in (f if isinstance(f, list) else [f])]
+        keys = ("evaluation.", "data.")
+        results = [r for a in asked for r in evaluate_run(run_folder(cfg), overrides=[p for p in a if p.startswith(keys)])]
     if (names := [r["name"] for r in results]) != result_names(job): # else the job would be done again and again
         raise ConfigError(f"the results are called {names}, where the study looks for {result_names(job)}")
     return trained + ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
@@ -56,6 +56,7 @@ def run_notebook(
     if not job.tuning: return do_job(job)
     out, overrides = project_path("runs", job.preset, f"{job.name}.ipynb"), run_overrides(job)
     out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists(): set_aside(out)
     if job.overrides: overrides.append(f"evaluation.split={job.split}")
     parameters = {k: getattr(job, k) for k in ("preset", "tuning", "dataset", "seed")} | {"overrides": " ".join(overrides)}
     papermill.execute_notebook(TRAIN_NOTEBOOK, out, parameters=parameters, cwd=project_root(), progress_bar=False, stdout_file=sys.stdout,
@@ -308,7 +309,8 @@ def main(
     rest: bool = False, # leave out what results/ has already
 ):
     "Do what can be done of a study, or of the matrix of settings.ini; the same command goes on"
-    if workers < 1 or how not in ("", "process", "notebook"): raise ConfigError("workers is at least 1, how is process or notebook")
+    if workers < 1 or not minutes >= 0: raise ConfigError(f"workers is at least 1, minutes at least 0: {workers}, {minutes}")
+    if how: check_choice("how", how, ["process", "notebook"])
     options, study = dict(workers=workers, minutes=minutes, address=ray), read_study(name) if name else None
     if study: study.overrides, study.how = [*study.overrides, *overrides.split()], how or study.how
     if study and keep: return print(f"{len(collect(study))} evaluations are in {os.path.relpath(project_path('results', study.archive))}")

@@ -201,6 +201,7 @@ def job_config(
     overrides = [*run_overrides(job), f"evaluation.split={job.split}", *ask.split()]
     return load_config(job.preset, job.tuning or "full", job.dataset, job.seed, overrides=overrides, training=False)
 
+# %% ../../nbs/experiments/study.ipynb #3d4de02b
 @cache
 def result_names(
     job: Job, # of a study

@@ -33,9 +33,11 @@ def _check_names(model, settings):
     names, n = [name for name, _ in model.named_modules()], model.config.get_text_config().num_hidden_layers
     for key in ("modules_to_save", "rank_pattern", "alpha_pattern"):
         for name in settings.get(key) or []:
-            if not any(re.search(f"({name})$", there) for there in names):
+            try: there = [x for x in names if re.search(f"({name})$", x)]
+            except re.error as e: raise ModelError(f"lora_config.{key}: {name!r} is no regular expression: {e}") from None
+            if not there:
                 raise ModelError(f"lora_config.{key}: this model has no module {name}; its modules end in "
-                                 + ", ".join(sorted({there.rpartition(".")[2] for there in names if there and not there[-1].isdigit()})))
+                                 + ", ".join(sorted({x.rpartition(".")[2] for x in names if x and not x[-1].isdigit()})))
     layers = settings.get("layers_to_transform")
     for layer in [layers] if isinstance(layers, int) else layers or []:
         if not 0 <= layer < n: raise ModelError(f"lora_config.layers_to_transform: there is no layer {layer}; this model has 0 to {n - 1}")
