@@ -69,7 +69,8 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
             i, k = todo[a.index]
             new.append({"id": rows[i]["id"], "sample": k, "question": rows[i]["question"], "gold": rows[i]["final"], "prompt": prompts[i],
                         "text": a.text, "n_tokens": a.n_tokens, "finish_reason": a.finish_reason,
-                        "seconds": round(a.seconds / processes, 5), "batch_size": a.batch_size, **{k: v for k, v in rows[i].items() if k not in COLUMNS}})
+                        "seconds": round(a.seconds / processes, 5), "batch_size": a.batch_size,
+                        **{k: v for k, v in rows[i].items() if k not in COLUMNS}})
             if len(new) >= e.save_every: new = append_lines(file, new) or []
     except BaseException:
         where = f"interrupted: the answers so far are in {Path(file.name).name}, and the same evaluation goes on from there"

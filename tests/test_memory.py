@@ -267,7 +267,8 @@ def test_processes_are_counted():
     assert 0 < ddp.total - one.total < one.weights, "none is gone while others are made, none is there twice"
     h100 = CARDS["H100 80"]
     assert check_fits(cfg, h100, 544, processes=2, sharded=True).total < usable("H100 80")
-    with pytest.raises(MemoryPlanError, match="To try it all the same: train.check_memory=false"): check_fits(cfg, h100 * 9 // 10, 544, processes=2)
+    with pytest.raises(MemoryPlanError, match="To try it all the same: train.check_memory=false"):
+        check_fits(cfg, h100 * 9 // 10, 544, processes=2)
 
 def test_advice_need_not_be_taken(capsys):
     cfg = config(overrides="train.check_memory=false")

@@ -177,7 +177,8 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
 def test_ddp_leaves_compiled_layers_whole(tmp_path, monkeypatch):
     "Buckets smaller than a layer's weights don't cut its graph in pieces, which would keep more for the backward pass"
     made, dist = [], torch.distributed
-    monkeypatch.setattr(trainer, "compiled_layers", lambda model: compiled_layers(model, lambda graph, inputs: made.append(graph) or graph.forward))
+    def counted(graph, inputs): return made.append(graph) or graph.forward
+    monkeypatch.setattr(trainer, "compiled_layers", lambda model: compiled_layers(model, counted))
     monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 100_000)
     cfg = load_config("toy", overrides="train.packing=true train.speedup=compile train.report_to=none train.eval_steps=0",
                       training=False) # compiling is refused without a GPU
