@@ -8,12 +8,13 @@ __all__ = ['evaluate', 'evaluate_base', 'evaluate_run', 'regrade', 'rescore', 'q
 # %% ../nbs/03_evaluate.ipynb #17b47071
 import json, os, re, sys, time
 from collections import Counter
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from fastcore.script import call_parse
 from omegaconf import DictConfig
 from .core.config import (
-    ConfigError, check_config, dotlist, for_dataset, load_config, merge_layer, project_path, project_root, tuning_of)
+    ConfigError, check_config, device, dotlist, for_dataset, load_config, merge_layer, project_path, project_root, tuning_of)
 from .core.runs import environment, peak_memory, plain_errors, read_config, read_json, write_json, write_text
 from .data.datasets import COLUMNS, load_evaluated, load_gsm8k, question_key, refuse_test
 from .data.prompts import Renderer
@@ -30,12 +31,33 @@ from .models.loading import load_model, load_tokenizer
 from .models.sources import weights_fingerprint
 
 # %% ../nbs/03_evaluate.ipynb #3c9ea4d8
-def _answers(model, tokenizer, rows, prompts, cfg, file, found, progress):
-    "All answers: those found, and those that are left, appended to `file` as they come"
+def _process():
+    "Which process this is, and of how many that work together"
+    import torch.distributed as dist
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+def _from_first(value=None):
+    "The first process's value, in all processes"
+    import torch.distributed as dist
+    found = [value]
+    if dist.is_initialized(): dist.broadcast_object_list(found)
+    return found[0]
+
+@contextmanager
+def _together():
+    "Among the processes that a launcher has started"
+    if several := int(os.environ.get("WORLD_SIZE", 1)) > 1: from accelerate import PartialState
+    try: yield several and PartialState(cpu=device() == "cpu")
+    finally:
+        if several: PartialState().destroy_process_group()
+
+# %% ../nbs/03_evaluate.ipynb #5ha7e011
+def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
+    "This process's share of the answers that are left, appended to `file` as they come"
     import torch
     if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
-    e, done, rows = cfg.evaluation, {(a["id"], a["sample"]) for a in found}, list(rows)
-    todo = [(i, k) for i, row in enumerate(rows) for k in range(e.samples) if (row["id"], k) not in done]
+    (process, processes), e, rows = _process(), cfg.evaluation, list(rows)
+    todo = [(i, k) for i, row in enumerate(rows) for k in range(e.samples) if (row["id"], k) not in done][process::processes]
     names = [rows[i]["id"] + (f"#{k}" if e.samples > 1 else "") for i, k in todo]
     renderer = Renderer(tokenizer, cfg.data.prompt_style)
     stops = stop_tokens(model, renderer)
@@ -46,13 +68,28 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, found, progress):
         for a in answers:
             i, k = todo[a.index]
             new.append({"id": rows[i]["id"], "sample": k, "question": rows[i]["question"], "gold": rows[i]["final"], "prompt": prompts[i],
-                        "text": a.text, "n_tokens": a.n_tokens, "finish_reason": a.finish_reason, "seconds": round(a.seconds, 5),
-                        "batch_size": a.batch_size, **{k: v for k, v in rows[i].items() if k not in COLUMNS}})
+                        "text": a.text, "n_tokens": a.n_tokens, "finish_reason": a.finish_reason,
+                        "seconds": round(a.seconds / processes, 5), "batch_size": a.batch_size,
+                        **{k: v for k, v in rows[i].items() if k not in COLUMNS}})
             if len(new) >= e.save_every: new = append_lines(file, new) or []
     except BaseException:
-        print(f"interrupted: the answers so far are in {Path(file.name).name}, and the same evaluation goes on from there", flush=True)
+        where = f"interrupted: the answers so far are in {Path(file.name).name}, and the same evaluation goes on from there"
+        if not process: print(where, flush=True)
         raise
     finally: append_lines(file, new)
+    if processes > 1: torch.distributed.barrier()
+
+# %% ../nbs/03_evaluate.ipynb #5ha7e012
+def _help(*asked):
+    "What a process other than the first does: it answers its share, if there is anything to answer"
+    if job := _from_first():
+        with open(job[0], "ab") as file: _answers(*asked, file, job[1], False)
+    return _from_first()
+
+def _ask_all(model, tokenizer, rows, prompts, cfg, file, found, progress):
+    "All answers: those found, and those that are left, by this process and the others"
+    job = _from_first((file.name, {(a["id"], a["sample"]) for a in found}))
+    _answers(model, tokenizer, rows, prompts, cfg, file, job[1], progress)
     return whole_lines(file.name)[0][1:]
 
 # %% ../nbs/03_evaluate.ipynb #bb4324bd
@@ -76,6 +113,7 @@ def _result(name, cfg, model_type, first, run, protocol, answers, n_found, other
         "base_model": cfg.model.path or cfg.model.name, "dataset": cfg.data.dataset, "n": len({a["id"] for a in answers}),
         "samples": e.samples, **_verdicts(answers, e.samples), "protocol": protocol, "new_tokens": tokens, "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / max(seconds, 1e-9), 1), "peak_memory": peak_memory(), "resumed_answers": n_found,
+        "processes": _process()[1],
         "finish_reasons": dict(Counter(a["finish_reason"] for a in answers)),
         "batch_sizes": {str(k): v for k, v in sorted(Counter(a["batch_size"] for a in answers).items())}, "environment": environment()}
 
@@ -115,6 +153,13 @@ def _results_folder(folder):
     if not os.access(folder, os.W_OK): raise EvaluationError(f"{folder}: results can't be written here (no permission)")
     return folder
 
+def _reuse(name, done, grader, rows, folder, progress):
+    "A result that is there already, graded again if older graders gave its verdicts"
+    _from_first() # nothing is left for the other processes
+    stale = done["protocol"]["fingerprint"] != protocol_fingerprint(done["protocol"] | {"grader": grader})
+    done = regrade(name, rows, folder) if stale else done
+    return _from_first(_say(done, progress, " is there already" + ", and graded again" * stale))
+
 # %% ../nbs/03_evaluate.ipynb #8181a65a
 def evaluate(
     model, # on its device
@@ -133,18 +178,18 @@ def evaluate(
     "Answer, grade, record; go on where an earlier evaluation stopped"
     folder, (rows, first) = _results_folder(folder), _problems(rows, limit, cfg, run)
     protocol, prompts = evaluation_protocol(model, tokenizer, rows, cfg, shots, model_fingerprint)
+    if _process()[0]: return _help(model, tokenizer, rows, prompts, cfg)
     (name, other), mark = _name(folder, cfg, model_type, first, run, protocol), protocol["fingerprint"]
     if (done := complete_result(folder, name)) and not again and same_answers(done["protocol"], protocol):
-        stale = done["protocol"]["fingerprint"] != protocol_fingerprint(done["protocol"] | {"grader": protocol["grader"]})
-        return _say(regrade(name, rows, folder) if stale else done, progress, " is there already" + ", and graded again" * stale)
+        return _reuse(name, done, protocol["grader"], rows, folder, progress)
     if (old := folder / f"{name}.json").exists():
         set_aside(folder, name, [".json", ".predictions.jsonl"], read_json(old).get("protocol", {}).get("fingerprint"))
     with open_partial(folder, name, mark) as (file, found):
         if progress: print(f"{name}: {len(rows)} problems" + (f", {len(found)} of them answered earlier" if found else ""), flush=True)
-        answers = _graded(_answers(model, tokenizer, rows, prompts, cfg, file, found, progress), rows, cfg.evaluation.samples)
+        answers = _graded(_ask_all(model, tokenizer, rows, prompts, cfg, file, found, progress), rows, cfg.evaluation.samples)
         record = _result(name, cfg, model_type, first, run, protocol, answers, len(found), other)
         if cfg.evaluation.other_texts: record["elsewhere"] = held_out_loss(model, tokenizer, cfg.evaluation.other_texts)
-        return _say(write_result(folder, name, record, answers), progress)
+        return _from_first(_say(write_result(folder, name, record, answers), progress))
 
 # %% ../nbs/03_evaluate.ipynb #7355feca
 def evaluate_base(
@@ -286,8 +331,9 @@ def main(
     if not re.fullmatch(r"[0-9 ,]*", shots): raise EvaluationError(f"shots: {shots!r} must be whole numbers, such as \"0 1\"")
     if split and "evaluation.split=" in overrides: raise ConfigError("split: given twice, by --split and in overrides; leave one out")
     try:
-        if run: evaluate_run(run, split, limit, overrides, again); return
-        if split: overrides = f"{overrides} evaluation.split={split}"
-        cfg = load_config(preset, "full", dataset, 0, config, overrides, training=False)
-        evaluate_base(cfg, [int(k) for k in re.findall(r"[0-9]+", shots)] or None, limit, again)
+        with _together():
+            if run: evaluate_run(run, split, limit, overrides, again); return
+            if split: overrides = f"{overrides} evaluation.split={split}"
+            cfg = load_config(preset, "full", dataset, 0, config, overrides, training=False)
+            evaluate_base(cfg, [int(k) for k in re.findall(r"[0-9]+", shots)] or None, limit, again)
     except KeyboardInterrupt: sys.exit(130)

@@ -124,7 +124,7 @@ def train(
         with reporting(cfg, run.folder, run.main) as summary:
             fit(cfg, run)
             forget_run(compiled=False)
-            results = evaluate_run(run.folder, asked=asked) if evaluate and run.main else []
+            results = evaluate_run(run.folder, asked=asked) if evaluate else [] # by all processes
             run.update(status="complete", evaluations=[r["name"] for r in results])
             summary |= {k: v for k, v in run.record.items() if isinstance(v, (int, float, str))}
             summary |= {f"parameters/{k}": v for k, v in run.record["parameters"].items()}

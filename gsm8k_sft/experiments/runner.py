@@ -178,7 +178,7 @@ def stop(self: _Team): # all workers; what they were doing is put back
     for work in self.ray.wait(list(told), num_returns=len(told), timeout=60)[0] if told else []: self.collect(told[work])
     self.end(*self.members)
 
-# %% ../../nbs/experiments/runner.ipynb #4a1c0012
+# %% ../../nbs/experiments/runner.ipynb #8377c9f2
 def _start_ray(address, **ours):
     if not address: os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" # on Linux too: loopback only; read when Ray is imported
     try: import ray

@@ -311,8 +311,7 @@ def _copy_bytes(shape, s):
 # %% ../../nbs/training/memory.ipynb #34295d8b
 def _exchange_bytes(shape, s):
     "Bytes that a process of several needs for the others"
-    if s.processes == 1: return 0
-    if not s.sharded: return sum(_trainable_sizes(shape, s)) * _learning(s)
+    if s.processes == 1 or not s.sharded: return 0
     layers = 2 * sum(n * m for n, m in _linear_sizes(shape).values())
     return (shape.embedding + layers) * (_learning(s) if s.tuning == "full" else _compute(s))
 
@@ -331,8 +330,9 @@ def _stages(shape, s):
     made = head if s.loss == "plain" else 0
     back = copies if not s.checkpointing else 2 * embedding if copies and full else copies // shape.layers
     recorded = s.speedup.startswith("record")
-    held = gradients * (2 if recorded else 1) if s.accumulate or recorded else 0 # twice: a copy, while a shape is recorded
-    after = gradients + head if s.accumulate or recorded else gradients
+    stay = s.accumulate or recorded or (s.processes > 1 and not s.sharded) # with DDP they are summed in place
+    held = gradients * (2 if recorded else 1) if stay else 0 # twice: a copy, while a shape is recorded
+    after = gradients + head if stay else gradients
     return {
         "loss": dict(activations=kept + around, loss=forward, copies=copies, gradients=held),
         "loss, backward": dict(activations=kept + around, loss=backward, copies=back, gradients=held),

@@ -9,13 +9,15 @@ __all__ = ['TRAINER_ARGUMENTS', 'training_arguments', 'EpochSampler', 'GSM8KTrai
 # %% ../../nbs/training/trainer.ipynb #e33b07e7
 import math, os, shutil
 import torch
+from accelerate.data_loader import prepare_data_loader
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from fastcore.basics import patch
 from omegaconf import DictConfig
 from torch.utils._triton import has_triton
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from ..core.config import device, setting
@@ -27,6 +29,7 @@ from .checkpoints import TrainingError
 from .checks import checked_config
 from .graphs import RecordedStep, compiled_layers, packed_collator, speedup_of, training_mode
 from .loss import packed_loss
+from .packing import first_fit
 
 # %% ../../nbs/training/trainer.ipynb #74bb0639
 TRAINER_ARGUMENTS = (
@@ -49,7 +52,7 @@ def training_arguments(
         load_best_model_at_end=bool(t.early_stopping_patience), metric_for_best_model="eval_loss", greater_is_better=False,
         logging_nan_inf_filter=False, include_num_input_tokens_seen="non_padding", remove_unused_columns=False, use_cpu=device() == "cpu",
         disable_tqdm=True, report_to=trackers(cfg), run_name=tracked_name(cfg, folder), project=setting("wandb", "project"),
-        ddp_find_unused_parameters=False, dataloader_pin_memory=gpu, accelerator_config={"non_blocking": gpu})
+        ddp_find_unused_parameters=False, ddp_broadcast_buffers=False, dataloader_pin_memory=gpu, accelerator_config={"non_blocking": gpu})
     if device() == "cpu" and torch.accelerator.is_available(): # such as Intel's XPU
         print(f"{torch.accelerator.current_accelerator().type} isn't used: training runs on the CPU, in {cfg.model.precision}", flush=True)
     if args.n_gpu > 1:
@@ -83,6 +86,14 @@ class EpochSampler(Sampler):
         shuffled = torch.randperm(len(whole), generator=generator).tolist()
         return iter([j for i in shuffled for j in whole[i]] + [j for b in rest for j in b])
 
+# %% ../../nbs/training/trainer.ipynb #5ha7e002
+def _shares(lengths, n):
+    "Examples for each process, in equal numbers and about as many tokens"
+    order, parts = sorted(range(len(lengths)), key=lambda i: -lengths[i]), [[] for _ in range(n)]
+    for i in range(0, len(order), n):
+        for part, j in zip(sorted(parts, key=lambda p: sum(lengths[k] for k in p)), order[i:i + n]): part.append(j)
+    return [sorted(p) for p in parts]
+
 # %% ../../nbs/training/trainer.ipynb #59e3737e
 class GSM8KTrainer(Trainer):
     "`transformers.Trainer` with our order of examples, and generation accuracy in each evaluation"
@@ -99,20 +110,44 @@ class GSM8KTrainer(Trainer):
         self.loss_options = {"dtype": self.half, "compiled_softmax": not self.args.fp16} | (loss_options or {})
         self.inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self.speedup = speedup_of(cfg, self.inner, self.args.world_size)
+        self.accelerator.ddp_handler.gradient_as_bucket_view = True # gradients are summed where they are, not in a copy
         if self.is_fsdp_enabled: # autocast as everywhere, not bf16 weights and sums
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         compiled = self.speedup == "compile" or self.speedup == "record" and has_triton() # without Triton, steps are still recorded
+        if compiled: torch._dynamo.config.optimize_ddp = False # else DDP's buckets cut a layer in pieces
         self.compiled, self.recorded = compiled_layers(self.inner) if compiled else [], None
 
 @patch
 def _get_train_sampler(self: GSM8KTrainer, train_dataset=None):
     data, grouped = train_dataset or self.train_dataset, self.args.train_sampling_strategy == "group_by_length"
-    group = self.args.train_batch_size * self.args.gradient_accumulation_steps
+    group = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
     return EpochSampler(len(data), self.args.seed, [len(x["input_ids"]) for x in data] if grouped else None, group)
 
-# %% ../../nbs/training/trainer.ipynb #6ede369c
-def _supervised(inputs): return sum((c["targets"] >= 0).sum() for c in inputs["chunks"])
+# %% ../../nbs/training/trainer.ipynb #5ha7e006
+@patch
+def get_train_dataloader(self: GSM8KTrainer):
+    a, t = self.args, self.cfg.train
+    def collate(examples):
+        lengths = [len(e["input_ids"]) for e in examples]
+        parts = _shares(lengths, a.world_size)
+        own = [examples[i] for i in parts[a.process_index]] or [examples[0] | {"labels": torch.full_like(examples[0]["labels"], -100)}]
+        counts = {"tokens": sum(lengths), "items": int((torch.cat([e["labels"][1:] for e in examples]) >= 0).sum())}
+        if t.packing: counts["most"] = max(len(first_fit([lengths[i] for i in p], t.max_tokens)) for p in parts)
+        return self.data_collator(own) | counts
+    sampler, size, pin = self._get_train_sampler(), self._train_batch_size * a.world_size, a.dataloader_pin_memory
+    loader = DataLoader(self.train_dataset, size, sampler=sampler, collate_fn=collate, pin_memory=pin)
+    return prepare_data_loader(loader, a.device, 1, 0, put_on_device=True, non_blocking=pin)
 
+@patch
+def get_batch_samples(self: GSM8KTrainer, epoch_iterator, num_batches, device):
+    batches = list(islice(epoch_iterator, num_batches))
+    self.state.num_input_tokens_seen += sum(b.pop("tokens") for b in batches)
+    return batches, sum(b.pop("items") for b in batches)
+
+@patch
+def _track_num_input_tokens(self: GSM8KTrainer, inputs): pass # `get_batch_samples` has counted them
+
+# %% ../../nbs/training/trainer.ipynb #6ede369c
 @patch
 def compute_loss_context_manager(self: GSM8KTrainer):
     return self.accelerator.autocast() # with FSDP2 nobody else does; elsewhere it is done twice
@@ -126,7 +161,7 @@ def _together(self: GSM8KTrainer, inputs):
     "With FSDP, as many chunks in each process as in the one with most"
     if not self.is_fsdp_enabled: return inputs
     chunks = inputs["chunks"]
-    most = int(self.accelerator.gather(torch.tensor([len(chunks)], device=self.args.device)).max())
+    most = inputs.get("most") or int(self.accelerator.gather(torch.tensor([len(chunks)], device=self.args.device)).max())
     idle = chunks[-1] | {"targets": torch.full_like(chunks[-1]["targets"], -100)}
     return inputs | {"chunks": chunks + [idle] * (most - len(chunks))}
 
@@ -136,7 +171,7 @@ def training_step(self: GSM8KTrainer, model, inputs, num_items_in_batch=None):
     if "chunks" not in inputs: return Trainer.training_step(self, model, inputs, num_items_in_batch)
     model.train()
     inputs, total = self._together(self._prepare_inputs(inputs)), torch.zeros((), device=self.args.device)
-    share = self.accelerator.num_processes / (_supervised(inputs) if num_items_in_batch is None else num_items_in_batch)
+    share = self.accelerator.num_processes / num_items_in_batch
     with training_mode(self.inner, self.compiled): # until the backward pass is done: checkpointing calls the layers again
         if self.speedup == "record":
             if self.recorded is None:
@@ -152,19 +187,13 @@ def training_step(self: GSM8KTrainer, model, inputs, num_items_in_batch=None):
             del loss
     return total
 
-@patch
-def _track_num_input_tokens(self: GSM8KTrainer, inputs):
-    if "chunks" not in inputs: return Trainer._track_num_input_tokens(self, inputs)
-    n = inputs["labels"].numel()
-    if self.args.world_size > 1: n = int(self.accelerator.gather(torch.tensor([n], device=self.args.device)).sum())
-    self.state.num_input_tokens_seen += n
-
 # %% ../../nbs/training/trainer.ipynb #da62851b
 @patch
 def compute_loss(self: GSM8KTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
     if "chunks" not in inputs: return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
     inputs = self._together(inputs)
-    with training_mode(self.inner): loss = sum(self._chunk_loss(model, c) for c in inputs["chunks"]) / _supervised(inputs)
+    supervised = sum((c["targets"] >= 0).sum() for c in inputs["chunks"])
+    with training_mode(self.inner): loss = sum(self._chunk_loss(model, c) for c in inputs["chunks"]) / supervised
     return (loss, {"loss": loss}) if return_outputs else loss
 
 @patch
@@ -254,4 +283,5 @@ def save_weights(
     if trainer.is_world_process_zero():
         shutil.rmtree(whole, ignore_errors=True)
         part.rename(whole)
+    trainer.accelerator.wait_for_everyone()
     return whole
