@@ -161,9 +161,8 @@ def measure_training(
     quiet = "eval_steps=0 validation_samples=0 report_to=none train_sampling_strategy=random logging_steps=10"
     overrides = [*(f"train.{o}" for o in quiet.split()), "lora_config.lora_dropout=0", f"train.max_steps={steps}"]
     cfg = load_config(case["preset"], case["tuning"], overrides=overrides + case["overrides"].split(), training=False)
-    config = model_config(cfg, **changes)
     torch.manual_seed(0)
-    model = random_training_model(cfg, config, device)
+    model = random_training_model(cfg, config := model_config(cfg, **changes), device)
     if device == "cuda": torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
     rows = [{k: [t % config.vocab_size if t >= 0 else t for t in ids] for k, ids in row.items()} for row in rows]
     with tempfile.TemporaryDirectory() as folder:
@@ -175,9 +174,8 @@ def measure_training(
     found = {**case, **clock.readings(steps), "parameters": count_parameters(model), "speedup": getattr(trainer, "speedup", None),
              "measured": torch.cuda.max_memory_allocated() if device == "cuda" else live.peak}
     if case["trainer"] == "trl" or case["without"]: return found
-    longest = max(len(r["input_ids"]) for r in rows)
-    several = {"processes": trainer.args.world_size, "sharded": trainer.is_fsdp_enabled}
-    try: shape, s = model_shape(config), setup(cfg, longest, tokens=max(clock.sizes), device=device, **several)
+    several = {"processes": trainer.args.world_size, "sharded": trainer.is_fsdp_enabled, "device": device}
+    try: shape, s = model_shape(config), setup(cfg, max(len(r["input_ids"]) for r in rows), tokens=max(clock.sizes), **several)
     except UnknownMemory: return found
     return found | {"shape": asdict(shape), "setup": asdict(s), "predicted": plan(shape, s).total}
 

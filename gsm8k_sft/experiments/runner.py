@@ -177,8 +177,6 @@ def stop(self: _Team): # all workers; what they were doing is put back
         told[worker.work] = worker
     for work in self.ray.wait(list(told), num_returns=len(told), timeout=60)[0] if told else []: self.collect(told[work])
     self.end(*self.members)
-
-# %% ../../nbs/experiments/runner.ipynb #8377c9f2
 def _start_ray(address, **ours):
     if not address: os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" # on Linux too: loopback only; read when Ray is imported
     try: import ray
@@ -191,6 +189,8 @@ def _start_ray(address, **ours):
         except Exception as e:
             if tries and "timed out during startup" in str(e): continue
             raise ConfigError(f"Ray does not start: {textwrap.shorten(str(e), 300)} Try again, or take one worker") from e
+
+# %% ../../nbs/experiments/runner.ipynb #8377c9f2
 def _with_ray(queue, do, workers, address):
     project_path("runs").mkdir(parents=True, exist_ok=True)
     with (tempfile.NamedTemporaryFile(dir=project_path("runs"), prefix=".driver-") as mark, # /tmp: names of sockets are short
@@ -232,6 +232,7 @@ def do_jobs(
     say=print, # called with a line for each outcome
 ) -> dict: # done (a number), failed (job's name -> why), left (jobs), waiting (runs)
     "Do jobs until none is left or time is up"
+    if workers < 1 or not (minutes or 0) >= 0: raise ConfigError(f"workers is at least 1, minutes at least 0: {workers}, {minutes}")
     import torch
     queue, do = _Queue(todo, minutes, say, 1 / workers), partial(attempt, do=do)
     several = address or workers > 1 or (torch.cuda.device_count() > 1 and find_spec("ray"))
@@ -319,7 +320,6 @@ def main(
     rest: bool = False, # leave out what results/ has already
 ):
     "Do what can be done of a study, or of the matrix of settings.ini; the same command goes on"
-    if workers < 1 or not minutes >= 0: raise ConfigError(f"workers is at least 1, minutes at least 0: {workers}, {minutes}")
     if how: check_choice("how", how, ["process", "notebook"])
     options, study = dict(workers=workers, minutes=minutes, address=ray), read_study(name) if name else None
     if study: study.overrides, study.how = [*study.overrides, *overrides.split()], how or study.how
