@@ -7,7 +7,7 @@ __all__ = ['do_job', 'run_notebook', 'attempt', 'do_jobs', 'run_study', 'results
            'main']
 
 # %% ../../nbs/experiments/runner.ipynb #c353210d
-import os, re, signal, socket, sys, tempfile, textwrap, time, traceback
+import os, re, signal, socket, sys, tempfile, textwrap, threading, time, traceback
 from collections import Counter
 from functools import partial
 from importlib.util import find_spec
@@ -208,8 +208,9 @@ def _with_ray(queue, do, workers, address):
 # %% ../../nbs/experiments/runner.ipynb #4a1c0003
 def _one_by_one(queue, do):
     def late(*_): return queue.running and os.kill(os.getpid(), signal.SIGTERM) # as Ctrl-C; a training has a handler of its own
-    before = {s: signal.signal(s, f) for s, f in ((signal.SIGALRM, late), (signal.SIGTERM, signal.default_int_handler))}
-    signal.setitimer(signal.ITIMER_REAL, max(0, min(queue.end - time.monotonic(), 1e8)), 60)
+    handlers = {signal.SIGALRM: late, signal.SIGTERM: signal.default_int_handler}
+    before = {s: signal.signal(s, f) for s, f in handlers.items() if threading.current_thread() is threading.main_thread()}
+    if before: signal.setitimer(signal.ITIMER_REAL, max(0, min(queue.end - time.monotonic(), 1e8)), 60)
     try:
         while time.monotonic() < queue.end and ((found := queue.open()) or queue.later):
             if not found: time.sleep(1)
@@ -219,7 +220,7 @@ def _one_by_one(queue, do):
     except KeyboardInterrupt:
         if time.monotonic() < queue.end: raise
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if before: signal.setitimer(signal.ITIMER_REAL, 0)
         for s, handler in before.items(): signal.signal(s, handler)
 
 # %% ../../nbs/experiments/runner.ipynb #4a1c0011
