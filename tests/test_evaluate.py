@@ -150,8 +150,8 @@ def test_a_preset_of_ones_own_has_its_own_short_name(tmp_path, monkeypatch):
     assert result_name(cfg, "base-0shot") == "mine__test__base-0shot__toy__main", "without its file, base.yaml counts"
 
 @pytest.mark.parametrize("override,differs", [
-    ("data.question=Body", True), ("data.only={Type: [Addition]}", True), ("data.files.test=mine.json", True), ("data.keep.Body=Body", False),
-    ("data.licence=unknown", False)])
+    ("data.question=Body", True), ("data.only={Type: [Addition]}", True), ("data.files.test=mine.json", True),
+    ("data.keep.Body=Body", False), ("data.licence=unknown", False)])
 def test_how_rows_are_read_stands_in_the_name(override, differs):
     names = [result_name(load_config("toy", dataset="svamp", overrides=o, training=False), "base-0shot") for o in ([], [override])]
     assert (names[0] != names[1]) == differs
