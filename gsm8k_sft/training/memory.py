@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from ..core.config import check_choice, load_config
+from ..core.config import check_choice, config_file, load_config, read_yaml
 from ..models.parameters import model_config
 from .graphs import choose_speedup
 
@@ -550,7 +550,7 @@ def _alternatives(cfg):
         found.append((cost, {
             "tuning_method": tuning, "train.per_device_train_batch_size": t.per_device_train_batch_size >> half,
             "train.gradient_accumulation_steps": t.gradient_accumulation_steps << half,
-            "train.optim": "paged_adamw_8bit" if paged else t.optim,
+            **({"train.optim": "paged_adamw_8bit"} if paged else {}),
             "train.gradient_checkpointing": checkpointing or t.gradient_checkpointing}))
     return sorted(found, key=lambda f: f[0])
 
@@ -565,7 +565,9 @@ def nearest_fit(
     from omegaconf import OmegaConf
     shape, free = model_shape(cfg), bytes_free / 2**30
     for _, wanted in _alternatives(cfg):
-        other, changed = cfg.copy(), {k: v for k, v in wanted.items() if OmegaConf.select(cfg, k) != v}
+        there, tuning = cfg, wanted["tuning_method"] # another method comes with its own optimizer
+        if tuning != cfg.tuning_method: there = OmegaConf.merge(cfg, read_yaml(config_file("variant", tuning)))
+        other, changed = there.copy(), {k: v for k, v in wanted.items() if OmegaConf.select(there, k) != v}
         for key, value in changed.items(): OmegaConf.update(other, key, value)
         try: total = plan(shape, setup(other, longest, **changes)).total
         except UnknownMemory: continue # an adapter that the ledger doesn't know is no advice
