@@ -46,7 +46,9 @@ def _from_first(value=None):
 @contextmanager
 def _together():
     "Among the processes that a launcher has started"
-    if several := int(os.environ.get("WORLD_SIZE", 1)) > 1: from accelerate import PartialState
+    if several := int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        import torch.distributed.nn # before there is a group: its functions' defaults would keep it, and its threads, beyond the end
+        from accelerate import PartialState
     try: yield several and PartialState(cpu=device() == "cpu")
     finally:
         if several: PartialState().destroy_process_group()
