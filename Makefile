@@ -76,7 +76,7 @@ check: $(STAMP) ## notebooks and modules in step, import contract, ruff, links (
 	@$(BIN)/ruff check -q gsm8k_sft tests
 	@$(BIN)/python -m pytest -q tests/test_house.py
 
-test: $(STAMP) ## run every notebook and every quick test on all cores (about 10 minutes on two)
+test: $(STAMP) ## run every notebook and every quick test on all cores (about 8 minutes on two)
 	@$(BIN)/python -m pytest $(PARALLEL) --durations=15
 
 test-all: $(STAMP) ## the slow grids, whole studies and the built site too (40 minutes on two cores)
