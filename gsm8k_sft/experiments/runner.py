@@ -185,7 +185,7 @@ def _start_ray(address, **ours):
     try: host and socket.create_connection((host, int(port)), 10).close() # Ray itself would try for minutes
     except (OSError, ValueError) as e: raise ConfigError(f"no Ray cluster answers at {address}: {e}") from None
     for tries in (2, 1, 0): # Ray gives its processes 30 s to start, which may be too few on a busy machine
-        try: return ray, ray.init(address or "local", log_to_driver=False, logging_level="error", **({} if address else ours))
+        try: return ray.init(address or "local", log_to_driver=False, logging_level="error", **({} if address else ours)) and ray
         except Exception as e:
             if tries and "timed out during startup" in str(e): continue
             raise ConfigError(f"Ray does not start: {textwrap.shorten(str(e), 300)} Try again, or take one worker") from e
@@ -195,7 +195,7 @@ def _with_ray(queue, do, workers, address):
     project_path("runs").mkdir(parents=True, exist_ok=True)
     with (tempfile.NamedTemporaryFile(dir=project_path("runs"), prefix=".driver-") as mark, # /tmp: names of sockets are short
           tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as private):
-        ray, _ = _start_ray(address, num_cpus=workers, include_dashboard=False, object_store_memory=80 * 2**20, _temp_dir=f"{private}/ray")
+        ray = _start_ray(address, num_cpus=workers, include_dashboard=False, object_store_memory=80 * 2**20, _temp_dir=f"{private}/ray")
         team = _Team(ray, queue, do, workers, bool(address), os.path.basename(mark.name))
         try:
             while (left := queue.end - time.monotonic()) > 0:
