@@ -24,12 +24,12 @@ from .models.sources import resolve_model, weights_fingerprint
 from .training.callbacks import reporting
 from .training.checkpoints import Run, TrainingError, TrainingInterrupted, open_run
 from .training.graphs import forget_run
-from .training.memory import check_fits, memory_record
+from .training.memory import check_fits, fit_tokens, memory_record
 from .training.trainer import build_trainer, check_trained, save_weights, weight_norms
 
 # %% ../nbs/02_train.ipynb #40372252
 def load_for_training(
-    cfg: DictConfig, # from `load_config`
+    cfg: DictConfig, # from `load_config`; train.max_tokens=null becomes a number
 ) -> SimpleNamespace: # tokenizer, model, base_fingerprint; plan of the memory or None; longest; rows, tokens and reports, each by split
     "Data and model of a run"
     tokenizer, rows, longest = load_tokenizer(cfg), load_gsm8k(cfg, splits=TRAINING_SPLITS), cfg.data.max_length
@@ -38,7 +38,9 @@ def load_for_training(
         tokens[split], reports[split] = tokenize_split(rows[split], tokenizer, renderer, longest)
         if n := reports[split]["n_too_long"]: print(f"{split}: {n} examples are longer than data.max_length={longest} and left out")
     if not len(tokens["train"]): raise TrainingError("no training example is left; check data.max_length and data.train_samples")
-    plan = check_fits(cfg, longest=(longest := min(reports["train"]["longest"], longest)))
+    longest = min(reports["train"]["longest"], longest)
+    fit_tokens(cfg, longest, reports["train"]["tokens"] / reports["train"]["n"])
+    plan = check_fits(cfg, longest=longest)
     set_seed(cfg.seed)
     model, base_fingerprint = load_model(cfg, training=True), weights_fingerprint(resolve_model(cfg.model))
     examples = [ids for split in tokens.values() for ids in split["input_ids"]]
@@ -60,7 +62,7 @@ def first_record(cfg, loaded):
             "tokens": train["tokens"], "supervised_tokens": train["supervised"], "n_validation": validation.get("n", 0)}
     return {"status": "running", "preset": cfg.preset, "variant": cfg.variant, "run_name": cfg.run_name, "seed": cfg.seed,
             "tuning_method": tuning_of(cfg), "dataset": cfg.data.dataset, "lanes": int(os.environ.get("GSM8K_SFT_WORKERS", 1)),
-            "base_model": cfg.model.path or cfg.model.name, "precision": cfg.model.precision, "dtypes": precision_of(loaded.model),
+            "base_model": cfg.model.path or cfg.model.name, "precision": cfg.model.precision, "max_tokens": cfg.train.max_tokens, "dtypes": precision_of(loaded.model),
             "model_fingerprint": loaded.base_fingerprint, "data": data, "parameters": count_parameters(loaded.model),
             "memory": memory_record(loaded.plan), "environment": environment()}
 
@@ -84,7 +86,7 @@ def fit(
 ) -> None:
     "Train from the base weights or from the run's checkpoint, and save"
     if before := torch.cuda.memory_allocated(): torch.cuda.reset_peak_memory_stats()
-    loaded = load_for_training(cfg)
+    loaded = load_for_training(cfg := cfg.copy())
     run.begin(first_record(cfg, loaded))
     if run.main: keep_trained(run.folder, loaded.rows["train"])
     norms = weight_norms(loaded.model)

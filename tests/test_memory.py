@@ -16,7 +16,7 @@ from gsm8k_sft.training.graphs import training_mode
 from gsm8k_sft.training.loss import COMPILED_ROWS, packed_loss
 from gsm8k_sft.training.memory import (
     CARDS, CONSTANTS, KINDS, LiveBytes, MemoryPlanError, UnknownMemory, _layer_ledger, _linear_sizes, _optimizer_bytes, _trainable_sizes,
-    _weight_bytes, check_fits, example_tokens, memory_record, model_shape, nearest_fit, plan, plan_memory, plan_table,
+    _weight_bytes, check_fits, example_tokens, fit_tokens, memory_record, model_shape, nearest_fit, plan, plan_memory, plan_table,
     preset_for_card, random_training_model, setup, smallest_card, stage_table, trace_plan, usable)
 from gsm8k_sft.training.packing import PackedCollator
 
@@ -233,6 +233,39 @@ def test_cards_grow_and_give_less_than_they_have():
 def test_a_configuration_counts():
     wide = plan_table(config(overrides="lora_config.r=256"), tokens=1024)
     assert wide["adapters"].max() > plan_table("gemma-2b-it", tokens=1024)["adapters"].max()
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_pass_is_as_large_as_the_card_allows(tuning):
+    def chosen(card, batch="24 train.gradient_accumulation_steps=3", **changes):
+        cfg = config("gemma-2b-it", tuning, f"train.max_tokens=null model.precision=bf16 train.per_device_train_batch_size={batch}")
+        fit_tokens(cfg, free=usable(card), **changes)
+        return cfg
+    sizes = []
+    for card in ("L4 24", "A100 40", "H100 80"):
+        cfg = chosen(card)
+        assert (cfg.train.per_device_train_batch_size, cfg.train.gradient_accumulation_steps) == (72, 1), "the gradient's examples"
+        assert plan_memory(cfg).total <= usable(card)
+        sizes.append(cfg.train.max_tokens)
+        if card != "H100 80": # there, a whole step fits
+            cfg.train.max_tokens += 1024
+            assert plan_memory(cfg).total > usable(card)
+    assert sizes == sorted(set(sizes))
+    assert chosen("H100 80", "16").train.max_tokens < chosen("H100 80").train.max_tokens, "no more than a step has"
+    assert chosen("A100 40", processes=2).train.max_tokens <= sizes[1], "two processes keep gradients"
+
+def test_a_pass_is_chosen_only_where_it_is_asked_for():
+    for overrides in ("train.max_tokens=2048", "train.max_tokens=null train.packing=false"):
+        cfg = config(overrides=overrides)
+        fit_tokens(before := cfg.copy(), free=usable("L4 24"))
+        assert before == cfg
+    unknown = config("gemma-3-270m", "lora", "train.max_tokens=null train.gradient_accumulation_steps=2 lora_config.use_dora=true")
+    fit_tokens(unknown, free=usable("L4 24"))
+    assert unknown.train.max_tokens == CONSTANTS["tokens"] and unknown.train.per_device_train_batch_size == 64
+    small = config("gemma-2-9b-it", overrides="train.max_tokens=null")
+    fit_tokens(small, free=usable("T4 16")) # nothing fits: `check_fits` will say so
+    assert small.train.max_tokens == 1024
+    with pytest.raises(MemoryPlanError, match="fine-tuning of google/gemma-2-9b-it will need"): check_fits(small, CARDS["T4 16"])
 
 
 # What can't be

@@ -56,10 +56,12 @@ def test_packed_training_is_padded_training(tuning, checkpointing):
 
 
 def test_accumulation_with_unequal_lengths():
-    "One batch of 8 and eight of 1 make the same step"
+    "One batch of 8, eight of 1, and four of 2 put together make the same step"
     whole = run("whole", train__packing=True)
     parts = run("parts", train__packing=True, train__per_device_train_batch_size=1, train__gradient_accumulation_steps=8)
     same(parts, whole, 2e-4)
+    same(run("chosen", train__packing=True, train__per_device_train_batch_size=2, train__gradient_accumulation_steps=4,
+             train__max_tokens="null"), whole, 2e-4)
 
 
 def test_validation_loss():

@@ -9,6 +9,7 @@ __all__ = ['VARIANTS', 'bench_shape', 'bench_answers', 'main', 'speed_table', 'a
 import tempfile, time
 from pathlib import Path
 from fastcore.script import call_parse
+from importlib.util import find_spec
 from .training import at_most, synchronized_time
 from ..core.config import load_config
 from ..core.runs import environment, write_json
@@ -48,6 +49,24 @@ def _engine(model, ids, new, rows=None, **switches):
     done = [tokens for _, tokens, _ in engine_answers(model, [Request(i, p) for i, p in enumerate(ids)], new, [], rows, **switches)]
     if len(done) != len(ids) or {len(t) for t in done} != {new}: raise RuntimeError("slots left answers out")
 
+# %% ../../nbs/benchmarks/generation.ipynb #2b374953
+def _vllm(model, ids, new, rows=1024):
+    "vLLM at the model's shape; the seconds of its start"
+    begin, longest = time.perf_counter(), max(map(len, ids)) + new
+    from vllm import LLM, SamplingParams
+    with tempfile.TemporaryDirectory() as folder:
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
+        engine = LLM(
+            folder, load_format="dummy", skip_tokenizer_init=True, dtype="bfloat16", max_model_len=longest, max_num_seqs=rows,
+            gpu_memory_utilization=0.8, enable_prefix_caching=False, compilation_config={"max_cudagraph_capture_size": rows})
+    settings = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False)
+    def ask(ids): return engine.generate([{"prompt_token_ids": i} for i in ids], settings, use_tqdm=False)
+    ask(ids[:8])
+    start, done = time.perf_counter() - begin, ask(ids)
+    if {len(a.outputs[0].token_ids) for a in done} != {new}: raise RuntimeError("vLLM left answers out")
+    return start
+
 # %% ../../nbs/benchmarks/generation.ipynb #cd9aaf1d
 def _candidates(n):
     "Ways to answer"
@@ -60,24 +79,27 @@ def _candidates(n):
         "slots, nothing recorded": (n, 60, lambda m, ids, new: _engine(m, ids, new, recorded=False)),
         "generate, sorted, all at once": (n, 90, lambda m, ids, new: _batches(m, ordered(ids), new, n)),
         "generate, batch 16": (few, 90, lambda m, ids, new: _batches(m, ids, new, 16)),
+        "vLLM": (n, 240, _vllm),
+        "vLLM, 512 rows": (n, 240, lambda m, ids, new: _vllm(m, ids, new, 512)),
         "continuous batching": (n, 90, _continuous),
         "generate, static cache, compiled": (some, 120, static),
     }
 
 # %% ../../nbs/benchmarks/generation.ipynb #87b0446a
 def _timed(run, tokens, seconds):
-    "Seconds, tokens per second and peak memory of `run()`, which makes so many tokens; or its error"
+    "Seconds, tokens per second and peak memory of `run()`, which makes so many tokens and may return seconds of a start; or its error"
     import gc, torch
     gc.collect()
     cuda = torch.cuda.is_available()
     if cuda: torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
     start = synchronized_time()
     try:
-        with at_most(seconds): run()
-        took = synchronized_time() - start
+        with at_most(seconds): apart = run() or 0
+        took = synchronized_time() - start - apart
     except Exception as e: return {"error": f"{type(e).__name__}: {error_text(e, 1)}", "after": round(time.perf_counter() - start, 1)}
-    return {"seconds": round(took, 3), "tokens_per_second": round(tokens / took, 1),
-            "peak_memory": torch.cuda.max_memory_allocated() if cuda else None}
+    found = {"seconds": round(took, 3), "tokens_per_second": round(tokens / took, 1)}
+    if apart: return found | {"start": round(apart, 1)} # in a process of its own, which takes what memory it may
+    return found | {"peak_memory": torch.cuda.max_memory_allocated() if cuda else None}
 
 # %% ../../nbs/benchmarks/generation.ipynb #0053cdfb
 def bench_shape(
@@ -101,6 +123,9 @@ def bench_shape(
     found = {"preset": preset, "prompts": len(ids), "prompt_tokens": sum(map(len, ids)), "new_tokens": new, "candidates": {}}
     for name, (n, seconds, run) in _candidates(len(ids)).items():
         if names and name not in names: continue
+        if "vLLM" in name and not find_spec("vllm"):
+            print(f"{name} isn't measured: vllm isn't installed (pip install vllm)")
+            continue
         found["candidates"][name] = {"prompts": n, **_timed(lambda: run(model, ids[:n], new), n * new, seconds)}
         checkpoint(found, name)
     return found
@@ -163,6 +188,7 @@ def main(
     out: str = "results/benchmark/generation.json", # the record to write
     adapter: str = "", # a run's folder with a LoRA adapter of Gemma 3 270M
     limit: int = 0, # only so many prompts; 0: all
+    names: str = "", # only these candidates at Gemma 2B's shape, separated by semicolons, as in slots;vLLM
 ):
     "Measure generation on this machine's GPU: speed at the shapes of Gemma 2B and 3 270M, agreement with the real 270M"
     from gsm8k_sft.models.loading import load_tokenizer
@@ -172,9 +198,11 @@ def main(
         write_json(Path(out), record)
         print(f"{key}, {name}: {found.get('candidates', found)[name]}", flush=True)
     tokenizer = load_tokenizer(load_config("gemma-3-270m", training=False))
-    bench_answers("gemma-3-270m", adapter or None, limit, lambda *found: keep("answers", *found))
-    for preset, new, names in (("gemma-3-270m", 512, ("slots", "slots, norms of the model")), ("gemma-2b-it", 256, ())):
-        bench_shape(preset, new, names, limit, tokenizer, lambda *found: keep(preset, *found))
+    shapes = [("gemma-2b-it", 256, tuple(n.strip() for n in names.split(";") if n.strip()))]
+    if not names:
+        bench_answers("gemma-3-270m", adapter or None, limit, lambda *found: keep("answers", *found))
+        shapes.insert(0, ("gemma-3-270m", 512, ("slots", "slots, norms of the model")))
+    for preset, new, some in shapes: bench_shape(preset, new, some, limit, tokenizer, lambda *found: keep(preset, *found))
 
 # %% ../../nbs/benchmarks/generation.ipynb #3a2a42bb
 def speed_table(
@@ -185,9 +213,9 @@ def speed_table(
     import pandas as pd
     rows = [{"candidate": name, "prompts": found["prompts"], "seconds": found.get("seconds"),
              "new tokens/s": found.get("tokens_per_second"),
-             "peak GiB": found["peak_memory"] / 2**30 if found.get("peak_memory") else None, "error": found.get("error", "")}
+             "peak GiB": found["peak_memory"] / 2**30 if found.get("peak_memory") else None, "start, s": found.get("start"), "error": found.get("error", "")}
             for name, found in record[preset]["candidates"].items()]
-    return pd.DataFrame(rows).round({"seconds": 2, "new tokens/s": 0, "peak GiB": 1})
+    return pd.DataFrame(rows).dropna(axis="columns", how="all").round({"seconds": 2, "new tokens/s": 0, "peak GiB": 1})
 
 def answers_table(
     record: dict, # of `main`

@@ -19,7 +19,7 @@ from ..core.runs import environment, read_json, write_json
 from ..models.parameters import count_parameters, model_config
 from ..models.sources import error_text
 from ..training.graphs import forget_run
-from ..training.memory import LiveBytes, UnknownMemory, model_shape, plan, random_training_model, setup
+from ..training.memory import LiveBytes, UnknownMemory, fit_tokens, model_shape, plan, random_training_model, setup
 
 # %% ../../nbs/benchmarks/training.ipynb #aa2b154c
 @contextmanager
@@ -161,6 +161,7 @@ def measure_training(
     quiet = "eval_steps=0 validation_samples=0 report_to=none train_sampling_strategy=random logging_steps=10"
     overrides = [*(f"train.{o}" for o in quiet.split()), "lora_config.lora_dropout=0", f"train.max_steps={steps}"]
     cfg = load_config(case["preset"], case["tuning"], overrides=overrides + case["overrides"].split(), training=False)
+    fit_tokens(cfg, max(lengths := [len(r["input_ids"]) for r in rows]), sum(lengths) / len(lengths))
     torch.manual_seed(0)
     model = random_training_model(cfg, config := model_config(cfg, **changes), device)
     if device == "cuda": torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
@@ -175,7 +176,7 @@ def measure_training(
              "measured": torch.cuda.max_memory_allocated() if device == "cuda" else live.peak}
     if case["trainer"] == "trl" or case["without"]: return found
     several = {"processes": trainer.args.world_size, "sharded": trainer.is_fsdp_enabled, "device": device}
-    try: shape, s = model_shape(config), setup(cfg, max(len(r["input_ids"]) for r in rows), tokens=max(clock.sizes), **several)
+    try: shape, s = model_shape(config), setup(cfg, max(lengths), tokens=max(clock.sizes), **several)
     except UnknownMemory: return found
     return found | {"shape": asdict(shape), "setup": asdict(s), "predicted": plan(shape, s).total}
 

@@ -176,7 +176,7 @@ class StepConfig:
     gradient_checkpointing: bool = MISSING
     train_sampling_strategy: Literal["random", "group_by_length"] = MISSING
     packing: bool = MISSING
-    max_tokens: int = within(COUNT)
+    max_tokens: int | None = within(COUNT, "null takes as many as fit")
     speedup: Literal["auto", "none", "compile", "record"] = MISSING
 
 # %% ../../nbs/core/config.ipynb #173e714f

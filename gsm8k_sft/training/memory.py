@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'OPTIMIZERS', 'N_TRAIN', 'EXAMPLES', 'CONSTANTS', 'ANSWER', 'CARDS', 'Shape', 'MemoryPlanError',
            'UnknownMemory', 'model_shape', 'Setup', 'example_tokens', 'setup', 'Plan', 'plan', 'plan_memory',
            'stage_table', 'LiveBytes', 'random_training_model', 'trace_plan', 'usable', 'smallest_card', 'plan_table',
-           'nearest_fit', 'check_fits', 'preset_for_card', 'memory_record']
+           'fit_tokens', 'nearest_fit', 'check_fits', 'preset_for_card', 'memory_record']
 
 # %% ../../nbs/training/memory.ipynb #5f9430ef
 import math, os, weakref
@@ -156,8 +156,9 @@ def setup(
         raise UnknownMemory(f"train.optim: the memory of {t.optim} isn't known here, only that of {', '.join(OPTIMIZERS)}")
     longest = longest or min(cfg.data.max_length, example_tokens(shape, cfg.data.dataset)[0])
     mean, rows = min(longest, example_tokens(shape, cfg.data.dataset)[1] / N_TRAIN), t.per_device_train_batch_size
-    several = packed and rows * mean > t.max_tokens
-    tokens = changes.get("tokens") or min(rows * longest, max(longest, t.max_tokens) if packed else rows * longest)
+    room = t.max_tokens or CONSTANTS["tokens"]
+    several = packed and rows * mean > room
+    tokens = changes.get("tokens") or min(rows * longest, max(longest, room) if packed else rows * longest)
     names = _adapted(lora, _linear_sizes(shape)) if changes.get("tuning", cfg.tuning_method) != "full" else ()
     found = Setup(
         tuning=cfg.tuning_method, precision=cfg.model.precision, longest=longest, optim=t.optim,
@@ -257,6 +258,7 @@ CONSTANTS = {
     "workspace": 96 * 2**20, # bytes: cuBLAS and the allocator's rounding
     "context": 512 * 2**20, # bytes of a card that the CUDA context takes, outside the allocator
     "fragmentation": 0.04, # of what is allocated: held by the allocator and not usable
+    "tokens": 8192, # of a packed pass where train.max_tokens is null and no card says how many fit
     "fused_rows": 2048, # tokens whose logits the fused loss has at a time
     "fused_bytes": 4, # bytes a logit of theirs: itself and its slope
 }
@@ -540,6 +542,37 @@ def plan_table(
             rows.append(row | gib | {"from": smallest_card(p.total), "peak at": p.stage})
     return pd.DataFrame(rows)
 
+# %% ../../nbs/training/memory.ipynb #1d678ca8
+def _launched(): return {"processes": int(os.environ.get("WORLD_SIZE", 1)), "sharded": os.environ.get("ACCELERATE_USE_FSDP") == "true"}
+
+def fit_tokens(
+    cfg, # configuration from `load_config`; changed where train.max_tokens is null
+    longest: int | None = None, # tokens of the longest training example; None: GSM8K's
+    mean: float | None = None, # tokens of one on average; None: GSM8K's
+    free: int | None = None, # bytes that tensors can have; None: ask CUDA
+    **changes, # fields of `Setup`
+) -> None:
+    "Make of `train.max_tokens=null` the most that fit, and of a step's accumulated batches one"
+    import torch
+    t, rows = cfg.train, cfg.train.per_device_train_batch_size * cfg.train.gradient_accumulation_steps
+    if t.max_tokens or not t.packing: return
+    t |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1}
+    if free is None and torch.cuda.is_available(): # a card may have several workers
+        now, card = torch.cuda.mem_get_info()
+        free = int(min(now, card // int(os.environ.get("GSM8K_SFT_WORKERS", 1))) / (1 + CONSTANTS["fragmentation"]))
+    try:
+        known, total = example_tokens(model_shape(cfg), cfg.data.dataset)
+        longest = longest or min(cfg.data.max_length, known)
+        most = rows * (mean or total / N_TRAIN) + rows**0.5 * longest # of a step whose examples happen to be long
+        for t.max_tokens in range(math.ceil(most / 1024) * 1024, 1023, -1024) if free else ():
+            if plan_memory(cfg, longest=longest, **_launched() | changes).total <= free: break
+    except UnknownMemory: t.max_tokens = None
+    t.max_tokens = t.max_tokens or CONSTANTS["tokens"]
+    if torch.distributed.is_initialized(): # all take what fits everywhere
+        found = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(found, t.max_tokens)
+        t.max_tokens = min(found)
+
 # %% ../../nbs/training/memory.ipynb #a554c061
 def _alternatives(cfg):
     "Pairs of cost and overrides, nearest first"
@@ -586,7 +619,7 @@ def check_fits(
 ) -> Plan | None: # what it will need; None where that isn't known
     "Raise a `MemoryPlanError` if a run can't fit, and name the nearest that can"
     import torch
-    changes = {"processes": int(os.environ.get("WORLD_SIZE", 1)), "sharded": os.environ.get("ACCELERATE_USE_FSDP") == "true"} | changes
+    changes = _launched() | changes
     if device_free is None and torch.cuda.is_available(): # a plan may be a tenth too large
         device_free = int(1.1 * (torch.cuda.mem_get_info()[0] + held))
     free, nearest = int((device_free or 0) / (1 + CONSTANTS["fragmentation"])), "train.gradient_checkpointing=true, or tuning=lora."
