@@ -238,7 +238,7 @@ def test_a_configuration_counts():
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_a_pass_is_as_large_as_the_card_allows(tuning):
     def chosen(card, batch="24 train.gradient_accumulation_steps=3", **changes):
-        cfg = config("gemma-2b-it", tuning, f"train.max_tokens=null model.precision=bf16 train.per_device_train_batch_size={batch}")
+        cfg = config("gemma-2b-it", tuning, f"train.max_tokens=null model.precision=bf16 train.optim=paged_adamw_8bit train.per_device_train_batch_size={batch}")
         fit_tokens(cfg, free=usable(card), **changes)
         return cfg
     sizes = []
