@@ -105,8 +105,8 @@ _SOFT = "about|approximately|around|roughly|exactly|only|just|simply|therefore|t
 _STATED = re.compile(rf"(?:[\s*_~≈(\[{{\"'“:]|(?:{_SOFT})\b)*" + _NUMBER, re.X | re.I)
 _AFTER = re.compile(r"\s|[%°¢$€£¥*_.,;!)\]}\"'”’]|-?(?![MB]\b|[²³¹⁰-⁹])[^\W\d_]|/[A-Za-z]|\Z")
 _ASIDE = re.compile(r"""\((?![^()]*\b(?:or|not)\b)[^()]*\)|\#[0-9]+|\b[0-9]{1,2}(?::[0-9]{2}|[ ]?[ap]\.?m)\b|\$?[0-9][0-9,.]*[ ][a-z]+[ ]ago\b
-    |\b(?:(?:in|per|for(?![ ]\$)|every|each|after|within|at|of|from|with|on|over|during|by|(?!leaving|making|giving|total|remain)[a-z]+ing)
-       [ ]+(?:(?!and\b)[a-z]+[ ]+){0,2}|to[ ](?!(?:about|around|approximately|roughly)\b)(?:[a-z]+[ ]+){1,3})
+    |\b(?:(?:in|per|for(?![ ]\$)|every|each|after|within|at|(?<!total[ ])of|from|with|on|over|during|by|(?!leaving|making|giving|total|remain)[a-z]+ing)
+       [ ]+(?:(?!and\b)[a-z]+[ ]+){0,2}|to[ ](?!(?:about|around|approximately|roughly)\b)(?:(?!and\b)[a-z]+[ ]+){1,3})
        \$?[0-9][0-9,.]*(?:(?:[ ][a-z]+){0,3}[ ]and[ ]\$?[0-9][0-9,.]*)?""", re.X | re.I)
 _DOUBT = set("or not minus plus divided squared cubed wrong incorrect".split())
 _REASON = re.compile(r",? (?:because|since|so|which|leaving|when|if|given)\b|, as\b")
@@ -184,12 +184,13 @@ _CLAUSE = re.compile(rf"^\W*(?:(?:{_SO}|and|then|now)\b,? ?)*(?P<if>if\b)?"
 _ALONE = re.compile(r"(?<![A-Za-z0-9_.,/^#])(?<![0-9]:)" + _NUMBER, re.X)
 _BESIDE = re.compile(r"(?:\b(?:twice|thrice|half|third|quarter|double|triple|almost|nearly|over|under|than|never|not|no|if|or)\b|n't)"
                      r"(?: \w+)? ?\Z", re.I)
-_HENCE = re.compile(r",? (?:and )?(?:so(?! far| that| much| many| on)|therefore|thus|hence|making|leaving|giving|for a total of)\b")
+_HENCE = re.compile(r",? (?:and )?(?:so(?! far| that| much| many| on)|therefore|thus|hence|making|leaving|giving|for a total of|gives us|we get)\b")
 _WORKING = re.compile(r"[0-9)] ?[-+*/×÷] ?[$0-9(]|[0-9](?: [a-z]+)? (?:plus|minus|times|multiplied|divided)\b|(?:%|[0-9]/[0-9]+) of\b")
 _RESULT = re.compile(r", (?:or|which is(?: equal to)?) (?=\$?[0-9][0-9,.]*%?(?: [a-z]+){0,3}\W*\Z)")
 _FACTOR = re.compile(r"-[A-Za-z]| ?times (?:as|the|more|less|larger|bigger|that|his|her|their)\b| or (?:more|less|higher|lower|so)\b")
+_PAIR = re.compile(r"[0-9](?: [a-z]+){0,8}?,? and (?:[a-z]+ ){0,3}?[$]?[0-9][0-9,.]*[^0-9]*\Z", re.I)
 _UNSURE = re.compile(r"\?\W*\Z|^\W*(?:[a-h][.):] |(?:if|question|problem)\b)|[0-9] (?:[a-z]+ )?or (?:[a-z]+ )?\$?[0-9]|\bbetween \$?[0-9]"
-    r"|[0-9] ?[-:] ?[0-9]|[!<>]=|[≠≤≥]|\b(?:cannot|wrong|incorrect|false|doubt|whether|suppose|assume)\b|not (?:enough|possible)|(?<!which )\bis (?:less|more|greater|fewer) than\b", re.I)
+    r"|[0-9] ?[-:] ?[0-9]|[!<>]=|[≠≤≥]|\b(?:cannot|wrong|incorrect|false|doubt|whether|suppose|assume)\b|not (?:enough|possible)|(?<!which )\bis (?:less|more|greater|fewer) than\b|[0-9][xyz]\b|[*×] *[+]", re.I)
 
 def _numbers(text):
     "The numbers of a sentence that may be its result, in order, as (text, value)"
@@ -213,7 +214,7 @@ def _sentence(sentence, before=""):
     bold = clean_number(" ".join(re.findall(r"\*\*([^*]+)\*\*", sentence)))
     worked = [_value(m) for m in re.finditer(r"=\s*" + _NUMBER, clean_number(before), re.X)][-1:]
     found = _numbers(text)
-    for choice in (_numbers(bold), found, [n for n in found if n[1] in worked], _numbers(_ASIDE.sub(" ", text))):
+    for choice in (_numbers(bold), found, [] if _PAIR.search(text) else [n for n in found if n[1] in worked], _numbers(_ASIDE.sub(" ", text))):
         if len({value for _, value in choice}) == 1: return choice[0] if len(choice) == 1 or re.search(r"[^\W\d_]", text) else None
 
 # %% ../../nbs/grading/answers.ipynb #184d06e5
