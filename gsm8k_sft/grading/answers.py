@@ -105,7 +105,7 @@ _SOFT = "about|approximately|around|roughly|exactly|only|just|simply|therefore|t
 _STATED = re.compile(rf"(?:[\s*_~≈(\[{{\"'“:]|(?:{_SOFT})\b)*" + _NUMBER, re.X | re.I)
 _AFTER = re.compile(r"\s|[%°¢$€£¥*_.,;!)\]}\"'”’]|-?(?![MB]\b|[²³¹⁰-⁹])[^\W\d_]|/[A-Za-z]|\Z")
 _ASIDE = re.compile(r"""\((?![^()]*\b(?:or|not)\b)[^()]*\)|\#[0-9]+|\b[0-9]{1,2}(?::[0-9]{2}|[ ]?[ap]\.?m)\b|\$?[0-9][0-9,.]*[ ][a-z]+[ ]ago\b
-    |\b(?:(?:in|per|for(?![ ]\$)|every|each|after|within|at|(?<!total[ ])of|from|with|on|over|during|by|(?!leaving|making|giving|total|remain)[a-z]+ing)
+    |\b(?:(?:in|per|for(?![ ]\$)|every|each|after|within|at(?![ ](?:least|most))|(?<!total[ ])of|from|with|on|over|during|by|(?!leaving|making|giving|total|remain)[a-z]+ing)
        [ ]+(?:(?!and\b)[a-z]+[ ]+){0,2}|to[ ](?!(?:about|around|approximately|roughly)\b)(?:(?!and\b)[a-z]+[ ]+){1,3})
        \$?[0-9][0-9,.]*(?:(?:[ ][a-z]+){0,3}[ ]and[ ]\$?[0-9][0-9,.]*)?""", re.X | re.I)
 _DOUBT = set("or not minus plus divided squared cubed wrong incorrect".split())
@@ -185,8 +185,8 @@ _ALONE = re.compile(r"(?<![A-Za-z0-9_.,/^#])(?<![0-9]:)" + _NUMBER, re.X)
 _BESIDE = re.compile(r"(?:\b(?:twice|thrice|half|third|quarter|double|triple|almost|nearly|over|under|than|never|not|no|if|or)\b|n't)"
                      r"(?: \w+)? ?\Z", re.I)
 _HENCE = re.compile(r",? (?:and )?(?:so(?! far| that| much| many| on)|therefore|thus|hence|making|leaving|giving|for a total of|gives us|we get)\b")
-_WORKING = re.compile(r"[0-9)] ?[-+*/×÷] ?[$0-9(]|[0-9](?: [a-z]+)? (?:plus|minus|times|multiplied|divided)\b|(?:%|[0-9]/[0-9]+) of\b")
-_RESULT = re.compile(r", (?:or|which is(?: equal to)?) (?=\$?[0-9][0-9,.]*%?(?: [a-z]+){0,3}\W*\Z)")
+_WORKING = re.compile(r"[0-9)](?: [a-z]+)? ?(?:[-+*/×÷] ?[$0-9(]|(?:plus|minus|times|multiplied|divided)\b)|(?:%|[0-9]/[0-9]+) of\b")
+_RESULT = re.compile(r"(?<=[0-9]) is (?=[$]?[0-9])|, (?:or|which is(?: equal to)?) (?=\$?[0-9][0-9,.]*%?(?: [a-z]+){0,3}\W*\Z)")
 _FACTOR = re.compile(r"-[A-Za-z]| ?times (?:as|the|more|less|larger|bigger|that|his|her|their)\b| or (?:more|less|higher|lower|so)\b")
 _PAIR = re.compile(r"[0-9](?: [a-z]+){0,8}?,? and (?:[a-z]+ ){0,3}?[$]?[0-9][0-9,.]*[^0-9]*\Z", re.I)
 _UNSURE = re.compile(r"\?\W*\Z|^\W*(?:[a-h][.):] |(?:if|question|problem)\b)|[0-9] (?:[a-z]+ )?or (?:[a-z]+ )?\$?[0-9]|\bbetween \$?[0-9]"
@@ -206,7 +206,7 @@ def _sentence(sentence, before=""):
     text = re.split(r",? (?:because|since)\b|, as\b", text)[0]
     if re.search("[0-9]", result := _HENCE.split(text)[-1]): text = result
     if re.search("[0-9]", bare := re.sub(r"\((?![^()]*\b(?:or|not)\b)[^()]*\)", " ", text)): text = bare
-    if _WORKING.search(text): text = _RESULT.sub(" = ", text) # "20% of $50, or $10"
+    if working := _WORKING.search(text): text = text[:working.end()] + _RESULT.sub(" = ", text[working.end():]) # "20% of $50, or $10"
     left, equal, right = re.sub(r"\bequals\b", "=", text).rpartition("=")
     if _UNSURE.search(_ASIDE.sub(" ", right)) or re.search(r"=.*\b(?:and|or) [A-Za-z ]+\Z", left): return None
     if equal: return _read(right, True) or _read(left)
@@ -277,7 +277,7 @@ def extract_numeric(
     text: str, # what the model wrote
 ) -> str | None: # the number as written, without markdown and LaTeX; None if the text states no answer, or no single one
     "The number that a text states as its final answer"
-    own = own_text(text if isinstance(text, str) else "")
+    own = re.sub(r"</?(?!answer\b)[A-Za-z]{1,12}(?: [a-z-]+=[^<>\n]{0,200})?/?>", " ", own_text(text if isinstance(text, str) else ""))
     if match := _HASH.search(own): found = _read(_line(own, match.end()), True)
     else: found = _stated(turn := _turn(own)) or (_stated(own) if turn != own else None)
     return found[0] if found else None
