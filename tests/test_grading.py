@@ -578,7 +578,8 @@ def test_a_long_text_takes_linear_time(piece):
         assert time.process_time() - start < 30
 
 
-PIECES_OF_PROSE = ["\\[", "<a b=", "```", "<answer>", "So 9, ", "in 9 ", "9. ", "####<b>", "#### 1. A\n", "is 9 and ", ": \n", "1.000", "Q:\n"]
+PIECES_OF_PROSE = ["\\[", "<a b=", "```", "<answer>", "So 9, ", "in 9 ", "9. ", "####<b>", "#### 1. A\n", "is 9 and ",
+                   ": \n", "1.000", "Q:\n"]
 
 
 @pytest.mark.parametrize("piece", PIECES_OF_PROSE)
