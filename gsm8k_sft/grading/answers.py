@@ -188,14 +188,14 @@ _ALONE = re.compile(r"(?<![A-Za-z0-9_.,/^#])(?<![0-9]:)" + _NUMBER, re.X)
 _BESIDE = re.compile(r"(?:\b(?:twice|thrice|half|third|quarter|double|triple|almost|nearly|over|under|than|never|not|no|if|or)\b|n't)"
                      r"(?: \w+)? ?\Z|[0-9] (?:out )?of (?:[a-z]+ )?\Z", re.I)
 _HENCE = re.compile(r",? (?:and )?(?:so(?! far| that(?! means)| much| many| on)|therefore|thus|hence"
-    r"|making|leaving|giving|gives us|we get|for a total of)\b")
+    r"|making|leaving|giving|gives us|we get|for a total of|which is equivalent to)\b")
 _WORKING = re.compile(r"[0-9)](?: [a-z]+)? ?(?:[-+*/×÷] ?[$0-9(]|(?:plus|minus|times|multiplied|divided)\b)|(?:%|[0-9]/[0-9]+) of\b")
 _RESULT = re.compile(r"(?<=[0-9]) is (?=[$]?[0-9])|, (?:or|which is(?: equal to)?) (?=\$?[0-9][0-9,.]*%?(?: [a-z]+){0,3}\W*\Z)")
 _FACTOR = re.compile(r"-[A-Za-z]| ?times (?:as|the|more|less|larger|bigger|that|his|her|their)\b| or (?:more|less|higher|lower|so)\b")
 _PAIR = re.compile(r"[0-9](?: [a-z]+){0,8}?,? and (?:[a-z]+ ){0,3}?[$]?[0-9][0-9,.]*[^0-9]*\Z", re.I)
 _UNSURE = re.compile(r"\?\W*\Z|^\W*(?:[a-h][.):] |(?:if|question|problem)\b)|[0-9] (?:[a-z]+ )?or (?:[a-z]+ )?\$?[0-9]|\bbetween \$?[0-9]"
     r"|[0-9] ?[-:] ?[0-9]|[!<>]=|[≠≤≥]|\b(?:cannot|wrong|incorrect|false|doubt|whether|suppose|assume)\b|not (?:enough|possible)"
-    r"|(?<!which )\bis (?:less|more|greater|fewer) than\b|[0-9][xyz]\b|[*×] *[+]|[0-9)] ?[+*×÷] ?[$]?[0-9][0-9,.]*\W*\Z", re.I)
+    r"|(?<!which )\bis (?:less|more|greater|fewer) than\b|[0-9]\*?[xyz]\b|[*×] *[+]|[0-9)] ?[+*×÷] ?[$]?[0-9][0-9,.]*\W*\Z", re.I)
 
 def _numbers(text):
     "The numbers of a sentence that may be its result, in order, as (text, value)"
