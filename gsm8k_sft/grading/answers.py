@@ -194,8 +194,8 @@ _RESULT = re.compile(r"(?<=[0-9]) is (?=[$]?[0-9])|, (?:or|which is(?: equal to)
 _FACTOR = re.compile(r"-[A-Za-z]| ?times (?:as|the|more|less|larger|bigger|that|his|her|their)\b| or (?:more|less|higher|lower|so)\b")
 _PAIR = re.compile(r"[0-9](?: [a-z]+){0,8}?,? and (?:[a-z]+ ){0,3}?[$]?[0-9][0-9,.]*[^0-9]*\Z", re.I)
 _UNSURE = re.compile(r"\?\W*\Z|^\W*(?:[a-h][.):] |(?:if|question|problem)\b)|[0-9] (?:[a-z]+ )?or (?:[a-z]+ )?\$?[0-9]|\bbetween \$?[0-9]"
-    r"|[0-9] ?[-:] ?[0-9]|[!<>]=|[≠≤≥]|\b(?:cannot|wrong|incorrect|false|doubt|whether|suppose|assume)\b|not (?:enough|possible)"
-    r"|(?<!which )\bis (?:less|more|greater|fewer) than\b|[0-9]\*?[xyz]\b|[*×] *[+]|[0-9)] ?[+*×÷] ?[$]?[0-9][0-9,.]*\W*\Z", re.I)
+    r"|[0-9] ?[-:] ?[0-9]|[!<>]=|[≠≤≥]|\b(?:cannot|wrong|incorrect|false|doubt|whether|suppose|assume)\b|not (?:enough|possible)|[*×] *[+]"
+    r"|(?<!which )\bis (?:less|more|greater|fewer) than\b|[0-9]\*?[xyz]\b|\b[xyz] ?[-+]|[0-9)] ?[+*×÷] ?[$]?[0-9][0-9,.]*\W*\Z", re.I)
 
 def _numbers(text):
     "The numbers of a sentence that may be its result, in order, as (text, value)"
@@ -245,7 +245,7 @@ def _phrase(turn):
 
 # %% ../../nbs/grading/answers.ipynb #c0c1a572
 _REMARK = re.compile(r"\W*(?:i|let|this|that|these|hope|please|thank|feel|if you|good|great|enjoy|note|check|verif|we can|remember)\b"
-                     r"|[^A-Za-z0-9]*\Z", re.I)
+                     r"|[^A-Za-z0-9]*\Z|.*(?:\banswer(?: is)?:|###)\W*\Z", re.I) # or an empty label or mark
 _STOP = re.compile(r"(?<!\n[A-Z]\.)(?<=[.!?])[\"'”’)*_]*\s+(?![a-z(=+*/-])|(?<=[。！])|\n+")
 _BARE = re.compile(r"[\W_]*[0-9][0-9.,/]*(?: ?\w+)?")
 _NAMED = re.compile(rf"(?!.*\b(?:and|or|so|but|for|of|the|an?|per|at|in|each|to|with|on|is|are|was|equals)\W*\Z|.* \$\Z)\W*(?:{_SO}\b[^=]*"
