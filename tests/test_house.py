@@ -51,6 +51,11 @@ def test_every_dependency_is_pinned_within_its_bounds(python):
     assert "+" not in pinned["torch"]
 
 
+def test_ruff_finds_nothing():
+    found = subprocess.run([sys.executable, "-m", "ruff", "check", "-q", "gsm8k_sft", "tests"], cwd=ROOT, capture_output=True, text=True)
+    assert not found.returncode, found.stdout
+
+
 @notebooks
 def test_colab_badge_and_cell(path):
     here, found = path.relative_to(ROOT).as_posix(), cells(path)
