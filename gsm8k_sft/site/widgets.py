@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'SIGNS', 'STYLE', 'evaluations', 'pair_answers', 'read_pair', 'filter_answers', 'text_html', 'answer_html',
-           'solutions', 'Explorer', 'explorer', 'live', 'stream_pair', 'playground', 'planner']
+           'solutions', 'explorer', 'live', 'stream_pair', 'playground', 'planner']
 
 # %% ../../nbs/site/widgets.ipynb #fbcd8ee3
 import html, os, sys, time
@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
-from fastcore.basics import patch
+from types import SimpleNamespace
 from ..core.config import check_choice, load_config, project_path
 from ..data.datasets import load_gsm8k
 from ..data.problems import data_folder
@@ -45,11 +45,9 @@ def evaluations(
     root: Path | str | None = None, # a folder laid out as results/; your own eval_results/ by default
 ) -> dict[str, dict]: # name -> its record, with `title` and `file`
     "The finished evaluations that can be shown, base models first"
-    order = lambda e: (e["configuration"]["preset"], model_order(e["model_type"]), e["name"])
-    finished = lambda e: complete_result(e["file"].parent, e["name"])
-    read = sorted(read_evaluations(None, root), key=order)
-    found = {e["name"]: {**e, "title": _title(e)} for e in read if finished(e)}
-    if found: return found
+    found = [{**e, "title": _title(e)} for e in read_evaluations(None, root) if complete_result(e["file"].parent, e["name"])]
+    found.sort(key=lambda e: (e["configuration"]["preset"], model_order(e["model_type"]), e["name"]))
+    if found: return {e["name"]: e for e in found}
     raise ValueError(f"{root or project_path('eval_results')}: no finished evaluation here; "
                      "`make demo` makes some, and results/ has those of the report")
 
@@ -193,78 +191,38 @@ def solutions(
     except ValueError: return {}
     return dict(zip(rows["question"], rows["answer"]))
 
-# %% ../../nbs/site/widgets.ipynb #fe0c983a
-class Explorer:
-    "Two evaluations, a filter, a place"
-    def __init__(self,
-        root: Path | str | None = None, # a folder laid out as results/; your own eval_results/ by default
-        first: str | None = None, # an evaluation's name; the first by default
-        second: str | None = None, # the last of the first one's preset by default
-    ):
-        self.root, self.there, self.filter = root, evaluations(root), {}
-        first = check_choice("first", first or next(iter(self.there)), list(self.there))
-        of_preset = lambda n: self.there[n]["configuration"]["preset"] == self.there[first]["configuration"]["preset"]
-        self.choose(first, second or [n for n in self.there if of_preset(n)][-1])
-
-# %% ../../nbs/site/widgets.ipynb #6c9c6e76
-@patch
-def choose(self: Explorer, first, second):
-    "Show these two evaluations from the beginning"
-    self.names, self.pairs, self.shown, self.at = (first, second), [], [], 0
-    self.pairs = read_pair(first, second, self.root)
-    self.keep(**self.filter)
-
-@patch
-def keep(self: Explorer, **kwargs):
-    "Show only what passes `filter_answers`, from the beginning"
-    self.filter, self.shown, self.at = kwargs, [], 0
-    self.shown = filter_answers(self.pairs, **kwargs)
-
-@patch
-def move(self: Explorer, by):
-    "So many problems on, or back, as far as the ends"
-    self.at = max(0, min(self.at + by, len(self.shown) - 1))
-
-# %% ../../nbs/site/widgets.ipynb #d293470a
-@patch
-def place(self: Explorer):
-    "Which of how many"
-    return f"{self.at + 1:,} of {len(self.shown):,}" if self.shown else "none"
-
-@patch
-def html(self: Explorer):
-    "The problem at this place, or why there is none"
-    if not self.shown: return f"<p>None of the {len(self.pairs):,} problems passes this filter: widen it.</p>"
-    pair, (first, second) = self.shown[self.at], [self.there[n] for n in self.names]
-    known = solutions(first["configuration"]["preset"], first["dataset"], first["split"])
-    return answer_html(pair, (first["title"], second["title"]), known.get(pair["question"], ""))
-
 # %% ../../nbs/site/widgets.ipynb #9521607e
-def _controls(view):
+def _controls(there, **names):
     "The explorer's widgets by name"
     dropdown = lambda name, options, **kw: ipywidgets.Dropdown(options=options, description=name, **kw)
-    titles, wide = [(e["title"], n) for n, e in view.there.items()], {"layout": {"width": "49%"}}
-    runs = {k: dropdown(k, titles, value=n, **wide) for k, n in zip(("first", "second"), view.names)}
+    titles, wide = [(e["title"], n) for n, e in there.items()], {"layout": {"width": "49%"}}
+    runs = {k: dropdown(k, titles, value=n, **wide) for k, n in names.items()}
     filters = {"right": dropdown("show", list(VERDICTS)), "kind": dropdown("class", ["any", *CLASSES]), "steps": dropdown("steps", ["any"])}
     buttons = {k: ipywidgets.Button(description=k, icon=f"arrow-{d}") for k, d in (("previous", "left"), ("next", "right"))}
     return runs | filters | buttons | {"place": ipywidgets.Label(), "pane": ipywidgets.HTML()}
 
 # %% ../../nbs/site/widgets.ipynb #a9e956cf
-def _connect(view, w):
-    "Have the widgets `w` drive `view`"
-    def draw(change):
-        try: change(); w["pane"].value = view.html()
-        except Exception as e: w["pane"].value = f"<p>{html.escape(str(e) or type(e).__name__)}</p>"
-        w["place"].value = view.place()
-    def choose(_=None):
-        draw(lambda: view.choose(w["first"].value, w["second"].value))
-        steps, was = sorted({p["steps"] for p in view.pairs}), w["steps"].value
-        w["steps"].options = ["any", *steps]
-        w["steps"].value = was if was in steps else "any"
-    def keep(_): draw(lambda: view.keep(**{k: w[k].value for k in ("right", "kind", "steps") if w[k].value is not None}))
-    for name, change in dict(first=choose, second=choose, right=keep, kind=keep, steps=keep).items(): w[name].observe(change, "value")
-    for name, by in (("previous", -1), ("next", 1)): w[name].on_click(lambda _, by=by: draw(lambda: view.move(by)))
-    choose()
+def _connect(w, there, root):
+    "Have the widgets `w` show what they say"
+    view = SimpleNamespace(names=None, pairs=[], at=0)
+    def draw(_=None, by=0):
+        try:
+            if (names := (w["first"].value, w["second"].value)) != view.names:
+                view.names, view.pairs = names, []
+                view.pairs = read_pair(*names, root)
+                steps, was = sorted({p["steps"] for p in view.pairs}), w["steps"].value
+                w["steps"].options = ["any", *steps]
+                w["steps"].value = was if was in steps else "any"
+            shown = filter_answers(view.pairs, *(w[k].value for k in ("right", "kind", "steps")))
+            view.at = max(0, min(view.at + by, len(shown) - 1)) if by else 0
+            w["place"].value, (a, b) = f"{view.at + 1:,} of {len(shown):,}" if shown else "none", (there[n] for n in names)
+            known = solutions(a["configuration"]["preset"], a["dataset"], a["split"])
+            w["pane"].value = f"<p>None of the {len(view.pairs):,} problems passes this filter: widen it.</p>" if not shown else answer_html(
+                shown[view.at], (a["title"], b["title"]), known.get(shown[view.at]["question"], ""))
+        except Exception as e: w["place"].value, w["pane"].value = "none", f"<p>{html.escape(str(e) or type(e).__name__)}</p>"
+    for name in ("first", "second", "right", "kind", "steps"): w[name].observe(draw, "value")
+    for name, by in (("previous", -1), ("next", 1)): w[name].on_click(lambda _, by=by: draw(by=by))
+    draw()
 
 # %% ../../nbs/site/widgets.ipynb #e682ef45
 def explorer(
@@ -273,9 +231,10 @@ def explorer(
     second: str | None = None, # the last of the first one's preset by default
 ) -> ipywidgets.VBox: # `controls` holds its widgets by name
     "Step through the answers of two evaluations"
-    view = Explorer(root, first, second)
-    w = _controls(view)
-    _connect(view, w)
+    there, preset = evaluations(root), lambda n: there[n]["configuration"]["preset"]
+    first = check_choice("first", first or next(iter(there)), list(there))
+    second = check_choice("second", second or [n for n in there if preset(n) == preset(first)][-1], list(there))
+    _connect(w := _controls(there, first=first, second=second), there, root)
     rows = [("first", "second"), ("right", "kind", "steps"), ("previous", "next", "place")]
     box = ipywidgets.VBox([*(ipywidgets.HBox([w[n] for n in row]) for row in rows), w["pane"]])
     box.controls = w
@@ -328,17 +287,6 @@ def _grow(models, ids, limit, stop_ids, tokenizer, context):
             yield read(new[0]), read(new[1])
 
 # %% ../../nbs/site/widgets.ipynb #243aff94
-def _ask(w, stream, names):
-    "Show what `stream` yields for the question"
-    w["ask"].disabled, w["state"].value, texts, drawn = True, "answering …", ("", ""), 0.0
-    try:
-        for texts in stream(w["question"].value):
-            if time.monotonic() - drawn > 0.1: w["pane"].value, drawn = _both(names, texts), time.monotonic()
-        w["pane"].value, w["state"].value = _both(names, texts), "done"
-    except KeyboardInterrupt: w["state"].value = "stopped"
-    except Exception as e: w["state"].value = str(e) or type(e).__name__
-    finally: w["ask"].disabled = False
-
 def playground(
     base, # model on its device; None: that of `tuned`, its adapter switched off
     tuned, # model on its device
@@ -350,8 +298,16 @@ def playground(
     "Ask two models the same question"
     w = {"question": ipywidgets.Textarea(placeholder="A word problem", layout={"width": "98%", "height": "5em"}),
          "ask": ipywidgets.Button(description="ask both", button_style="primary"), "state": ipywidgets.Label(), "pane": ipywidgets.HTML()}
-    def stream(question): return stream_pair(base, tuned, tokenizer, question, max_new_tokens, prompt_style)
-    w["ask"].on_click(lambda _: _ask(w, stream, names))
+    def ask(_):
+        w["ask"].disabled, w["state"].value, texts, drawn = True, "answering …", ("", ""), 0.0
+        try:
+            for texts in stream_pair(base, tuned, tokenizer, w["question"].value, max_new_tokens, prompt_style):
+                if time.monotonic() - drawn > 0.1: w["pane"].value, drawn = _both(names, texts), time.monotonic()
+            w["pane"].value, w["state"].value = _both(names, texts), "done"
+        except KeyboardInterrupt: w["state"].value = "stopped"
+        except Exception as e: w["state"].value = str(e) or type(e).__name__
+        finally: w["ask"].disabled = False
+    w["ask"].on_click(ask)
     box = ipywidgets.VBox([w["question"], ipywidgets.HBox([w["ask"], w["state"]]), w["pane"]])
     box.controls = w
     return box
