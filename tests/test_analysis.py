@@ -10,7 +10,7 @@ from gsm8k_sft.reporting.figures import COLOURS, DARK, GRID, INK, PAPER, alt_tex
 from gsm8k_sft.reporting.tables import average_seeds, comparison_table, format_table, headline, markdown_table
 from gsm8k_sft.core.config import project_path, project_root
 from gsm8k_sft.core.runs import write_json
-from gsm8k_sft.report import make_report, missing_runs
+from gsm8k_sft.report import make_report, _missing_runs
 from gsm8k_sft.experiments.runner import do_jobs, run_notebook
 from gsm8k_sft.experiments.study import Job, matrix_jobs
 
@@ -180,7 +180,7 @@ def test_report_names_what_is_missing(results):
     assert "**Toy runs only" in text and "- toy lora_main-s0" in text and "- toy full_main-s0" not in text
     assert "84.0\N{NO-BREAK SPACE}% (80.0\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}88.0)" in text
     assert (results / "report" / "toy-main-comparison.png").exists()
-    assert missing_runs(comparison_table(root=results), []) == []
+    assert _missing_runs(comparison_table(root=results), []) == []
 
 
 def test_runs_that_nobody_evaluated(tmp_path):
