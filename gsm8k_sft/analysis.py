@@ -137,10 +137,9 @@ def draw_figures(
 # %% ../nbs/04_analysis.ipynb #d2800537
 def draw_page_figures(
     out: Path | str | None = None, # folder; figures/ by default
-    root: Path | str | None = None, # a folder laid out as results/, which is the default
 ) -> dict[Path, str]: # the files written, each with the alternative text of its figure
     "Draw the figures that README and site show"
-    table = comparison_table(root=root or project_path("results"))
+    table = comparison_table(root=project_path("results"))
     chosen = [*_comparisons(table[table.dataset == "main"])]
     if (table.dropna(subset=["strict"]).preset != "toy").any(): chosen.insert(0, ("results", plot_results(table)))
     return _save_all(chosen, out or project_path("figures"), ("svg", "dark"))

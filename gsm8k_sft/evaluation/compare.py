@@ -80,8 +80,25 @@ def _over_seeds(values, single):
     if len(values) == 1: return f"{_percent(values[0])} %" + (" (one seed)" if single else "")
     return f"{_percent(np.mean(values))} % (mean of {len(values)} seeds, {_percent(min(values))} to {_percent(max(values))})"
 
+# %% ../../nbs/evaluation/compare.ipynb #5d1c0b01
+@dataclass
 class _Difference:
-    "The words that all comparisons share"
+    "What all comparisons share; `difference` is `b` minus `a`, shares throughout"
+    name_a: str
+    name_b: str
+    metric: str # strict, numeric or flexible
+    n: int # problems
+    difference: float
+    low: float # of the interval of the difference
+    high: float
+    p: float # of the test that the difference is zero
+    detectable: float | None # the minimum detectable effect at 80 % power; None: no difference is found so often
+    equivalence: Equivalence # what is shown about the margin
+    margin: float
+    confidence: float
+
+    @property
+    def shown(self): return bool(self.p <= 1 - self.confidence)
     def _repr_markdown_(self): return str(self)
     def _interval(self):
         return (f"a difference of {_points(self.difference)} points, {100 * self.confidence:g} % interval "
@@ -97,7 +114,7 @@ class _Difference:
 
 # %% ../../nbs/evaluation/compare.ipynb #7de5d6df
 @dataclass
-class BareDifference(_Difference):
+class BareDifference:
     "The difference of two accuracies that can't be compared: no interval, no test"
     name_a: str
     name_b: str
@@ -110,6 +127,7 @@ class BareDifference(_Difference):
 
     @property
     def difference(self): return self.accuracy_b - self.accuracy_a
+    def _repr_markdown_(self): return str(self)
     def __str__(self):
         return (f"{self.name_a} answers {_percent(self.accuracy_a)} % and {self.name_b} {_percent(self.accuracy_b)} % right "
                 f"({self.metric}), {_points(self.difference)} points apart; there is no interval, since {self.why}.")
@@ -122,28 +140,15 @@ def _bare(runs_a, runs_b, metric, names, why):
 # %% ../../nbs/evaluation/compare.ipynb #cb2bc799
 @dataclass
 class Comparison(_Difference):
-    "Two models on the same problems; `difference` is `b` minus `a`, shares throughout"
-    name_a: str
-    name_b: str
-    metric: str # strict, numeric or flexible
-    n: int # problems
+    "Two models on the same problems; p is McNemar's, exact"
     accuracy_a: float
     accuracy_b: float
-    difference: float
-    low: float # of the interval of the difference, made by `method`
-    high: float
-    method: str
+    method: str # of the interval
     both: int # problems solved by both, by the first alone, by the second alone, by neither
     only_a: int
     only_b: int
     neither: int
-    p: float # of McNemar's exact test
-    detectable: float | None # the minimum detectable effect at 80 % power; None: no difference is found so often
-    equivalence: Equivalence # what is shown about the margin
-    margin: float = 0.02
-    confidence: float = 0.95
-    @property
-    def shown(self): return bool(self.p <= 1 - self.confidence)
+
     def __str__(self):
         return (f"{self.name_a} answers {_percent(self.accuracy_a)} % and {self.name_b} {_percent(self.accuracy_b)} % "
                 f"of the same {self.n:,} problems right ({self.metric}): {self._interval()} ({self.method}); {self.only_a + self.only_b} "
@@ -161,8 +166,8 @@ def _comparison(names, metric, a, b, confidence, margin=0.02):
     except ValueError: detectable = None # too few problems, or none that one model alone solves
     # one more problem that each solves alone: of equal answers, too, the truth may differ a little
     same = mean_difference([*a, 0, 1], [*b, 1, 0]).equivalence(margin)
-    return Comparison(*names, metric, len(a), float(a.mean()), float(b.mean()), float(b.mean() - a.mean()), low, high, method,
-                      **counts, detectable=detectable, equivalence=same, margin=margin, confidence=confidence)
+    return Comparison(*names, metric, len(a), float(b.mean() - a.mean()), low, high, **counts, detectable=detectable, equivalence=same,
+                      margin=margin, confidence=confidence, accuracy_a=float(a.mean()), accuracy_b=float(b.mean()), method=method)
 
 # %% ../../nbs/evaluation/compare.ipynb #7e065274
 def compare(
@@ -219,26 +224,12 @@ def _seed_note(single, dof):
 # %% ../../nbs/evaluation/compare.ipynb #73ef11af
 @dataclass
 class SeedComparison(_Difference):
-    "Two methods, each with the accuracies of its seeds; `difference` is the mean of `b` minus that of `a`"
-    name_a: str
-    name_b: str
-    metric: str # strict, numeric or flexible
-    n: int # problems
+    "Two methods, each with the accuracies of its seeds; `difference` is that of their means"
     accuracies_a: list[float] # a share for each seed
     accuracies_b: list[float]
-    difference: float
-    low: float # of the interval of the difference
-    high: float
-    p: float # of the test that the difference is zero
-    detectable: float # the minimum detectable effect at 80 % power
-    equivalence: Equivalence # what is shown about the margin
     dof: int # degrees of freedom of the spread between seeds; 0: it is unknown
-    margin: float = 0.02
-    confidence: float = 0.95
-    single: tuple[str, ...] = () # trained methods with one seed
+    single: tuple[str, ...] # trained methods with one seed
 
-    @property
-    def shown(self): return self.p <= 1 - self.confidence
     def __str__(self):
         levels = "seeds and problems" if self.dof else "problems"
         a, b = (_over_seeds(v, n in self.single) for n, v in ((self.name_a, self.accuracies_a), (self.name_b, self.accuracies_b)))
@@ -272,5 +263,5 @@ def compare_seeds(
     single = tuple(name for name, x in zip(names, (a, b)) if len(x) == 1 and name not in seedless)
     fixed = [side for side, name in zip("ab", names) if name in seedless]
     e, spread = seed_estimate(a, b, pooled, fixed), seed_spread([*(x for side, x in zip("ab", (a, b)) if side not in fixed), *pooled])
-    return SeedComparison(*names, metric, a.shape[1], *(x.mean(axis=1).tolist() for x in (a, b)), e.difference, *e.interval(confidence),
-                          e.p(), e.detectable(alpha=1 - confidence), e.equivalence(margin), spread.dof, margin, confidence, single)
+    return SeedComparison(*names, metric, a.shape[1], e.difference, *e.interval(confidence), e.p(), e.detectable(alpha=1 - confidence),
+                          e.equivalence(margin), margin, confidence, *(x.mean(axis=1).tolist() for x in (a, b)), spread.dof, single)

@@ -208,12 +208,11 @@ def plot_loss_accuracy(
 # %% ../../nbs/reporting/curves.ipynb #6e65066b
 def plot_steps(
     answers: dict[str, list[dict]], # name of each model -> its predictions, from `read_answers`
-    by: str = "steps", # or length, characters of the published answer
 ): # Axes
-    "Accuracy by the size of the problem; base models grey and black"
+    "Accuracy by the steps of the problem; base models grey and black"
     if not answers: raise ValueError("plot_steps: no predictions")
     base, tuned = cycle((COLOURS["grey"], INK)), cycle(COLOURS.values())
-    parts = {name: (p := breakdown(a, by, "numeric"))[p["n"] > 0] for name, a in answers.items()}
+    parts = {name: (p := breakdown(a, "steps", "numeric"))[p["n"] > 0] for name, a in answers.items()}
     first, width = next(iter(parts.values())), min(0.12, 0.6 / len(parts))
     with figure_style() as plt:
         ax = plt.subplots(figsize=(6.4, 3.8))[1]
@@ -222,7 +221,7 @@ def plot_steps(
             ax.errorbar(np.arange(len(part)) + i * width, y, yerr=[(y - limits[0]).clip(0), (limits[1] - y).clip(0)], fmt="o-", lw=1, ms=4,
                         color=next(base if name.startswith("base") else tuned), capsize=2, label=name)
         ax.set(xticks=range(len(first)), xticklabels=[f"{k}\n{n}" for k, n in zip(first.index, first["n"])],
-               xlabel=("steps" if by == "steps" else "characters") + " of the published answer; below: problems",
+               xlabel="steps of the published answer; below: problems",
                ylim=(0, None), ylabel="right by the stated number, %\n(bars: 95 % Wilson interval)")
         ax.grid(axis="x", visible=False)
         ax.figure.legend(loc="outside upper center", ncols=2, fontsize=9)
@@ -259,12 +258,11 @@ def plot_discordant(
 # %% ../../nbs/reporting/curves.ipynb #9c1c279e
 def discordant_pairs(
     answers: dict[str, list[dict]], # name of each model -> its predictions, from `read_answers`
-    metric: str = "numeric", # what counts as solved: that the stated number is right; or strict, flexible
-) -> list[Comparison]: # of models that answered the same problems
+) -> list[Comparison]: # of models that answered the same problems, by the stated number
     "The comparisons worth a row"
     tuned = [name for name in answers if not name.startswith("base")]
     pairs = [(a, b) for a, b in combinations(tuned, 2) if a.split(" (")[0] != b.split(" (")[0]]
-    found = [compare(answers[a], answers[b], metric, names=(a, b), bare=True) for a, b in pairs or combinations(answers, 2)]
+    found = [compare(answers[a], answers[b], "numeric", names=(a, b), bare=True) for a, b in pairs or combinations(answers, 2)]
     return [c for c in found if isinstance(c, Comparison)]
 
 # %% ../../nbs/reporting/curves.ipynb #9e0023d8
@@ -350,14 +348,13 @@ def _scores(evaluation, base, metric):
 def summary_table(
     preset: str | None = None, # only this preset
     root: Path | str | None = None, # a folder laid out as results/; your own runs by default
-    base: str = "base-0shot", # what accuracy is compared with, or base-1shot
     metric: str = "strict", # or numeric, flexible
 ) -> pd.DataFrame: # a row for each run and evaluation: losses, tokens/s, seconds, bytes, parameters, shares
-    "Training, cost and accuracy of each run"
+    "Training, cost and accuracy of each run, compared with the untuned model without an example"
     plain, rows = for_one_table([e for e in read_evaluations(preset, root) if is_plain(e)]), []
     problems = lambda e: (e["configuration"]["preset"], e["dataset"], e["split"], e["n"])
     evaluated = lambda e: (e["configuration"]["preset"], e["configuration"].get("run_name"), e["model_type"])
-    bases = {problems(e): e for e in plain[::-1] if e["model_type"] == base}
+    bases = {problems(e): e for e in plain[::-1] if e["model_type"] == "base-0shot"}
     for r in read_runs(preset, root):
         known = {**{k: r.get(k) for k in SUMMARY[:9]}, **_log_columns(r), "trainable": (r.get("parameters") or {}).get("trainable")}
         own = [e for e in plain if evaluated(e) == (r["preset"], r["run_name"], r["tuning_method"])]

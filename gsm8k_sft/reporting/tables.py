@@ -182,12 +182,11 @@ def read_answers(
     preset: str, # of this preset
     dataset: str = "main", # and this data set
     root: Path | str | None = None, # a folder laid out as results/; your own by default
-    split: str = "test", # or validation
 ) -> dict[str, list[dict]]: # the model's name, with its run where there are several -> its predictions
     "The predictions that are there, base models first"
     def wanted(e):
         graded = e.get("protocol", {}).get("grader", "").startswith("strict, ")
-        whole = (e["dataset"], e["split"], e.get("limit")) == (dataset, split, None)
+        whole = (e["dataset"], e["split"], e.get("limit")) == (dataset, "test", None)
         return is_plain(e) and whole and graded and complete_result(e["file"].parent, e["name"]) is not None
     found = for_one_table(list(filter(wanted, read_evaluations(preset, root))))
     found.sort(key=lambda e: (model_order(e["model_type"]), e["name"]))
