@@ -7,7 +7,7 @@ from gsm8k_sft.grading.errors import grade_answer
 from gsm8k_sft.core.config import load_config, project_path
 from gsm8k_sft.models.loading import load_model, load_tokenizer
 from gsm8k_sft.site.widgets import (
-    answer_html, evaluations, explorer, filter_answers, live, pair_answers, planner, playground, read_pair, stream_pair, text_html)
+    answer_html, evaluations, explorer, filter_answers, live, pair_answers, planner, playground, read_pair, stream_pair, _text_html)
 
 RESULTS = project_path("results")
 FULL, LORA, BASE = [f"toy{name}__toy__main" for name in ("-full_main-s0__test__full", "-lora_main-s0__test__lora", "__test__base-0shot")]
@@ -37,7 +37,7 @@ def test_marks_change_no_letter(text):
     "Without its marks, the HTML is the text"
     from html import unescape
     import re
-    assert unescape(re.sub(r"<sup>.</sup>|</?span[^>]*>", "", text_html(text))) == text.strip()
+    assert unescape(re.sub(r"<sup>.</sup>|</?span[^>]*>", "", _text_html(text))) == text.strip()
 
 @pytest.mark.parametrize("name", [FULL, BASE])
 def test_marks_change_no_letter_of_real_answers(name):
@@ -45,7 +45,7 @@ def test_marks_change_no_letter_of_real_answers(name):
     from html import unescape
     from gsm8k_sft.evaluation.results import read_predictions
     for p in read_predictions(name, RESULTS / "toy" / "eval"):
-        assert unescape(re.sub(r"<sup>.</sup>|</?span[^>]*>", "", text_html(p["text"]))) == p["text"].strip()
+        assert unescape(re.sub(r"<sup>.</sup>|</?span[^>]*>", "", _text_html(p["text"]))) == p["text"].strip()
 
 def test_who_differs_depends_on_the_grader():
     (pair,) = pairs = pair_answers([prediction(0, "It is 4.")], [prediction(0, "#### 4")])

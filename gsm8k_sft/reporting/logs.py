@@ -160,15 +160,6 @@ def _read_file(path, logging_steps):
     raise ValueError(f"{path}: not a training log. Known are a run's log.jsonl, a Trainer's trainer_state.json, "
                      "lines {'loss': …} that a Trainer printed, a CSV export of wandb")
 
-# %% ../../nbs/reporting/logs.ipynb #7036a2b7
-def _unique_name(name, path, runs):
-    "A name that no other run has yet"
-    if name not in runs: return name
-    folders = [folder.name for folder in path.resolve().parents if folder.name not in ("", name)]
-    longer = next((f"{folder}/{name}" for folder in folders if f"{folder}/{name}" not in runs), None)
-    if longer is None: raise ValueError(f"{path}: a second run called {name}; give the runs names, read_logs({{name: path, …}})")
-    return longer
-
 # %% ../../nbs/reporting/logs.ipynb #89e5557c
 def read_logs(
     paths: str | Path | list | dict, # files or folders of runs, of any kinds; as a dict: a name for each run -> its file
@@ -180,5 +171,9 @@ def read_logs(
         path = _log_file(Path(path))
         found = _read_file(path, logging_steps)
         if given and len(found) == 1: found = {name: next(iter(found.values()))}
-        for run, rows in found.items(): runs[_unique_name(run, path, runs)] = rows
+        for run, rows in found.items():
+            longer = (f"{folder.name}/{run}" for folder in path.resolve().parents if folder.name not in ("", run))
+            free = next((n for n in (run, *longer) if n not in runs), None)
+            if free is None: raise ValueError(f"{path}: a second run called {run}; give the runs names, read_logs({{name: path, …}})")
+            runs[free] = rows
     return tidy(runs)

@@ -110,14 +110,9 @@ def _prepare_pages(source, out, extra=()):
 FORMULA = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
 FETCHED = re.compile(r'<(?:link|script)\b[^>]*"https?://[^>]*katex[^>]*>(?:</script>)?')
 
-def _with_mathml(page):
-    "A page's HTML with its formulas as MathML"
-    from latex2mathml.converter import convert
-    kind = {"inline": "inline", "display": "block"}
-    return FETCHED.sub("", FORMULA.sub(lambda m: convert(unescape(m[2]), display=kind[m[1]]), page))
-
 def _render_site(pages, out):
-    "HTML of the pages in a folder that is emptied first"
+    "HTML of the pages, with formulas as MathML, in a folder that is emptied first"
+    from latex2mathml.converter import convert
     from smalldocs.config import load
     from smalldocs.site import Site
     out, project = Path(out).resolve(), load(pages)
@@ -126,7 +121,8 @@ def _render_site(pages, out):
     site = Site(project, quiet=True)
     site.out = out
     site.build()
-    for page in out.rglob("*.html"): write_text(page, _with_mathml(page.read_text(encoding="utf-8")))
+    def mathml(m): return convert(unescape(m[2]), display={"inline": "inline", "display": "block"}[m[1]])
+    for page in out.rglob("*.html"): write_text(page, FETCHED.sub("", FORMULA.sub(mathml, page.read_text(encoding="utf-8"))))
 
 # %% ../../nbs/site/docs.ipynb #eba11cdf
 def build_site(
