@@ -180,9 +180,9 @@ def test_readme_is_the_index():
 
 
 def test_the_picture_of_the_house_is_the_contract():
-    from gsm8k_sft.site.house import house_table, with_table
+    from gsm8k_sft.site.house import house_table, _with_table
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    assert page == with_table(page, house_table(ROOT)), "run `make prepare` and commit CONTRIBUTING.md"
+    assert page == _with_table(page, house_table(ROOT)), "run `make prepare` and commit CONTRIBUTING.md"
 
 
 @pytest.mark.parametrize("path", [*NOTEBOOKS, *ROOT.glob("*.md")], ids=lambda p: p.relative_to(ROOT).as_posix())

@@ -53,9 +53,8 @@ def _smooth(values):
 def _series(table, metric, by):
     "For each run x and y of a metric, in the units of the axes"
     rows = table[(table["metric"] == metric) & table[by].notna()]
-    found, x_unit, y_unit = {}, BY[by][1], METRICS.get(metric, ("", 1))[1]
-    for run, own in rows.groupby("run", sort=False):
-        found[run] = own[by].to_numpy() / x_unit, own["value"].to_numpy() / y_unit
+    x_unit, y_unit = BY[by][1], METRICS.get(metric, ("", 1))[1]
+    found = {run: (own[by].to_numpy() / x_unit, own["value"].to_numpy() / y_unit) for run, own in rows.groupby("run", sort=False)}
     if not found: raise ValueError(f"plot_curves: no values of {metric} by {by}; there are {', '.join(table['metric'].unique())}")
     return found
 
