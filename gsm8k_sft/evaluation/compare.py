@@ -96,7 +96,6 @@ class _Difference:
     equivalence: Equivalence # what is shown about the margin
     margin: float
     confidence: float
-
     @property
     def shown(self): return bool(self.p <= 1 - self.confidence)
     def _repr_markdown_(self): return str(self)
