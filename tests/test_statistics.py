@@ -11,7 +11,7 @@ from statsmodels.stats.proportion import proportion_confint
 from gsm8k_sft.evaluation.compare import compare, compare_seeds
 from gsm8k_sft.statistics import (
     Estimate, mcnemar, mean_difference, mean_gap, mean_interval, minimum_detectable_effect, newcombe_interval, paired_bootstrap, pass_at_k,
-    plan_seeds, seed_difference, seed_estimate, seed_interval, seed_power, seed_spread, variance_components, wilson_interval)
+    holm, plan_seeds, seed_difference, seed_estimate, seed_interval, seed_power, seed_spread, variance_components, wilson_interval)
 from gsm8k_sft.statistics.planning import MINUTES, plan_text
 
 PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -423,3 +423,9 @@ def test_importing_it_imports_nothing_else():
     others = ("gsm8k_sft.", "scipy", "pandas", "torch", "statsmodels")
     code = f"import sys, gsm8k_sft.statistics; print([m for m in sys.modules if m.startswith({others}) and 'statistics' not in m])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_holm_counts_what_was_named_and_is_not_there_yet():
+    p = [0.04, 0.01]
+    assert holm(p).tolist() == [0.04, 0.02]
+    assert holm(p, 5).tolist() == pytest.approx([0.16, 0.05]) and holm([], 3).tolist() == []

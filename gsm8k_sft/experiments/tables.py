@@ -23,6 +23,7 @@ from ..grading.answers import GRADERS
 from ..reporting.curves import plot_rates
 from ..reporting.tables import keep_together
 from ..statistics.planning import plan_seeds
+from ..statistics.seeds import holm
 
 # %% ../../nbs/experiments/tables.ipynb #ed1e56fa
 def _archive(preset, root): return Path(root or project_path("results")) / preset
@@ -138,17 +139,16 @@ def pair_table(
     root: Path | str | None = None, # results/ by default
 ) -> pd.DataFrame: # a row a pair and grader: difference and interval in points; p, corrected by Holm; what could be seen; sentence
     "The comparisons that the study was made for"
-    from statsmodels.stats.multitest import multipletests
     found, rows = _experiments(_evaluations(study, root)), []
+    named = {m: [(i, a, b) for i, (a, b) in enumerate(study.pairs) if m == "strict" or "base" in (a, b)] for m in GRADERS}
     for metric in GRADERS:
         of, arms = _with_base(found, metric), _arms(found, metric)
-        rows += [(i, _pair(of, a, b, metric, arms)) for i, (a, b) in enumerate(study.pairs)
-                 if (metric == "strict" or "base" in (a, b)) and a in of and b in of]
+        rows += [(i, _pair(of, a, b, metric, arms)) for i, a, b in named[metric] if a in of and b in of]
     table = pd.DataFrame([row for _, row in sorted(rows, key=lambda x: x[0])])
-    for _, part in table.dropna(subset="p").groupby("grader") if "p" in table else ():
-        table.loc[part.index, "p, Holm"] = p = multipletests(part["p"], method="holm")[1]
+    for metric, part in table.dropna(subset="p").groupby("grader") if "p" in table else ():
+        table.loc[part.index, "p, Holm"] = p = holm(part["p"], n := len(named[metric]))
         table.loc[part.index, "sentence"] += [
-            f" Corrected for the {len(p)} named comparisons (Holm): p = {x:.2g}{', no longer shown' * bool(was and x > 0.05)}."
+            f" Corrected for the {n} named comparisons (Holm): p = {x:.2g}{', no longer shown' * bool(was and x > 0.05)}."
             for x, was in zip(p, part["shown"])]
         table.loc[part.index, "shown"] = p <= 0.05
     return table
