@@ -48,7 +48,7 @@ def _from_first(value=None):
 def _together():
     "Among the processes that a launcher has started"
     if several := int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        import torch.distributed.nn # noqa: F401 # before there is a group: its defaults would keep it, and its threads, beyond the end
+        import torch.distributed.nn # noqa: F401 before there is a group, which it would keep beyond the end
         from accelerate import PartialState
     try: yield several and PartialState(cpu=device() == "cpu")
     finally:
@@ -116,8 +116,7 @@ def _result(name, cfg, model_type, first, run, protocol, answers, n_found, other
         "base_model": cfg.model.path or cfg.model.name, "dataset": cfg.data.dataset, "n": len({a["id"] for a in answers}),
         "samples": e.samples, **_verdicts(answers, e.samples), "protocol": protocol, "new_tokens": tokens, "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / max(seconds, 1e-9), 1), "peak_memory": peak_memory(), "resumed_answers": n_found,
-        "processes": _process()[1],
-        "finish_reasons": dict(Counter(a["finish_reason"] for a in answers)),
+        "processes": _process()[1], "finish_reasons": dict(Counter(a["finish_reason"] for a in answers)),
         "batch_sizes": {str(k): v for k, v in sorted(Counter(a["batch_size"] for a in answers).items())}, "environment": environment()}
 
 # %% ../nbs/03_evaluate.ipynb #f3afea3b

@@ -328,7 +328,6 @@ def differing_facts(
     a, b = (getattr(x, "facts", {}) for x in (a, b))
     return [f"{k}: {v!r} and {b[k]!r}" for k, v in a.items() if k in b and b[k] != v]
 
-# %% ../../nbs/evaluation/results.ipynb #b1a75236
 def write_result(
     folder: Path, # eval_results
     name: str, # from `result_name`

@@ -219,10 +219,9 @@ def result_names(
 
 def is_done(
     job: Job, # of a study
-    folder: Path | None = None, # eval_results by default
 ) -> bool:
     "Whether all evaluations of a job are there"
-    return all(complete_result(folder or project_path("eval_results"), n) for n in result_names(job))
+    return all(complete_result(project_path("eval_results"), n) for n in result_names(job))
 
 # %% ../../nbs/experiments/study.ipynb #82054f3d
 def find_result(
@@ -250,7 +249,7 @@ def choose_rate(
 
 # %% ../../nbs/experiments/study.ipynb #4c1f6a21
 def _within_noise(a, b):
-    "Whether McNemar's test leaves open which of two rates is better, by their records; so it does if the answers of one weren't kept"
+    "Whether McNemar's test leaves open which of two evaluations is better; True, too, if the answers of one weren't kept"
     kept = [read_bytes(p.with_suffix(".predictions.jsonl")) or read_bytes(p.with_suffix(".verdicts.jsonl")) for p in (a, b)]
     return None in kept or compare(*([*map(json.loads, data.splitlines())] for data in kept)).p > 0.05
 
@@ -291,10 +290,9 @@ def chosen_setting(
 def open_jobs(
     study: DictConfig, # from `read_study`
     done=is_done, # tells whether a job is done
-    folder: Path | None = None, # eval_results by default
 ) -> tuple[list[Job], int]: # what can be done now; how many runs wait for a learning rate
     "What is left of a study"
-    settings = {m: chosen_setting(study, m, folder) for m in study.methods}
+    settings = {m: chosen_setting(study, m) for m in study.methods}
     searches = [search_job(study, m, s) for m, (_, right) in settings.items() for s, n in right.items() if n is None]
     chosen = {name: settings[r.method][0] for name, r in study.runs.items()}
     later = [j for name, s in chosen.items() if s for j in run_jobs(study, name, s)] + base_jobs(study)
