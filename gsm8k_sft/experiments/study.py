@@ -210,12 +210,11 @@ def result_names(
 ) -> list[str]: # in eval_results/
     "The names of a job's evaluations"
     kinds = [(f"base-{k}shot", "") for k in job.shots] if not job.tuning else [(job.tuning, ask) for ask in job.ask]
-    asked = [(cfg, kind) for kind, ask in kinds for cfg in evaluated_datasets(job_config(job, ask))]
     def first(cfg): # of a set that isn't larger all are asked
         n, key = cfg.evaluation.split == "test" and cfg.data.test_samples, OmegaConf.to_yaml(cfg.data)
         if n and key not in _sizes: _sizes[key] = len(load_gsm8k(cfg, ["test"])["test"])
         return n if n and _sizes[key] == n else None
-    return [result_name(cfg, kind, first(cfg)) for cfg, kind in asked]
+    return [result_name(cfg, kind, first(cfg)) for kind, ask in kinds for cfg in evaluated_datasets(job_config(job, ask))]
 
 def is_done(
     job: Job, # of a study
