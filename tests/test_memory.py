@@ -15,8 +15,8 @@ from gsm8k_sft.train import load_for_training, train
 from gsm8k_sft.training.graphs import training_mode
 from gsm8k_sft.training.loss import COMPILED_ROWS, packed_loss
 from gsm8k_sft.training.memory import (
-    CARDS, CONSTANTS, KINDS, LiveBytes, MemoryPlanError, UnknownMemory, _layer_ledger, _linear_sizes, _optimizer_bytes, _trainable_sizes,
-    _weight_bytes, check_fits, example_tokens, fit_tokens, memory_record, model_shape, nearest_fit, plan, plan_memory, plan_table,
+    CARDS, CONSTANTS, KINDS, LiveBytes, MemoryPlanError, TOKENS, UnknownMemory, _layer_ledger, _linear_sizes, _optimizer_bytes,
+    _trainable_sizes, _weight_bytes, check_fits, example_tokens, fit_tokens, memory_record, model_shape, nearest_fit, plan, plan_memory, plan_table,
     preset_for_card, random_training_model, setup, smallest_card, stage_table, trace_plan, usable)
 from gsm8k_sft.training.packing import PackedCollator
 
@@ -238,7 +238,8 @@ def test_a_configuration_counts():
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_a_pass_is_as_large_as_the_card_allows(tuning):
     def chosen(card, batch="24 train.gradient_accumulation_steps=3", **changes):
-        cfg = config("gemma-2b-it", tuning, f"train.max_tokens=null model.precision=bf16 train.optim=paged_adamw_8bit train.per_device_train_batch_size={batch}")
+        asked = "train.max_tokens=null model.precision=bf16 train.optim=paged_adamw_8bit"
+        cfg = config("gemma-2b-it", tuning, f"{asked} train.per_device_train_batch_size={batch}")
         fit_tokens(cfg, free=usable(card), **changes)
         return cfg
     sizes = []
@@ -261,7 +262,7 @@ def test_a_pass_is_chosen_only_where_it_is_asked_for():
         assert before == cfg
     unknown = config("gemma-3-270m", "lora", "train.max_tokens=null train.gradient_accumulation_steps=2 lora_config.use_dora=true")
     fit_tokens(unknown, free=usable("L4 24"))
-    assert unknown.train.max_tokens == CONSTANTS["tokens"] and unknown.train.per_device_train_batch_size == 64
+    assert unknown.train.max_tokens == TOKENS and unknown.train.per_device_train_batch_size == 64
     small = config("gemma-2-9b-it", overrides="train.max_tokens=null")
     fit_tokens(small, free=usable("T4 16")) # nothing fits: `check_fits` will say so
     assert small.train.max_tokens == 1024
