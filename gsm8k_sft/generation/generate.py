@@ -115,8 +115,7 @@ def _with_progress(answers, total, every=5.0):
     if live:
         yield from tqdm(answers, total=total, unit="answer")
         return
-    start = last = time.perf_counter()
-    tokens = 0
+    start, last, tokens = *[time.perf_counter()] * 2, 0
     for done, answer in enumerate(answers, 1):
         tokens, now = tokens + answer.n_tokens, time.perf_counter()
         if now - last > every and done < total:

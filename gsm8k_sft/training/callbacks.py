@@ -153,11 +153,11 @@ def wandb_mode(
     cfg: DictConfig, # from `load_config`
 ) -> str: # off, offline or online
     "Whether and how this run reports to wandb"
-    disabled = os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on")
+    disabled = os.environ.get("WANDB_MODE") == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on")
     if disabled or not {"auto", "wandb"} & set(reporters(cfg)): return "off"
     mode = os.environ.get("WANDB_MODE") or setting("wandb", "mode")
     mode = {"disabled": "off", "dryrun": "offline"}.get(mode, mode)
-    check_choice("settings.ini [wandb] mode", mode, ("off", "offline", "online"))
+    check_choice("WANDB_MODE or settings.ini [wandb] mode", mode, ("off", "offline", "online"))
     return "offline" if mode == "off" and "wandb" in reporters(cfg) else mode
 
 # %% ../../nbs/training/callbacks.ipynb #f564e675
@@ -182,8 +182,9 @@ def _start_wandb(cfg, folder, id):
         raise TrainingError("settings.ini [wandb] mode is online but there is no key: run `wandb login`, or set mode = offline")
     named = {"project": setting("wandb", "project"), "name": cfg.run_name, "run_group": cfg.preset}
     project, name, group = (os.environ.get(f"WANDB_{k.upper()}") or v for k, v in named.items())
-    return wandb.init(project=project, entity=setting("wandb", "entity") or None, name=name, group=group, id=id, resume="allow", mode=mode,
-                      dir=str(folder), config=OmegaConf.to_container(cfg), settings=wandb.Settings(silent=True, console="off"))
+    at = dict(project=project, entity=setting("wandb", "entity") or None, name=name, group=group, id=id, resume="allow", mode=mode)
+    try: return wandb.init(**at, dir=str(folder), config=OmegaConf.to_container(cfg), settings=wandb.Settings(silent=True, console="off"))
+    except wandb.Error as e: raise TrainingError(f"wandb can't be reached ({' '.join(str(e).split())}); WANDB_MODE=offline waits") from e
 
 # %% ../../nbs/training/callbacks.ipynb #b7e21f04
 @contextmanager
