@@ -401,6 +401,74 @@ KINDS = {
     "code": [
         ('```python\nprint(x)\n```\n```output\n26\n```', '26', True),
     ],
+    "restated result": [
+        ('So the discount is 20% of $50, or $10.', '10', True),
+        ('That is 12 plus 9, or 21.', '21', True),
+        ('It weighs 10 pounds + 20 pounds, or 30 pounds.', '30', True),
+        ('He has $60 + 1/4 of her $80, which is $80.', '80', True),
+        ('The price is 2.5 * 10 dollars, which is equal to 25 dollars.', '25', True),
+        ('A pump fills 40 jugs in 8 minutes, which is equivalent to a rate of 5 jugs per minute.', '5', True),
+        ('He has 36 eggs, which is equivalent to 3 * 12.', '12', False),
+        ('3 times 4000 is 12,000 bottles of juice.', '12000', True),
+        ('4 * 12 =\n48 eggs fit into 4 boxes.', '48', True),
+        ('It takes 90 days, or 3 months.', '3', False),
+        ('He needs 36 eggs, which is 3 dozen.', '3', False),
+        ('Each shirt costs $5, or $6.', '6', False),
+    ],
+    "part of a whole": [
+        ('60 - 40 = 20 girls.\nThis means that 8 of the 20 girls who came can swim.', '8', True),
+        ('The 3 boys who came scored 18 points in total.', '18', True),
+        ('10 came, so that means there were 35 at the end of the year.', '35', True),
+        ('But if she buys 10 more, that means she has 11 pens.', '11', True),
+    ],
+    "total, at least": [
+        ('The tree can bear a total of 4000 plums during its 10 years.', '4000', True),
+        ('Adding $35 and $120 gives us a total of $155.', '155', True),
+        ('She has to buy at least 4 jars in order to fill 9 glasses.', '4', True),
+        ('He has 23 more sweet cookies than salty cookies.', '23', True),
+    ],
+    "times": [
+        ('Therefore, it takes Tom 8 hours to drive from 1 PM to 9 PM.', '8', True),
+        ('The answer is 3:45.', '45', False),
+        ('225 minutes are 3 hours and 45 minutes.\nSo it takes 3 hours and 45 minutes for all.', '45', False),
+        ('He will be twice as old as he was 5 years ago, in 3 years.', '5', False),
+        ("Ann's son was born 2 years ago.", '2', True),
+    ],
+    "two results": [
+        ('The answer is 75 and 100.', '100', False),
+        ('4 * 25 = 100.\nSo she gave 75 pounds of rice to her aunt and 100 pounds of rice to her uncle.', '100', False),
+        ('So she needs 2 more cups of sugar and 4 more cups of flour.', '2', False),
+        ('The answer is 3 snakes and 56 frogs.', '56', False),
+        ('9 - 3 = 6.\nComparing 2, 5 and 6 shows that 6 is the greatest.', '6', True),
+    ],
+    "unfinished": [
+        ('Therefore, he can pay $7380 + $2', '2', False),
+        ('In total he sold 80 meters of land and earned $', '80', False),
+        ('So the price rises by $4.\n' * 4 + 'So the price rises by $4', '4', False),
+        ('1.5 liters.\n' * 9 + '1.', '1', False),
+        ('So he has 7x - 6 more.', '7', False),
+        ('Then 7 + 3*x* = 5*x* - 2', '5', False),
+        ('Ann has x + 5 pens.\nFinal answer: x+5', '5', False),
+        ('9 * 2 = 18\n\nThe final answer is: ######', '18', True),
+        ('So 9 * 2 = 18.\n\n**Answer:**', '18', True),
+        ('He has 30 cats. How many dogs has he?\nAnswer:', '30', False),
+        ('So he will be 4 * (her age - 5) + 6 years old.', '4', False),
+        ('16 people is less than 20 people, so there is room.', '16', False),
+        ('**Answer:** He is **not** done after 4 weeks.', '4', False),
+    ],
+    "html": [
+        ('50 - 30 = 20\n\n<div align="center">\n  **$20** \n</div> \n<end_of_turn>', '20', True),
+        ('**Answer:**  <div align="center"> 8 </div>', '8', True),
+        ('<div style="border: 2px solid black; padding: 10px;">\n  **Answer: 16 yards**\n</div>', '16', True),
+        ('<div align="center">\n  **Age: 3**\n</div>', '3', True),
+    ],
+    "words between": [
+        ('Therefore, the answer (arabic numerals) is: 42 + 66 = 108', '108', True),
+        ('The answer (in dollars) is 18.\n\nThe answer (in words) is eighteen.', '18', True),
+        ('答案：490分钟', '490', True),
+        ('- Dark: 25%\n- Milk: 25%', '25', True),
+        (r'So the chance is $\frac{14}{20} \times 100\% = \fbox{70}\%$.', '70', True),
+    ],
 }
 
 
@@ -517,7 +585,8 @@ def test_a_long_text_takes_linear_time(piece):
         assert time.process_time() - start < 30
 
 
-PIECES_OF_PROSE = ["\\[", "```", "<answer>", "So 9, ", "in 9 ", "9. ", "####<b>", "#### 1. A\n", "is 9 and ", ": \n", "1.000", "Q:\n"]
+PIECES_OF_PROSE = ["\\[", "<a b=", "```", "<answer>", "So 9, ", "in 9 ", "9. ", "####<b>", "#### 1. A\n", "is 9 and ",
+                   ": \n", "1.000", "Q:\n"]
 
 
 @pytest.mark.parametrize("piece", PIECES_OF_PROSE)

@@ -84,9 +84,9 @@ _PLAIN = str.maketrans({"−": "-", "‐": "-", "‑": "-", "–": "-", "\t": " 
                         **{0xFF01 + i: 0x21 + i for i in range(94)}}) # the last: full-width characters
 _LATEX = [
     (r"\{,\}", ","), (r"\\[,!;:]|\\left|\\right", ""), (r"\\([$%])", r"\1"), (r"\\[()\[\] ]", " "), (r"\^\{?\\circ\}?", "°"),
-    (r"\\(?:text|textbf|mathrm|mathbf|mbox|boxed) ?\{([^{}]*)\}", r" \1 "),
+    (r"\\(?:text|textbf|mathrm|mathbf|[fm]box|boxed) ?\{([^{}]*)\}", r" \1 "),
     (r"(?<=[0-9])(?=\\[dt]?frac)", " "), (r"\\[dt]?frac ?\{([0-9,]+)\}\{([0-9,]+)\}", r"\1/\2"),
-    (r"\\boxed ?\{([^{}]*)\}", r" \1 "),
+    (r"\\f?box(?:ed)? ?\{([^{}]*)\}", r" \1 "),
 ]
 
 def clean_number(
@@ -104,14 +104,17 @@ def clean_number(
 _SOFT = "about|approximately|around|roughly|exactly|only|just|simply|therefore|thus|a[ ]total[ ]of|equal[ ]to"
 _STATED = re.compile(rf"(?:[\s*_~≈(\[{{\"'“:]|(?:{_SOFT})\b)*" + _NUMBER, re.X | re.I)
 _AFTER = re.compile(r"\s|[%°¢$€£¥*_.,;!)\]}\"'”’]|-?(?![MB]\b|[²³¹⁰-⁹])[^\W\d_]|/[A-Za-z]|\Z")
-_ASIDE = re.compile(r"""\((?![^()]*\b(?:or|not)\b)[^()]*\)|\#[0-9]+|\b[0-9]{1,2}:[0-9]{2}\b
-    |\b(?:(?:in|per|for(?![ ]\$)|every|each|after|within|at|of|from|with|on|over|during|by|(?!leaving|making|giving|total|remain)[a-z]+ing)
-       [ ]+(?:[a-z]+[ ]+){0,2}|to[ ](?!(?:about|around|approximately|roughly)\b)(?:[a-z]+[ ]+){1,3})
+_ASIDE = re.compile(r"""\((?![^()]*\b(?:or|not)\b)[^()]*\)|\#[0-9]+|\b[0-9]{1,2}(?::[0-9]{2}|[ ]?[ap]\.?m)\b
+    |\$?[0-9][0-9,.]*[ ][a-z]+[ ]ago\b|\bthe[ ][0-9]+[ ][a-z]+[ ](?:who|that)\b
+    |\b(?:(?:in|per|for(?![ ]\$)|every|each|after|within|at(?![ ](?:least|most))|(?<!total[ ])of|from|with|on|over|during|by
+       |(?!leaving|making|giving|total|remain)[a-z]+ing)
+       [ ]+(?:(?!and\b)[a-z]+[ ]+){0,2}|to[ ](?!(?:about|around|approximately|roughly)\b)(?:(?!(?:and|least|most)\b)[a-z]+[ ]+){1,3})
        \$?[0-9][0-9,.]*(?:(?:[ ][a-z]+){0,3}[ ]and[ ]\$?[0-9][0-9,.]*)?""", re.X | re.I)
 _DOUBT = set("or not minus plus divided squared cubed wrong incorrect".split())
 _REASON = re.compile(r",? (?:because|since|so|which|leaving|when|if|given)\b|, as\b")
 _JOINED = re.compile(r" ?(?:[^\W\d_]+ ?){0,2}?(?:\b(?:or|and|to)\b|[&,*/×+-]) ?\$?[0-9]| [0-9]+\b(?!-)")
-_WORDS = r"\?|\band (?:an? |one )?(?:half|quarter|third)|\bthan (?:[a-z]+t(?:y|een)|one|two|three|four|five|six|seven|eight|nine|ten)\b"
+_WORDS = (r"\?|\band (?:an? |one )?(?:half|quarter|third)"
+    r"|\bthan (?:(?:twen|thir|fou?r|fif|six|seven|eigh|nine)t(?:y|een)|one|two|three|four|five|six|seven|eight|nine|ten)\b")
 _LONGEST = 200 # characters of a statement
 
 def _read(statement, result=False):
@@ -179,15 +182,20 @@ def _turn(text):
 
 # %% ../../nbs/grading/answers.ipynb #aec4b7eb
 _SO = r"(?:so|therefore|thus|hence|finally|overall|altogether|in (?:total|conclusion|all|summary))"
-_CLAUSE = re.compile(rf"^\W*(?:(?:{_SO}|and|then|now)\b,? ?)*(?P<if>if\b)?"
+_CLAUSE = re.compile(rf"^\W*(?:(?:{_SO}|and|but|then|now)\b,? ?)*(?P<if>if\b)?"
     r"(?(if)|(?:when|after|since|because|as|given|assuming|with|at|for|in|by|to|out of|from|of|during)\b)[^,]*(?:,(?! )[^,]*)*, ", re.I)
-_ALONE = re.compile(r"(?<![A-Za-z0-9_.,/^#])" + _NUMBER, re.X)
+_ALONE = re.compile(r"(?<![A-Za-z0-9_.,/^#])(?<![0-9]:)" + _NUMBER, re.X)
 _BESIDE = re.compile(r"(?:\b(?:twice|thrice|half|third|quarter|double|triple|almost|nearly|over|under|than|never|not|no|if|or)\b|n't)"
-                     r"(?: \w+)? ?\Z", re.I)
-_HENCE = re.compile(r",? (?:and )?(?:so(?! far| that| much| many| on)|therefore|thus|hence|making|leaving|giving|for a total of)\b")
+                     r"(?: \w+)? ?\Z|[0-9] (?:out )?of (?:[a-z]+ )?\Z", re.I)
+_HENCE = re.compile(r",? (?:and )?(?:so(?! far| that(?! means)| much| many| on)|therefore|thus|hence"
+    r"|making|leaving|giving|gives us|we get|for a total of|which is equivalent to)\b")
+_WORKING = re.compile(r"[0-9)](?: [a-z]+)? ?(?:[-+*/×÷] ?[$0-9(]|(?:plus|minus|times|multiplied|divided)\b)|(?:%|[0-9]/[0-9]+) of\b")
+_RESULT = re.compile(r"(?<=[0-9]) is (?=[$]?[0-9])|, (?:or|which is(?: equal to)?) (?=\$?[0-9][0-9,.]*%?(?: [a-z]+){0,3}\W*\Z)")
 _FACTOR = re.compile(r"-[A-Za-z]| ?times (?:as|the|more|less|larger|bigger|that|his|her|their)\b| or (?:more|less|higher|lower|so)\b")
+_PAIR = re.compile(r"[0-9](?: [a-z]+){0,8}?,? and (?:[a-z]+ ){0,3}?[$]?[0-9][0-9,.]*[^0-9]*\Z", re.I)
 _UNSURE = re.compile(r"\?\W*\Z|^\W*(?:[a-h][.):] |(?:if|question|problem)\b)|[0-9] (?:[a-z]+ )?or (?:[a-z]+ )?\$?[0-9]|\bbetween \$?[0-9]"
-    r"|[0-9] ?[-:] ?[0-9]|[!<>]=|[≠≤≥]|\b(?:cannot|wrong|incorrect|false|doubt|whether|suppose|assume)\b|not (?:enough|possible)", re.I)
+    r"|[0-9] ?[-:] ?[0-9]|[!<>]=|[≠≤≥]|\b(?:cannot|wrong|incorrect|false|doubt|whether|suppose|assume)\b|not (?:enough|possible)|[*×] *[+]"
+    r"|(?<!which )\bis (?:less|more|greater|fewer) than\b|[0-9]\*?[xyz]\b|\b[xyz] ?[-+]|[0-9)] ?[+*×÷] ?[$]?[0-9][0-9,.]*\W*\Z", re.I)
 
 def _numbers(text):
     "The numbers of a sentence that may be its result, in order, as (text, value)"
@@ -203,19 +211,21 @@ def _sentence(sentence, before=""):
     text = re.split(r",? (?:because|since)\b|, as\b", text)[0]
     if re.search("[0-9]", result := _HENCE.split(text)[-1]): text = result
     if re.search("[0-9]", bare := re.sub(r"\((?![^()]*\b(?:or|not)\b)[^()]*\)", " ", text)): text = bare
+    if sum_ := _WORKING.search(text): text = text[:sum_.end()] + _RESULT.sub(" = ", text[sum_.end():]) # "20% of $50, or $10"
     left, equal, right = re.sub(r"\bequals\b", "=", text).rpartition("=")
     if _UNSURE.search(_ASIDE.sub(" ", right)) or re.search(r"=.*\b(?:and|or) [A-Za-z ]+\Z", left): return None
     if equal: return _read(right, True) or _read(left)
+    if not (outside := _numbers(_ASIDE.sub(" ", text))) and re.search(r"\bnot\b|n't", text): return None # "not done after 4 weeks"
     bold = clean_number(" ".join(re.findall(r"\*\*([^*]+)\*\*", sentence)))
-    worked = [_value(m) for m in re.finditer(r"= ?" + _NUMBER, clean_number(before), re.X)][-1:]
+    worked = [_value(m) for m in re.finditer(r"=\s*" + _NUMBER, clean_number(before), re.X)][-1:]
     found = _numbers(text)
-    for choice in (_numbers(bold), found, [n for n in found if n[1] in worked], _numbers(_ASIDE.sub(" ", text))):
+    for choice in (_numbers(bold), found, [n for n in found if n[1] in worked and not _PAIR.search(text)], outside):
         if len({value for _, value in choice}) == 1: return choice[0] if len(choice) == 1 or re.search(r"[^\W\d_]", text) else None
 
 # %% ../../nbs/grading/answers.ipynb #184d06e5
 _VERB = r"(?:is|would[ ]be|should[ ]be|will[ ]be|comes[ ]to|equals)"
 _PHRASE = re.compile(rf"""
-    (?:\banswer(?:[ ]to[ ](?:the|this|your)[ ](?:question|problem))?["*_ ]{{0,4}}(?:(?P<colon>[:=])|\b{_VERB}\b)
+    (?:\banswer(?:[ ]to[ ](?:the|this|your)[ ](?:question|problem)|[ ]\([a-z ]{{1,30}}\))?["*_ ]{{0,4}}(?:(?P<colon>[:=])|\b{_VERB}\b)
       |^[ \t*\#_]{{0,8}}(?P<short>(?-i:Ans|A(?!:[^\n]*\n\s{{0,4}}B:)))[*_ ]{{0,4}}:)
     \s{{0,8}}:?["*_]{{0,4}}\s{{0,8}}""", re.I | re.M | re.X)
 _NO_FACT = r"each|every|if|whether|unless|suppos\w*|assum\w*|doubt\w*|false|wrong|incorrect|previous|not"
@@ -235,22 +245,22 @@ def _phrase(turn):
 
 # %% ../../nbs/grading/answers.ipynb #c0c1a572
 _REMARK = re.compile(r"\W*(?:i|let|this|that|these|hope|please|thank|feel|if you|good|great|enjoy|note|check|verif|we can|remember)\b"
-                     r"|[^A-Za-z0-9]*\Z", re.I)
+                     r"|[^A-Za-z0-9]*\Z|.*(?:\banswer(?: is)?:|###)\W*\Z", re.I) # or an empty label or mark
 _STOP = re.compile(r"(?<!\n[A-Z]\.)(?<=[.!?])[\"'”’)*_]*\s+(?![a-z(=+*/-])|(?<=[。！])|\n+")
 _BARE = re.compile(r"[\W_]*[0-9][0-9.,/]*(?: ?\w+)?")
-_NAMED = re.compile(rf"(?!.*\b(?:and|or|so|but|for|of|the|an?|per|at|in|each|to|with|on|is|are|was|equals)\W*\Z)\W*(?:{_SO}\b[^=]*"
-                    rf"|(?!{_SO}\b)[^0-9=:]*[A-Za-z][^0-9=:]*[:=].*[0-9]|.*=[\s$]*[0-9][0-9.,]*(?: [A-Za-z]+)+)\Z", re.I)
+_NAMED = re.compile(rf"(?!.*\b(?:and|or|so|but|for|of|the|an?|per|at|in|each|to|with|on|is|are|was|equals)\W*\Z|.* \$\Z)\W*(?:{_SO}\b[^=]*"
+                    rf"|(?!{_SO}\b)[^0-9=:]*[^\W\d_][^0-9=:]*[:=：].*[0-9][^\s!-@\[-~]*%?|.*=[\s$]*[0-9][0-9.,]*(?: [A-Za-z]+)+)\Z", re.I)
 
 def _conclusion(turn):
     "The result of the last sentence, if the text is finished"
     if any(turn.count(begin) > turn.count(end) for begin, end in (("\\[", "\\]"), ("<<", ">>"))) or turn.count("```") % 2: return None
     tail = turn[-2000:].rstrip()
-    finished = re.search(r"[.!。！)}\]>*`\"'”’$]\Z", tail)
-    tail = re.sub(r":[\s*]*\n[\s*]*", ": ", re.sub(r"\\[\[\]]|\$\$|```\w*", " ", tail))
+    finished = re.search(r"[.!。！)}\]>*`\"'”’]\Z|(?<![A-Za-z] )\$\Z", tail)
+    tail = re.sub(r"(?<=:)[\s*]*\n[\s*]*|(?<==)\s*\n\s*(?=\S+ [A-Za-z])", " ", re.sub(r"\\[\[\]]|\$\$|```\w*", " ", tail))
     pieces = [p for p in map(str.strip, _STOP.split(tail)) if p]
     while pieces and not re.search("[0-9¼-¾⅐-⅞]", pieces[-1]):
         if not (finished := _REMARK.match(pieces.pop())): return None
-    if not pieces or pieces.count(pieces[-1]) > 2: return None # caught in a loop
+    if not pieces or sum(p.startswith(pieces[-1]) for p in pieces) > 2: return None # caught in a loop
     *before, last = pieces
     alone = _BARE.fullmatch(last) and not (before and _BARE.fullmatch(before[-1]))
     return _sentence(last, "\n".join(before)) if finished or alone or _NAMED.match(last) else None
@@ -258,7 +268,7 @@ def _conclusion(turn):
 # %% ../../nbs/grading/answers.ipynb #4d1f7b15
 _HEADING = r"(?!\W{0,4}[1-9][.)] [*_]*[A-Z][^\n]*\n(?s:.*)(?:####|\\boxed|[Aa]nswer))"
 _HASH = re.compile(rf"####(?!#){_HEADING}(?=(?:[^\n\w#]|</?b>|\\text\{{){{0,12}}(?:[0-9０-９¼-¾⅐-⅞]|US\$|\\?boxed|[dt]?frac))")
-_BOXED = re.compile(r"\\boxed\s?\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}|<answer>([^<>]{1,200})</answer>")
+_BOXED = re.compile(r"\\f?box(?:ed)?\s?\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}|<answer>([^<>]{1,200})</answer>")
 
 def _stated(turn):
     "The number of the last box, label or phrase; else of a text that is nothing but a number; else of the last sentence"
@@ -271,7 +281,7 @@ def extract_numeric(
     text: str, # what the model wrote
 ) -> str | None: # the number as written, without markdown and LaTeX; None if the text states no answer, or no single one
     "The number that a text states as its final answer"
-    own = own_text(text if isinstance(text, str) else "")
+    own = re.sub(r"</?(?!answer\b)[A-Za-z]{1,12}(?: [a-z-]+=[^<>\n]{0,200})?/?>", " ", own_text(text if isinstance(text, str) else ""))
     if match := _HASH.search(own): found = _read(_line(own, match.end()), True)
     else: found = _stated(turn := _turn(own)) or (_stated(own) if turn != own else None)
     return found[0] if found else None
