@@ -82,7 +82,7 @@ def _load_advice(folder, error, attn_implementation):
                 f"null leaves the choice to transformers ({text})")
     return f"{folder}: can't be loaded ({text})"
 
-# %% ../../nbs/models/loading.ipynb #4b461581
+# %% ../../nbs/models/loading.ipynb #5ee5a4e1
 def _sees_ahead(model):
     "Whether a token changes the logits of those before it, as in an encoder"
     import torch
@@ -91,6 +91,7 @@ def _sees_ahead(model):
         a, b = model(input_ids=rows, attention_mask=torch.ones_like(rows)).logits[:, :3].float()
         return bool((a - b).norm() > torch.finfo(model.dtype).eps ** 0.5 * (a - a.mean()).norm())
 
+# %% ../../nbs/models/loading.ipynb #4b461581
 def load_weights(
     folder: Path | str, # from `resolve_model`
     dtype: str, # of `torch_dtype`
