@@ -47,7 +47,7 @@ def _from_first(value=None):
 def _together():
     "Among the processes that a launcher has started"
     if several := int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        import torch.distributed.nn # before there is a group: its functions' defaults would keep it, and its threads, beyond the end
+        import torch.distributed.nn # noqa: F401 before there is a group, which it would keep beyond the end
         from accelerate import PartialState
     try: yield several and PartialState(cpu=device() == "cpu")
     finally:

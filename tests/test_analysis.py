@@ -6,11 +6,11 @@ import pytest
 
 from gsm8k_sft.analysis import draw_figures, draw_page_figures, plot_comparison, plot_results
 from gsm8k_sft.evaluation.results import read_runs
-from gsm8k_sft.reporting.figures import COLOURS, DARK, GRID, INK, PAPER, alt_text, figure_style, svg_text
+from gsm8k_sft.reporting.figures import COLOURS, DARK, GRID, INK, PAPER, alt_text, figure_style, _svg_text
 from gsm8k_sft.reporting.tables import average_seeds, comparison_table, format_table, headline, markdown_table
 from gsm8k_sft.core.config import project_path, project_root
 from gsm8k_sft.core.runs import write_json
-from gsm8k_sft.report import make_report, missing_runs
+from gsm8k_sft.report import make_report, _missing_runs
 from gsm8k_sft.experiments.runner import do_jobs, run_notebook
 from gsm8k_sft.experiments.study import Job, matrix_jobs
 
@@ -128,7 +128,7 @@ def test_a_small_svg_differs_by_a_hundredth_of_a_point(results):
         ax.plot([0.123456, 1 / 3, 0.9], [1e3, 2e5 / 7, 12345.678], "o-", label="a label")
         ax.legend()
         figure.savefig(whole := io.StringIO(), format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    small = svg_text(figure)
+    small = _svg_text(figure)
     assert len(small) < 0.9 * len(whole.getvalue())
     for (tag, key, a), (_, _, b) in zip(numbers(whole.getvalue()), numbers(small), strict=True):
         assert len(a) == len(b) and all(abs(x - y) < 0.01 for x, y in zip(a, b)), (tag, key, a, b)
@@ -180,7 +180,7 @@ def test_report_names_what_is_missing(results):
     assert "**Toy runs only" in text and "- toy lora_main-s0" in text and "- toy full_main-s0" not in text
     assert "84.0\N{NO-BREAK SPACE}% (80.0\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}88.0)" in text
     assert (results / "report" / "toy-main-comparison.png").exists()
-    assert missing_runs(comparison_table(root=results), []) == []
+    assert _missing_runs(comparison_table(root=results), []) == []
 
 
 def test_runs_that_nobody_evaluated(tmp_path):

@@ -153,7 +153,7 @@ def test_seeds_look_alike_and_datasets_are_dashed():
 
 
 def test_words_follow_the_numbers():
-    ax = plot_discordant(compare(answers([1, 1, 0, 0]), answers([1, 0, 1, 1]), names=("a", "b")))
+    ax = plot_discordant([compare(answers([1, 1, 0, 0]), answers([1, 0, 1, 1]), names=("a", "b"))])
     assert "1 of 4 problems solved by both, 1 by the first alone, 2 by the second alone, 0 by neither" in alt_text(ax)
     assert "a: 50.0 % at 1, 100.0 % at 2, 0.0 % at 3." in alt_text(plot_steps({"a": answers([1, 1, 0, 0])}))
 

@@ -4,7 +4,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 import pytest, torch
 from parameters import parameter_table
-from gsm8k_sft.core.config import ConfigError, choose_precision, gpu_has_bf16, load_config, project_path
+from gsm8k_sft.core.config import ConfigError, _choose_precision, gpu_has_bf16, load_config, project_path
 from gsm8k_sft.core.runs import read_json, run_folder as folder_of, save_config, set_seed, write_json
 from gsm8k_sft.data.prompts import Renderer, special_tokens
 from gsm8k_sft.generation.generate import generate, stop_tokens
@@ -538,7 +538,7 @@ def test_auto_is_what_the_gpu_can(bf16, training, precision, dtype):
     "An H100, a T4, a machine without a GPU, and a plan made there"
     cfg = load_config("gemma-3-270m", training=False, bf16=True)
     cfg.model.precision = cfg.evaluation.dtype = "auto"
-    choose_precision(cfg, bf16, training)
+    _choose_precision(cfg, bf16, training)
     assert (cfg.model.precision, cfg.evaluation.dtype) == (precision, dtype)
 
 def test_a_gpu_without_bf16_is_asked_for_none():

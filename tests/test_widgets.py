@@ -7,7 +7,7 @@ from gsm8k_sft.grading.errors import grade_answer
 from gsm8k_sft.core.config import load_config, project_path
 from gsm8k_sft.models.loading import load_model, load_tokenizer
 from gsm8k_sft.site.widgets import (
-    Explorer, answer_html, evaluations, explorer, filter_answers, live, pair_answers, planner, playground, stream_pair, text_html)
+    answer_html, evaluations, explorer, filter_answers, live, pair_answers, planner, playground, read_pair, stream_pair, _text_html)
 
 RESULTS = project_path("results")
 FULL, LORA, BASE = [f"toy{name}__toy__main" for name in ("-full_main-s0__test__full", "-lora_main-s0__test__lora", "__test__base-0shot")]
@@ -37,7 +37,7 @@ def test_marks_change_no_letter(text):
     "Without its marks, the HTML is the text"
     from html import unescape
     import re
-    assert unescape(re.sub(r"<sup>.</sup>|</?span[^>]*>", "", text_html(text))) == text.strip()
+    assert unescape(re.sub(r"<sup>.</sup>|</?span[^>]*>", "", _text_html(text))) == text.strip()
 
 @pytest.mark.parametrize("name", [FULL, BASE])
 def test_marks_change_no_letter_of_real_answers(name):
@@ -45,7 +45,7 @@ def test_marks_change_no_letter_of_real_answers(name):
     from html import unescape
     from gsm8k_sft.evaluation.results import read_predictions
     for p in read_predictions(name, RESULTS / "toy" / "eval"):
-        assert unescape(re.sub(r"<sup>.</sup>|</?span[^>]*>", "", text_html(p["text"]))) == p["text"].strip()
+        assert unescape(re.sub(r"<sup>.</sup>|</?span[^>]*>", "", _text_html(p["text"]))) == p["text"].strip()
 
 def test_who_differs_depends_on_the_grader():
     (pair,) = pairs = pair_answers([prediction(0, "It is 4.")], [prediction(0, "#### 4")])
@@ -65,7 +65,7 @@ def test_damaged_or_missing_predictions_are_left_out(tmp_path):
     assert not {FULL, LORA} & set(evaluations(tmp_path)) and len(evaluations(tmp_path)) == 6
 
 def test_unknown_evaluation_is_named_with_the_way_out(tmp_path):
-    with pytest.raises(ValueError, match="'toi' is not one of .*toy-full_main-s0"): Explorer(RESULTS, "toi")
+    with pytest.raises(ValueError, match="'toi' is not one of .*toy-full_main-s0"): explorer(RESULTS, "toi")
     with pytest.raises(ValueError, match="no finished evaluation here; `make demo`"): explorer(tmp_path)
 
 def test_a_front_end_is_noticed(monkeypatch):
@@ -91,7 +91,7 @@ def test_buttons_step_and_stop_at_the_ends(box):
 def test_filters_and_runs_redraw(box):
     w = box.controls
     w["right"].value, w["steps"].value = "they differ", 2
-    n = len(filter_answers(Explorer(RESULTS, FULL, LORA).pairs, "they differ", "any", 2))
+    n = len(filter_answers(read_pair(FULL, LORA, RESULTS), "they differ", "any", 2))
     assert w["place"].value == f"1 of {n}" and ", 2 steps" in w["pane"].value
     w["second"].value = BASE
     assert w["steps"].value == 2 and w["right"].value == "they differ" and "base, zero-shot" in w["pane"].value
@@ -227,7 +227,7 @@ def started(tmp_path):
 @pytest.fixture
 def lab(tmp_path, started):
     "The address of a notebook with the explorer in a JupyterLab of its own"
-    source = f"from gsm8k_sft.widgets import explorer\nexplorer({str(RESULTS)!r}, {FULL!r}, {LORA!r})"
+    source = f"from gsm8k_sft.site.widgets import explorer\nexplorer({str(RESULTS)!r}, {FULL!r}, {LORA!r})"
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata=kernel)
     (tmp_path / "notebooks").mkdir()

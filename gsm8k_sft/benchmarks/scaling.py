@@ -51,7 +51,7 @@ def _answer(case, tokenizer, limit):
 
 def _work(case, steps, limit, out):
     "What one process of a launch does; the first writes what was found"
-    import torch.distributed.nn # before there is a group, which it would keep
+    import torch.distributed.nn # noqa: F401 before there is a group, which it would keep
     from accelerate import PartialState
     from gsm8k_sft.models.loading import load_tokenizer
     state = PartialState(cpu=device() == "cpu")

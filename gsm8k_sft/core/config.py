@@ -7,10 +7,10 @@ __all__ = ['SETTINGS', 'COUNT', 'SHARE', 'POSITIVE', 'FROM_0', 'SEED', 'SET_BY_U
            'TUNINGS', 'DATASETS', 'ENTRY', 'READ', 'SAVED_FIELDS', 'ConfigError', 'SettingsError', 'check_choice',
            'project_root', 'setting', 'project_path', 'within', 'unread', 'DatasetEntry', 'DataConfig',
            'OneShotExample', 'ModelConfig', 'LoraSettings', 'QloraSettings', 'StepConfig', 'EvaluationConfig',
-           'TrainConfig', 'Config', 'empty_config', 'check_ranges', 'check_lora', 'reporters', 'check_config', 'device',
-           'gpu_has_bf16', 'choose_precision', 'choices', 'config_file', 'read_yaml', 'dotlist', 'merge_layer',
-           'merge_layers', 'method_of', 'tuning_of', 'config_layers', 'fingerprint', 'load_config', 'for_dataset',
-           'evaluated_datasets', 'check_parameters', 'config_table']
+           'TrainConfig', 'Config', 'empty_config', 'reporters', 'check_config', 'device', 'gpu_has_bf16', 'choices',
+           'config_file', 'read_yaml', 'dotlist', 'merge_layer', 'merge_layers', 'method_of', 'tuning_of',
+           'config_layers', 'fingerprint', 'load_config', 'for_dataset', 'evaluated_datasets', 'check_parameters',
+           'config_table']
 
 # %% ../../nbs/core/config.ipynb #251a68b1
 import configparser, difflib, hashlib, json, os, re, shlex, warnings
@@ -255,10 +255,8 @@ def _fields(schema=Config, prefix=""):
         if is_dataclass(f.type): yield from _fields(f.type, f"{prefix}{f.name}.")
         else: yield prefix + f.name, f
 
-def check_ranges(
-    cfg: DictConfig, # values that are missing or null are passed over
-) -> None:
-    "Raise a `ConfigError` at the first number outside its interval"
+def _check_ranges(cfg):
+    "Raise a `ConfigError` at the first number outside its interval; what is missing or null is passed over"
     for key, f in _fields():
         if not (interval := f.metadata.get("interval")): continue
         (low, high), value = map(float, interval[1:-1].split(",")), OmegaConf.select(cfg, key)
@@ -281,9 +279,7 @@ def _fits(value, annotation):
 SET_BY_US = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
              "runtime_config")
 
-def check_lora(
-    settings: dict, # `lora_config`
-) -> None:
+def _check_lora(settings):
     "Raise a `ConfigError` if `peft.LoraConfig` has no such field or can't take its value"
     targets = settings["target_modules"]
     if targets != "all-linear" and not (targets and isinstance(targets, list) and all(isinstance(t, str) for t in targets)):
@@ -365,8 +361,8 @@ def check_config(
     "Raise a `ConfigError` at a value that can't be run, wherever it came from"
     try: OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as e: raise ConfigError(f"{e.full_key}: {str(e).splitlines()[0]}") from None
-    check_ranges(cfg)
-    check_lora(OmegaConf.to_container(cfg.lora_config))
+    _check_ranges(cfg)
+    _check_lora(OmegaConf.to_container(cfg.lora_config))
     _check_training(cfg)
     reporters(cfg)
     e, d, name = cfg.evaluation, cfg.data, cfg.run_name
@@ -420,12 +416,8 @@ def gpu_has_bf16() -> bool | None: # None: there is no CUDA GPU
                           f"built for {', '.join(built)}: set CUDA_VISIBLE_DEVICES= to use the CPU, or install an older torch")
     return major >= 8
 
-def choose_precision(
-    cfg: DictConfig, # complete; changed in place
-    bf16: bool | None, # from `gpu_has_bf16`
-    training: bool = True, # without a GPU train in fp32; what is only planned is planned for a GPU with bf16
-) -> None:
-    "Replace `auto` by what the GPU can do"
+def _choose_precision(cfg, bf16, training=True):
+    "Replace `auto` by what the GPU can do; without one fp32 is trained in, and what is only planned is planned for one with bf16"
     if cfg.model.precision == "auto": cfg.model.precision = "fp16" if bf16 is False else "fp32" if bf16 is None and training else "mixed"
     if cfg.evaluation.dtype == "auto": cfg.evaluation.dtype = "bf16" if bf16 or (bf16 is None and device() != "mps") else "fp32"
 
@@ -594,7 +586,7 @@ def load_config(
                               f"Pass {name}={found!r} as the parameter and leave it out elsewhere.")
     if training or "auto" in (cfg.model.precision, cfg.evaluation.dtype):
         bf16 = gpu_has_bf16() if bf16 is None else bf16
-        choose_precision(cfg, bf16, training)
+        _choose_precision(cfg, bf16, training)
     if training: _check_hardware(cfg, bf16); reporters(cfg, installed=True)
     if training and cfg.data.finals == "text" and cfg.train.eval_steps and cfg.train.validation_samples:
         raise ConfigError("train.validation_samples: data.finals is text, so there is no answer to grade; set it to 0")

@@ -17,7 +17,7 @@ from ..evaluation.archive import glob_files, read_bytes, read_record
 from ..evaluation.results import label
 from .study import read_study
 from ..reporting.figures import COLOURS, INK, figure_style
-from ..statistics import gain_gap, seed_estimate
+from ..statistics import gain_gap, holm, seed_estimate
 
 # %% ../../nbs/experiments/robustness.ipynb #20b05709
 def study_answers(
@@ -88,7 +88,6 @@ def gap_table(
     calculator: bool = False, # of the tuned models
 ) -> pd.DataFrame: # a row a set of versions and comparison: gains and their gap in points, its interval; p, Holm's for named sets; visible
     "The gain on versions against the gain on originals"
-    from statsmodels.stats.multitest import multipletests
     table, rows = table[(table.calculator == calculator) | (table.model == "base")], []
     for name, versions in version_sets(table).items():
         for a, b in ([x.removesuffix("_main") for x in pair] for pair in study.pairs):
@@ -102,7 +101,7 @@ def gap_table(
     found = pd.DataFrame(rows)
     if rows:
         named = found.versions.isin([*NAMED.values()])
-        found.loc[named, "p, Holm"] = multipletests(found.p[named], method="holm")[1]
+        found.loc[named, "p, Holm"] = holm(found.p[named], len(NAMED) * len(study.pairs))
     return found
 
 # %% ../../nbs/experiments/robustness.ipynb #20b05716

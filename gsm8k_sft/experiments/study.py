@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Method', 'Runs', 'Base', 'Study', 'read_study', 'Job', 'matrix_jobs', 'Setting', 'search_job', 'run_jobs',
            'base_jobs', 'run_overrides', 'job_config', 'result_names', 'is_done', 'find_result', 'choose_rate',
-           'within_noise', 'search_state', 'chosen_setting', 'open_jobs']
+           'search_state', 'chosen_setting', 'open_jobs']
 
 # %% ../../nbs/experiments/study.ipynb #1559b9c7
 import itertools, json
@@ -216,10 +216,9 @@ def result_names(
 
 def is_done(
     job: Job, # of a study
-    folder: Path | None = None, # eval_results by default
 ) -> bool:
     "Whether all evaluations of a job are there"
-    return all(complete_result(folder or project_path("eval_results"), n) for n in result_names(job))
+    return all(complete_result(project_path("eval_results"), n) for n in result_names(job))
 
 # %% ../../nbs/experiments/study.ipynb #82054f3d
 def find_result(
@@ -246,11 +245,8 @@ def choose_rate(
     return None, rates if beyond >= limit else sorted([*rates, best / 2 if down else 2 * best])
 
 # %% ../../nbs/experiments/study.ipynb #4c1f6a21
-def within_noise(
-    a: Path, # an evaluation's record
-    b: Path, # another one's, of the same problems
-) -> bool: # True, too, if the answers of one weren't kept
-    "Whether McNemar's test leaves open which of two rates is better"
+def _within_noise(a, b):
+    "Whether McNemar's test leaves open which of two evaluations is better; True, too, if the answers of one weren't kept"
     kept = [read_bytes(p.with_suffix(".predictions.jsonl")) or read_bytes(p.with_suffix(".verdicts.jsonl")) for p in (a, b)]
     return None in kept or compare(*([*map(json.loads, data.splitlines())] for data in kept)).p > 0.05
 
@@ -278,7 +274,7 @@ def chosen_setting(
         rate, rates = choose_rate(means, list(m.learning_rates), m.extensions)
         at = {r: Setting(r, first, seed=m.seeds[0]) for r in rates}
         near = [] if rate is None else [r for r in rates if abs(rates.index(r) - rates.index(rate)) == 1]
-        unsure = [r for r in near if len(m.seeds) > 1 and within_noise(path(at[rate]), path(at[r]))]
+        unsure = [r for r in near if len(m.seeds) > 1 and _within_noise(path(at[rate]), path(at[r]))]
         seconds = [Setting(r, first, seed=s) for s in m.seeds[1:] for r in ([rate, *unsure] if unsure else [])]
         if not (new := [s for s in (*at.values(), *seconds) if s not in right]): break
         right |= {s: count(s) for s in new}
@@ -291,10 +287,9 @@ def chosen_setting(
 def open_jobs(
     study: DictConfig, # from `read_study`
     done=is_done, # tells whether a job is done
-    folder: Path | None = None, # eval_results by default
 ) -> tuple[list[Job], int]: # what can be done now; how many runs wait for a learning rate
     "What is left of a study"
-    settings = {m: chosen_setting(study, m, folder) for m in study.methods}
+    settings = {m: chosen_setting(study, m) for m in study.methods}
     searches = [search_job(study, m, s) for m, (_, right) in settings.items() for s, n in right.items() if n is None]
     chosen = {name: settings[r.method][0] for name, r in study.runs.items()}
     later = [j for name, s in chosen.items() if s for j in run_jobs(study, name, s)] + base_jobs(study)

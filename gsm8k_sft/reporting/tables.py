@@ -19,20 +19,12 @@ from ..grading.answers import GRADERS
 from ..grading.errors import breakdown, class_table
 from .figures import picture
 
-# %% ../../nbs/reporting/tables.ipynb #288c3e34
+# %% ../../nbs/reporting/tables.ipynb #78a84c71
 KEYS = ["preset", "dataset", "model", "run"]
 SCORE_COLUMNS = ["base_model", "split", "n", *(f"{g}{s}" for g in GRADERS for s in ("", "_low", "_high")),
                  "eval_seconds", "eval_tokens_per_second"]
 COST_COLUMNS = ["seed", "train_seconds", "tokens_per_second", "peak_memory", "lanes", "status", "trainable", "total"]
 
-
-def _run_row(r):
-    "The columns that a run gives"
-    sizes = {k: (r.get("parameters") or {}).get(k) for k in ("trainable", "total")}
-    return {"preset": r["preset"], "dataset": r["dataset"], "model": r["tuning_method"], "run": r["run_name"],
-            **{c: r.get(c) for c in COST_COLUMNS}, **sizes}
-
-# %% ../../nbs/reporting/tables.ipynb #78a84c71
 def comparison_table(
     preset: str | None = None, # only this preset
     root: Path | str | None = None, # a folder laid out as results/; your own runs by default
@@ -47,7 +39,8 @@ def comparison_table(
                      "base_model": e["base_model"], "split": e["split"], "n": e["n"], **rates,
                      "eval_seconds": e.get("seconds"), "eval_tokens_per_second": e.get("tokens_per_second")})
     scores = pd.DataFrame(rows, columns=KEYS + SCORE_COLUMNS)
-    costs = pd.DataFrame([_run_row(r) for r in read_runs(preset, root)], columns=KEYS + COST_COLUMNS)
+    runs = [{**r, "model": r["tuning_method"], "run": r["run_name"], **(r.get("parameters") or {})} for r in read_runs(preset, root)]
+    costs = pd.DataFrame(runs, columns=KEYS + COST_COLUMNS)
     table = scores.merge(costs, on=KEYS, how="outer").assign(order=lambda t: t.model.map(model_order))
     return table.sort_values(["preset", "dataset", "order", "run"]).drop(columns="order").reset_index(drop=True)
 
@@ -189,12 +182,11 @@ def read_answers(
     preset: str, # of this preset
     dataset: str = "main", # and this data set
     root: Path | str | None = None, # a folder laid out as results/; your own by default
-    split: str = "test", # or validation
 ) -> dict[str, list[dict]]: # the model's name, with its run where there are several -> its predictions
     "The predictions that are there, base models first"
     def wanted(e):
         graded = e.get("protocol", {}).get("grader", "").startswith("strict, ")
-        whole = (e["dataset"], e["split"], e.get("limit")) == (dataset, split, None)
+        whole = (e["dataset"], e["split"], e.get("limit")) == (dataset, "test", None)
         return is_plain(e) and whole and graded and complete_result(e["file"].parent, e["name"]) is not None
     found = for_one_table(list(filter(wanted, read_evaluations(preset, root))))
     found.sort(key=lambda e: (model_order(e["model_type"]), e["name"]))

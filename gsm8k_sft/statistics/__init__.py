@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['Equivalence', 'Estimate', 'mean_interval', 'pass_at_k', 'seed_interval', 'wilson_interval', 'FEW_DISCORDANT',
            'mcnemar', 'mean_difference', 'mean_gap', 'newcombe_interval', 'paired_bootstrap', 'SeedDifference',
-           'SeedSpread', 'seed_difference', 'seed_estimate', 'seed_spread', 'variance_components', 'gain_gap',
+           'SeedSpread', 'seed_difference', 'holm', 'seed_estimate', 'seed_spread', 'variance_components', 'gain_gap',
            'minimum_detectable_effect', 'plan_seeds', 'seed_power']
 
 # %% ../../nbs/statistics/overview.ipynb #c80e8392
 from .intervals import Equivalence, Estimate, mean_interval, pass_at_k, seed_interval, wilson_interval
 from .paired import FEW_DISCORDANT, mcnemar, mean_difference, mean_gap, newcombe_interval, paired_bootstrap
-from .seeds import SeedDifference, SeedSpread, seed_difference, seed_estimate, seed_spread, variance_components
+from .seeds import SeedDifference, SeedSpread, holm, seed_difference, seed_estimate, seed_spread, variance_components
 from .transfer import gain_gap
 
 # %% ../../nbs/statistics/overview.ipynb #41d96185
 _all_ = ["Equivalence", "Estimate", "mean_interval", "pass_at_k", "seed_interval", "wilson_interval", "FEW_DISCORDANT", "mcnemar",
          "mean_difference", "mean_gap", "newcombe_interval", "paired_bootstrap", "SeedDifference", "SeedSpread", "seed_difference",
-         "seed_estimate", "seed_spread", "variance_components", "gain_gap", "minimum_detectable_effect", "plan_seeds", "seed_power"]
+         "holm", "seed_estimate", "seed_spread", "variance_components", "gain_gap", "minimum_detectable_effect", "plan_seeds", "seed_power"]
 
 def __getattr__(name): # planning is a command, too: imported when asked for, so that `python -m` finds it not yet imported
     if name not in ("minimum_detectable_effect", "plan_seeds", "seed_power"): raise AttributeError(name)
