@@ -47,8 +47,6 @@ class Renderer:
         self._find_bos()
         self._find_end()
 
-ONE_DAY = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}" # for templates that write today's date
-
 @patch
 def _apply_template(self: Renderer, messages, open_answer=False):
     "A conversation as the chat template writes it"
@@ -91,6 +89,7 @@ def _find_bos(self: Renderer):
     self.bos_count = 1 if self.uses_bos else written[0]
 
 # %% ../../nbs/data/prompts.ipynb #fa3b9f2b
+ONE_DAY = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}" # for templates that write today's date
 PROBE = "PROBE-7"
 TEXT_ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
 
