@@ -822,7 +822,7 @@ def test_adapter_of_a_deeper_base_is_refused_by_name(toy, tmp_path):
     save_file({n: t for n, t in tensors.items() if "layers.5." not in n}, file)
     with pytest.raises(ModelError, match=r"missing adapter keys.*layers\.5\."): load_adapter(load_weights(toy, "fp32"), tmp_path)
     save_file(tensors | {(n := min(tensors)): tensors[n] * float("nan")}, file)
-    with pytest.raises(ModelError, match=f"{re.escape(n)} holds values that are not finite"): load_adapter(load_weights(toy, "fp32"), tmp_path)
+    with pytest.raises(ModelError, match=f"{re.escape(n)} .* not finite"): load_adapter(load_weights(toy, "fp32"), tmp_path)
 
 def test_added_tokens_and_template_of_an_adapter_are_used(toy, tmp_path, ids):
     cfg = config("lora", "model.precision=fp32 evaluation.dtype=fp32")

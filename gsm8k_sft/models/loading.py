@@ -83,13 +83,15 @@ def _load_advice(folder, error, attn_implementation):
     return f"{folder}: can't be loaded ({text})"
 
 # %% ../../nbs/models/loading.ipynb #5ee5a4e1
-def _sees_ahead(model):
-    "Whether a token changes the logits of those before it, as in an encoder"
+def _causal(model, folder):
+    "The model, if no token changes the logits of those before it, as it would in an encoder"
     import torch
-    rows = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)
+    rows, changes = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device), False
     with contextlib.suppress(Exception), torch.inference_mode(): # what can't run says so when it has to
         a, b = model(input_ids=rows, attention_mask=torch.ones_like(rows)).logits[:, :3].float()
-        return bool((a - b).norm() > torch.finfo(model.dtype).eps ** 0.5 * (a - a.mean()).norm())
+        changes = (a - b).norm() > torch.finfo(model.dtype).eps ** 0.5 * (a - a.mean()).norm()
+    if changes: raise ModelError(f"{folder}: {type(model).__name__} reads ahead as an encoder; is_decoder=true in config.json?")
+    return model
 
 # %% ../../nbs/models/loading.ipynb #4b461581
 def load_weights(
@@ -120,9 +122,7 @@ def load_weights(
         if info[keys]: raise ModelError(f"{folder}: {len(info[keys])} tensors {what}: {', '.join(sorted(info[keys])[:3])} …")
     if place.startswith("cuda") and getattr(model.config.get_text_config(), "num_key_value_heads", None) == 1:
         torch.backends.cuda.enable_mem_efficient_sdp(False) # pytorch#191937: wrong at some lengths where heads share one key head
-    model = model.eval() if quantization else model.to(place).eval()
-    if _sees_ahead(model): raise ModelError(f"{folder}: {type(model).__name__} reads ahead as an encoder; is_decoder=true in config.json?")
-    return model
+    return _causal(model.eval() if quantization else model.to(place).eval(), folder)
 
 # %% ../../nbs/models/loading.ipynb #0cdd1743
 def quantization_config(

@@ -174,7 +174,7 @@ QUICK = { # configuration: seen before anything is loaded
     "a mixture of a set that there isn't": (a_file("configs/dataset/mine.yaml", "data: {mix: {man: 1}}\n", lambda f: train(dataset="mine")), "'main'"),
     "a mixture of itself": (a_file("configs/dataset/mine.yaml", "data: {mix: {mine: 1}}\n", lambda f: train(dataset="mine")), "is a mixture itself"),
     "an entry with a list of files": (an_entry("licence: MIT, files: {test: [a, b]}"), "must be one text, as in 'part-*.jsonl'"),
-    "a data set for a run": (lambda box: ["evaluate", "--run", "runs/none", "--dataset=svamp"], "go with --preset"),
+    "a data set for a run": (lambda box: ["evaluate", "--run", "runs/none", "--dataset=svamp"], "as it was trained"),
     "nothing to export": (lambda box: ["export"], "name a run and a folder"),
     "an export of no run": (lambda box: ["export", "runs/none", "--out", "out"], "no config.yaml here"),
     "labels for answers that there aren't": (lambda box: ["evaluate", "--relabel", "none"], "no such predictions"),
