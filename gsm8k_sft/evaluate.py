@@ -6,24 +6,25 @@
 __all__ = ['evaluate', 'evaluate_base', 'evaluate_run', 'regrade', 'rescore', 'quick_accuracy', 'main']
 
 # %% ../nbs/03_evaluate.ipynb #17b47071
-import json, os, re, sys, time
+import os, re, sys
 from collections import Counter
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from fastcore.script import call_parse
 from omegaconf import DictConfig
 from .core.config import (
     ConfigError, check_config, device, dotlist, for_dataset, load_config, merge_layer, project_path, project_root, tuning_of)
-from .core.runs import environment, peak_memory, plain_errors, read_config, read_json, write_json, write_text
+from .core.runs import environment, meet, peak_memory, plain_errors, read_config, read_json
 from .data.datasets import COLUMNS, load_evaluated, load_gsm8k, question_key, refuse_test
 from .data.prompts import Renderer
 from .evaluation.results import (
-    EvaluationError, accuracies, append_lines, complete_result, decoding, deviations, evaluation_protocol, find_run, open_partial,
+    EvaluationError, accuracies, append_lines, complete_result, deviations, evaluation_protocol, find_run, open_partial,
     protocol_fingerprint, read_predictions, refuse_trained, result_name, same_answers,
-    sampled_accuracies, set_aside, whole_lines, write_result)
+    move_to_previous, sampled_accuracies, whole_lines, write_result)
 from .evaluation.retention import held_out_loss
+from .generation.calculator import Calculator
 from .generation.generate import generate, stop_tokens
+from .generation.sampling import Sampling
 from .grading.answers import grade, grader_versions, graders_of
 from .grading.errors import grade_answer
 from .models.adapters import load_tuned
@@ -62,9 +63,9 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
     todo = [(i, k) for i, row in enumerate(rows) for k in range(e.samples) if (row["id"], k) not in done][process::processes]
     names = [rows[i]["id"] + (f"#{k}" if e.samples > 1 else "") for i, k in todo]
     renderer = Renderer(tokenizer, cfg.data.prompt_style)
-    stops = stop_tokens(model, renderer)
-    answers = generate(model, tokenizer, [prompts[i] for i, _ in todo], e.max_new_tokens, e.batch_size, stops, names, progress,
-                       **decoding(cfg, tokenizer), stop_texts=renderer.stop_texts)
+    stops, sampling = stop_tokens(model, renderer), Sampling(e.temperature, e.top_p, e.seed) if e.temperature else None
+    answers = generate(model, tokenizer, [prompts[i] for i, _ in todo], e.max_new_tokens, e.batch_size, stops, names, progress, sampling,
+                       calculator=Calculator(tokenizer) if e.calculator else None, engine=e.engine, stop_texts=renderer.stop_texts)
     new = []
     try:
         for a in answers:
@@ -115,8 +116,7 @@ def _result(name, cfg, model_type, first, run, protocol, answers, n_found, other
         "base_model": cfg.model.path or cfg.model.name, "dataset": cfg.data.dataset, "n": len({a["id"] for a in answers}),
         "samples": e.samples, **_verdicts(answers, e.samples), "protocol": protocol, "new_tokens": tokens, "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / max(seconds, 1e-9), 1), "peak_memory": peak_memory(), "resumed_answers": n_found,
-        "processes": _process()[1],
-        "finish_reasons": dict(Counter(a["finish_reason"] for a in answers)),
+        "processes": _process()[1], "finish_reasons": dict(Counter(a["finish_reason"] for a in answers)),
         "batch_sizes": {str(k): v for k, v in sorted(Counter(a["batch_size"] for a in answers).items())}, "environment": environment()}
 
 # %% ../nbs/03_evaluate.ipynb #f3afea3b
@@ -148,7 +148,8 @@ def _name(folder, cfg, model_type, first, run, protocol):
     return "-".join([name, *other]), other
 
 def _results_folder(folder):
-    "Where results go; that they can be written is known before a model is loaded"
+    "Where results go; that they can be written, and that every process is here, is known before a model is loaded"
+    meet("evaluate")
     folder = Path(folder or project_path("eval_results"))
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise EvaluationError(f"{folder}: results can't be written here ({e.strerror})") from None
@@ -185,13 +186,13 @@ def evaluate(
     if (done := complete_result(folder, name)) and not again and same_answers(done["protocol"], protocol):
         return _reuse(name, done, protocol["grader"], rows, folder, progress)
     if (old := folder / f"{name}.json").exists():
-        set_aside(folder, name, [".json", ".predictions.jsonl"], read_json(old).get("protocol", {}).get("fingerprint"))
+        move_to_previous(folder, name, [".json", ".predictions.jsonl"], read_json(old).get("protocol", {}).get("fingerprint"))
     with open_partial(folder, name, mark) as (file, found):
         if progress: print(f"{name}: {len(rows)} problems" + (f", {len(found)} of them answered earlier" if found else ""), flush=True)
         answers = _graded(_ask_all(model, tokenizer, rows, prompts, cfg, file, found, progress), rows, cfg.evaluation.samples)
         record = _result(name, cfg, model_type, first, run, protocol, answers, len(found), other)
         if cfg.evaluation.other_texts: record["elsewhere"] = held_out_loss(model, tokenizer, cfg.evaluation.other_texts)
-        return _from_first(_say(write_result(folder, name, record, answers), progress))
+        return _from_first(_say(write_result(folder, name, record, answers, Path(file.name)), progress))
 
 # %% ../nbs/03_evaluate.ipynb #7355feca
 def evaluate_base(
@@ -249,13 +250,10 @@ def regrade(
     old, samples = [a | {"sample": a.get("sample", 0)} for a in read_predictions(name, folder)], record.get("samples", 1)
     ids = {a["id"] for a in old}
     answers = _graded(old, rows.select([i for i, r in enumerate(rows["id"]) if r in ids]), samples)
-    text = "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in answers)
-    record |= {"samples": samples, **_verdicts(answers, samples), "predictions_sha256": sha256(text.encode()).hexdigest()}
+    record |= {"samples": samples, **_verdicts(answers, samples)}
     protocol = record["protocol"] | {"grader": grader_versions(record["accuracy"])}
     record["protocol"] = protocol | {"fingerprint": protocol_fingerprint(protocol)}
-    write_text(folder / f"{name}.predictions.jsonl", text)
-    write_json(folder / f"{name}.json", record)
-    return record
+    return write_result(folder, name, record, answers)
 
 # %% ../nbs/03_evaluate.ipynb #5bfc74d3
 def rescore(
@@ -290,18 +288,16 @@ def quick_accuracy(
     tokenizer, # its tokenizer
     rows, # a few problems, a `Dataset`
     cfg: DictConfig, # from `load_config`
-) -> dict: # n; strict, numeric, flexible, finished: shares of n; new_tokens; seconds
+) -> dict: # n; strict, numeric, flexible, finished: shares of n
     "Zero-shot accuracy on a small sample, for choosing a model: never on the test split"
     refuse_test(rows)
-    start, renderer, e = time.perf_counter(), Renderer(tokenizer, cfg.data.prompt_style), cfg.evaluation
-    prompts = [renderer.prompt(q) for q in rows["question"]]
-    stops, names = stop_tokens(model, renderer), list(rows["id"])
-    answers = list(generate(model, tokenizer, prompts, e.max_new_tokens, e.batch_size, stops, names, False,
+    renderer, e = Renderer(tokenizer, cfg.data.prompt_style), cfg.evaluation
+    prompts, names = [renderer.prompt(q) for q in rows["question"]], list(rows["id"])
+    answers = list(generate(model, tokenizer, prompts, e.max_new_tokens, e.batch_size, stop_tokens(model, renderer), names, False,
                             engine=e.engine, stop_texts=renderer.stop_texts))
     grades = [grade(a.text, rows[a.index]["answer"]) for a in answers]
     n, shares = len(answers), {g: sum(x[g] for x in grades) / len(grades) for g in (graders_of(rows["answer"][0]) if grades else ())}
-    return {"n": n, **shares, "finished": sum(a.finish_reason == "stop" for a in answers) / max(n, 1),
-            "new_tokens": sum(a.n_tokens for a in answers), "seconds": round(time.perf_counter() - start, 3)}
+    return {"n": n, **shares, "finished": sum(a.finish_reason == "stop" for a in answers) / max(n, 1)}
 
 def _relabel(result, cfg):
     "Print a result's accuracies by the labels of a data set, and the verdicts that change"

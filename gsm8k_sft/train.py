@@ -21,7 +21,7 @@ from .models.adapters import enable_checkpointing, prepare_for_training
 from .models.loading import load_model, load_tokenizer
 from .models.parameters import count_parameters, precision_of
 from .models.sources import resolve_model, weights_fingerprint
-from .training.callbacks import reporting
+from .training.callbacks import reporting, trackers
 from .training.checkpoints import Run, TrainingError, TrainingInterrupted, open_run
 from .training.graphs import forget_run
 from .training.memory import check_fits, memory_record
@@ -30,8 +30,9 @@ from .training.trainer import build_trainer, check_trained, save_weights, weight
 # %% ../nbs/02_train.ipynb #40372252
 def load_for_training(
     cfg: DictConfig, # from `load_config`
-) -> SimpleNamespace: # tokenizer, model, base_fingerprint; plan of the memory or None; longest; rows, tokens and reports, each by split
+) -> SimpleNamespace: # tokenizer, model, base_fingerprint; plan of the memory or None; longest; held; rows, tokens and reports by split
     "Data and model of a run"
+    if held := torch.cuda.memory_allocated(): torch.cuda.reset_peak_memory_stats() # by others, before this run
     tokenizer, rows, longest = load_tokenizer(cfg), load_gsm8k(cfg, splits=TRAINING_SPLITS), cfg.data.max_length
     renderer, tokens, reports = Renderer(tokenizer, cfg.data.prompt_style), {}, {}
     for split in rows:
@@ -50,7 +51,7 @@ def load_for_training(
     model = prepare_for_training(model, cfg)
     if cfg.train.gradient_checkpointing: enable_checkpointing(model)
     return SimpleNamespace(tokenizer=tokenizer, rows=rows, tokens=tokens, reports=reports, plan=plan, model=model, longest=longest,
-                           base_fingerprint=base_fingerprint)
+                           base_fingerprint=base_fingerprint, held=held)
 
 # %% ../nbs/02_train.ipynb #3180216d
 def first_record(cfg, loaded):
@@ -64,7 +65,7 @@ def first_record(cfg, loaded):
             "model_fingerprint": loaded.base_fingerprint, "data": data, "parameters": count_parameters(loaded.model),
             "memory": memory_record(loaded.plan), "environment": environment()}
 
-def last_record(trainer, log, plan, before):
+def last_record(trainer, log, loaded):
     "What is known after the last step"
     peak, gpu = max(trainer.peak, peak_memory()), torch.cuda.is_available()
     steps, best = [r for r in log.rows if "loss" in r], trainer.args.load_best_model_at_end and trainer.state.best_global_step
@@ -74,24 +75,23 @@ def last_record(trainer, log, plan, before):
     final, evals = until[-max(1, len(until) // 20):], [r for r in log.rows if "eval_loss" in r and r["step"] <= saved]
     return {"steps": last["step"], "saved_step": saved, "epochs": last["epoch"], "tokens_seen": last["tokens"],
             "train_seconds": round(log.seconds, 2), "tokens_per_second": round(last["tokens"] / log.seconds, 1), "peak_memory": peak,
-            "fast_path": trainer.fast_path, "memory": memory_record(plan, peak - before if gpu else None),
+            "fast_path": trainer.fast_path, "memory": memory_record(loaded.plan, peak - loaded.held if gpu else None),
             "final_loss": sum(r["loss"] for r in final) / len(final), "validation": evals[-1] if evals else None}
 
 # %% ../nbs/02_train.ipynb #94462a91
 def fit(
     cfg: DictConfig, # from `load_config`
     run: Run, # from `open_run`
+    loaded: SimpleNamespace, # from `load_for_training`
 ) -> None:
     "Train from the base weights or from the run's checkpoint, and save"
-    if before := torch.cuda.memory_allocated(): torch.cuda.reset_peak_memory_stats()
-    loaded = load_for_training(cfg)
     run.begin(first_record(cfg, loaded))
     if run.main: keep_trained(run.folder, loaded.rows["train"])
     norms = weight_norms(loaded.model)
     trainer, log, signals = build_trainer(cfg, run.folder, loaded.tokenizer, loaded.rows, loaded.tokens, loaded.model)
     try:
         if cfg.train.packing and not trainer.cfg.train.packing: # padded after all: other memory
-            loaded.plan = check_fits(trainer.cfg, longest=loaded.longest, held=torch.cuda.memory_reserved() - before)
+            loaded.plan = check_fits(trainer.cfg, longest=loaded.longest, held=torch.cuda.memory_reserved() - loaded.held)
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
         state, outcome = trainer.state, {"speedup": trainer.speedup, "processes": trainer.args.world_size}
         if signals.stopped and state.global_step < state.max_steps:
@@ -106,7 +106,7 @@ def fit(
         raise
     finally:
         signals.restore()
-        run.update(**last_record(trainer, log, loaded.plan, before), **outcome)
+        run.update(**last_record(trainer, log, loaded), **outcome)
 
 # %% ../nbs/02_train.ipynb #53dc0600
 def train(
@@ -116,13 +116,15 @@ def train(
     "Train one variant, resuming what was interrupted; save weights and record; evaluate"
     with open_run(cfg) as run:
         if run.record.get("status") == "complete":
-            print(f"{run.folder} is complete and reused (train.when_done=reuse)")
+            if run.main: print(f"{run.folder} is complete and reused (train.when_done=reuse)")
             return run.record
-        asked = load_evaluated(cfg) if evaluate else None # what can't be asked afterwards is said before
-        print(f"going on from {run.checkpoint}" if run.checkpoint else f"the run is written to {os.path.relpath(run.folder)}")
+        asked, loaded = load_evaluated(cfg) if evaluate else None, load_for_training(cfg)
+        trackers(cfg) # one without a key is refused too, and until here nothing was touched
+        if run.main: print(f"going on from {run.checkpoint}" if run.checkpoint else f"the run is written to {os.path.relpath(run.folder)}")
         run.clear()
         with reporting(cfg, run.folder, run.main) as summary:
-            fit(cfg, run)
+            fit(cfg, run, loaded)
+            del loaded # the base weights, trained by now: with them the optimizer's memory is free
             forget_run(compiled=False)
             results = evaluate_run(run.folder, asked=asked) if evaluate else [] # by all processes
             run.update(status="complete", evaluations=[r["name"] for r in results])

@@ -216,6 +216,16 @@ def test_a_sweep_goes_on_after_a_failure(monkeypatch, tmp_path):
     assert calls[1]["overrides"].split() == ["run_name=lora_main-s0", "train.when_done=reuse"] and (tmp_path / "toy").is_dir()
 
 
+def test_a_matrix_keeps_the_notebooks_of_earlier_ones(monkeypatch, tmp_path):
+    import papermill
+    monkeypatch.setenv("GSM8K_SFT_PATHS_RUNS", str(tmp_path))
+    done = []
+    monkeypatch.setattr(papermill, "execute_notebook", lambda notebook, out, **kwargs: done.append(out.write_text(str(len(done)))))
+    for _ in range(3): run_notebook(Job("toy", "lora_main-s0", "lora"))
+    kept = {p.name: p.read_text() for p in (tmp_path / "toy").iterdir()}
+    assert kept == {"lora_main-s0.previous.ipynb": "0", "lora_main-s0.2.previous.ipynb": "1", "lora_main-s0.ipynb": "2"}
+
+
 def shell(*args, **env): return subprocess.run([sys.executable, "-m", *args], capture_output=True, text=True, env={**os.environ, **env})
 
 

@@ -1,8 +1,9 @@
 "What a fresh clone relies on: make's targets, pins, badges, licences; the house's rules; nothing here is slow to import"
-import ast, json, re, shutil, subprocess, sys
+import ast, json, re, shlex, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -197,6 +198,38 @@ def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)", text):
         if re.match(r"\w+:", target): continue
         assert (path.parent / target).exists(), f"{path.name}: the link to {target} leads nowhere"
+
+
+def advised():
+    "Place and text of whatever tells a user to set something: prose, and messages of the package"
+    for path in [*NOTEBOOKS, *ROOT.glob("*.md"), *MODULES]:
+        if path.suffix != ".ipynb": yield path.name, path.read_text(encoding="utf-8")
+        elif path.name != "log.ipynb": yield path.name, "\n".join(source(c) for c in cells(path) if c["cell_type"] == "markdown")
+
+
+def test_settings_that_are_advised_exist():
+    from gsm8k_sft.core.config import load_config
+    known, missing = load_config(training=False), object()
+    found = {(name, key) for name, text in advised()
+             for key in re.findall(r"(?<![\w.{])((?:train|model|data|evaluation|lora_config)\.[a-z_0-9.]+)=(?![=\s])", text)}
+    assert len(found) > 50
+    wrong = [(name, key) for name, key in found if OmegaConf.select(known, key, default=missing, throw_on_missing=False) is missing]
+    assert not wrong, wrong
+
+
+def test_commands_that_are_advised_can_be_given():
+    "Their overrides go together, and say no more than is needed"
+    from gsm8k_sft.core.config import load_config
+    from gsm8k_sft.training.graphs import choose_speedup
+    found = 0
+    for name, text in advised():
+        for command in re.findall(r"^ {4}(accelerate launch .*-m gsm8k_sft\.train(?:[^\n]*\\\n)*[^\n]*)", text, re.M):
+            words = shlex.split(command.replace("\\\n", " "))
+            given = {k: words[words.index(f"--{k}") + 1] for k in ("preset", "tuning", "overrides") if f"--{k}" in words}
+            cfg, bare = load_config(**given, training=False), load_config(**{**given, "overrides": ""}, training=False)
+            assert choose_speedup(cfg, 2_000_000_000, True, 2) == choose_speedup(bare, 2_000_000_000, True, 2) == "compile", (name, command)
+            found += 1
+    assert found >= 2
 
 
 def test_the_training_notebook_is_short():

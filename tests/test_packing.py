@@ -2,6 +2,7 @@
 import json
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from gsm8k_sft.core.config import load_config
 from gsm8k_sft.data.datasets import Collator
 from gsm8k_sft.training.loss import linear_cross_entropy, packed_loss
@@ -73,6 +74,11 @@ def test_validation_loss():
         logs.append([json.loads(l) for l in (run_folder(cfg) / "log.jsonl").read_text().splitlines()])
     losses = [[r["eval_loss"] for r in log if "eval_loss" in r] for log in logs]
     assert len(losses[0]) == 1 and losses[1] == pytest.approx(losses[0], rel=1e-4)
+    model, loaded = AutoModelForCausalLM.from_pretrained(run_folder(cfg) / "model"), load_for_training(cfg)
+    rows = [(torch.tensor([r["input_ids"]]), torch.tensor([r["labels"]])) for r in loaded.tokens["validation"]]
+    counts = [int((labels[:, 1:] >= 0).sum()) for _, labels in rows]
+    with torch.no_grad(): sums = [model(ids, labels=labels).loss.item() * n for (ids, labels), n in zip(rows, counts)]
+    assert losses[0][0] == pytest.approx(sum(sums) / sum(counts), rel=1e-5), "weighed by tokens, not by batches"
 
 
 def test_saved_weights_know_nothing_of_packing(tmp_path):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 from gsm8k_sft.core.config import ConfigError, load_config
 from gsm8k_sft.evaluate import evaluate_base
+from gsm8k_sft.models.adapters import load_tuned
 from gsm8k_sft.models.loading import load_model
 from gsm8k_sft.train import train
 from gsm8k_sft.training import trainer
@@ -21,12 +22,13 @@ from gsm8k_sft.training.packing import PackedCollator
 from gsm8k_sft.training.trainer import training_arguments
 
 ACCELERATE = files("gsm8k_sft") / "configs" / "accelerate"
-SMALL = ("data.train_samples=49 data.test_samples=8 train.num_train_epochs=1 train.eval_steps=0 train.save_steps=1000 "
+SMALL = ("data.train_samples=49 data.test_samples=8 data.validation_fraction=0.0089 train.num_train_epochs=1 train.eval_steps=4 "
+         "train.save_steps=1000 "
          "evaluation.max_new_tokens=8 train.validation_samples=0 train.optim=adamw_torch lora_config.lora_dropout=0 "
          "train.learning_rate=1e-3 model.precision=fp32")
 
 # Accelerate shards over GPUs only: on a CPU it would quietly do DDP. While it decides, the gloo processes pass for GPU ones.
-SHARDED = """
+POSING = """
 from accelerate.state import AcceleratorState, PartialState
 init = AcceleratorState.__init__
 def posing(self, *args, **kwargs):
@@ -34,27 +36,39 @@ def posing(self, *args, **kwargs):
     if PartialState._shared_state["distributed_type"] == "MULTI_CPU": PartialState._shared_state["distributed_type"] = "MULTI_GPU"
     init(self, *args, **kwargs)
 AcceleratorState.__init__ = posing
+from safetensors.torch import load_file
 from gsm8k_sft import train
+save = train.save_weights
+def checked(trainer, *args):
+    whole = {n: p.full_tensor() for n, p in trainer.model.named_parameters()} # fails where nothing is sharded
+    saved = load_file(save(trainer, *args) / "model.safetensors")
+    assert saved.keys() == whole.keys() and all(saved[n].equal(p) for n, p in whole.items()), "gathered, and tied weights once"
+train.save_weights = checked
+"""
+
+END = """
+import os, sys
+sys.stdout.flush()
+os._exit(0) # FSDP keeps threads of gloo, which would abort the end; on GPUs there are none
+"""
+
+SHARDED = POSING + """
 from gsm8k_sft.evaluate import evaluate_base
 load = train.load_for_training
 def evaluated(cfg): # the base model is asked first, as a model of its own
     evaluate_base(cfg, [0], 2)
     return load(cfg)
 train.load_for_training = evaluated
-def sharded(model): return any(hasattr(p, "full_tensor") for p in model.parameters())
-save = train.save_weights
-def checked(trainer, *args):
-    assert sharded(trainer.model)
-    save(trainer, *args)
-train.save_weights = checked
 train.main()
-"""
+""" + END
 
 
-# Two processes answer the toy's problems, find them answered, and go on where seven were left by one that was interrupted.
-EVALUATED = """
+# Two processes answer the toy's problems, find them answered, and go on where seven were left by one that was interrupted. Then one
+# evaluates alone, and both train two steps with weights that are shared out.
+EVALUATED = POSING + """
 import glob, json, torch.distributed as dist
 from pathlib import Path
+from gsm8k_sft.core import runs
 from gsm8k_sft.core.config import load_config, project_path
 from gsm8k_sft.evaluate import _together, evaluate_base
 cfg = load_config("toy", overrides=OVERRIDES, training=False)
@@ -73,8 +87,16 @@ with _together() as state:
     assert (resumed["resumed_answers"], resumed["accuracy"]) == (7, found[0]["accuracy"])
     dist.all_gather_object(all_found, [*found, resumed])
     assert all_found[0] == all_found[1]
+    if state.is_main_process:
+        runs._PATIENCE = 1
+        try: evaluate_base(cfg, [0], 21)
+        except TimeoutError as e: print(e)
 assert not [p for p in glob.glob("/proc/self/task/*/comm") if "gloo" in open(p).read()], "threads that outlive the group abort the end"
-"""
+runs._PATIENCE, rank = 600, state.process_index
+PartialState._reset_state()
+dist.init_process_group("gloo", store=dist.FileStore(str(project_path("runs", "store")), 2), rank=rank, world_size=2)
+train.train(load_config("toy", overrides=TRAINED), evaluate=False)
+""" + END
 
 
 # The second of two processes gets a signal in its third step; the first knows nothing of it.
@@ -133,6 +155,9 @@ def alone(tuning, packing):
 def check_equal(two, one):
     "Two processes took the steps of one"
     (log_two, two, record), (log_one, one, _) = two, one
+    losses = [[r["eval_loss"] for r in log if "eval_loss" in r] for log in (log_one, log_two)] # of 25 problems: the last is one for two
+    assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], rel=1e-3)
+    log_one, log_two = ([r for r in log if "loss" in r] for log in (log_one, log_two))
     assert record["processes"] == 2 and len(record["evaluations"]) == 1
     assert [r["step"] for r in log_one] == [r["step"] for r in log_two] == list(range(1, 8)) # in the last one example for two processes
     assert [r["tokens"] for r in log_one] == [r["tokens"] for r in log_two]
@@ -202,11 +227,13 @@ def answers(path):
 def test_two_processes_answer_as_one(tmp_path, monkeypatch):
     "Each question by one of them, the same files and texts as by one process; an interrupted evaluation goes on"
     overrides = "evaluation.max_new_tokens=24 evaluation.batch_size=4 evaluation.save_every=3"
-    _, own = settings(tmp_path / "two", 1, False)
-    (tmp_path / "script.py").write_text(EVALUATED.replace("OVERRIDES", repr(overrides)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py")]
-    done = subprocess.run(command, env=os.environ | own | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
+    trained, _ = settings(tmp_path, 4, True)
+    script = EVALUATED.replace("OVERRIDES", repr(overrides)).replace("TRAINED", repr(f"{trained} train.max_steps=2 train.eval_steps=2"))
+    (tmp_path / "two" / "runs").mkdir(parents=True)
+    done = launched(tmp_path / "two", "full", True, "fsdp2", script)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("the run is written to") == 1
+    assert "evaluate: process 1 of 2 (the first is 0) did not call it within 1 s" in done.stdout
     for key, value in settings(tmp_path / "one", 1, False)[1].items(): monkeypatch.setenv(key, value)
     one, two = tmp_path / "one" / "eval_results", tmp_path / "two" / "eval_results"
     for result in evaluate_base(load_config("toy", overrides=overrides, training=False), [0, 1], 21):
@@ -214,6 +241,7 @@ def test_two_processes_answer_as_one(tmp_path, monkeypatch):
         assert (record["processes"], record["accuracy"], record["protocol"]) == (2, result["accuracy"], result["protocol"])
         assert answers(two / f"{result['name']}.predictions.jsonl") == answers(one / f"{result['name']}.predictions.jsonl")
     assert not list(two.glob("*.partial.jsonl")), "each is complete"
+    load_tuned(tmp_path / "two" / "runs" / "toy" / "run") # plain weights, as one process would have saved them
 
 
 @pytest.mark.parametrize("name", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "FSDP_VERSION"])

@@ -8,6 +8,7 @@ from gsm8k_sft.core.config import load_config, project_root
 from gsm8k_sft.core.runs import read_json, run_folder, write_json
 from gsm8k_sft.data.datasets import load_gsm8k
 from gsm8k_sft.data.problems import DataError
+from gsm8k_sft.models.sources import ModelError
 from gsm8k_sft.reporting.logs import read_log
 from gsm8k_sft.train import train
 from gsm8k_sft.training.checkpoints import TrainingError, TrainingInterrupted, lock_run
@@ -138,8 +139,8 @@ def test_a_complete_run_is_kept_or_reused():
     assert run_folder(cfg).with_name(run_folder(cfg).name + ".2.previous").is_dir() and previous.is_dir()
 
 
-def test_test_sets_are_asked_for_once_and_only_to_be_asked(tmp_path, monkeypatch):
-    "A missing one is refused before anything is touched, not where a complete run is only reused"
+def test_test_sets_are_asked_for_once_and_only_to_be_asked(tmp_path, monkeypatch, capsys):
+    "A missing one, no model, no key: refused before anything is touched or announced, not where a complete run is only reused"
     cfg = load_config("toy", overrides=f"{SMALL} train.max_steps=1 train.warmup_steps=0 run_name=mine evaluation.max_new_tokens=2 "
                                        "evaluation.other_texts=0")
     loaded = []
@@ -151,6 +152,14 @@ def test_test_sets_are_asked_for_once_and_only_to_be_asked(tmp_path, monkeypatch
     before = sorted(run_folder(cfg).parent.rglob("*"))
     with pytest.raises(DataError, match="svamp"): train(missing)
     assert sorted(run_folder(cfg).parent.rglob("*")) == before
+    capsys.readouterr()
+    (tmp_path / "no-model").mkdir()
+    broken, told = (load_config("toy", overrides=f"{SMALL} run_name=mine {change}")
+                    for change in (f"model.path={tmp_path}/no-model", "train.report_to=wandb"))
+    for name, value in {"WANDB_MODE": "online", "WANDB_API_KEY": "", "NETRC": f"{tmp_path}/none"}.items(): monkeypatch.setenv(name, value)
+    with pytest.raises(ModelError, match="no config.json"): train(broken, evaluate=False)
+    with pytest.raises(TrainingError, match="there is no key"): train(told, evaluate=False)
+    assert sorted(run_folder(cfg).parent.rglob("*")) == before and "written to" not in capsys.readouterr().out
     missing.train.when_done = "reuse"
     assert train(missing)["status"] == "complete"
 
@@ -288,7 +297,8 @@ def test_papermill_runs_a_variant(tmp_path):
     assert done.returncode == 0, done.stderr
     record = read_json(next((tmp_path / "runs").glob("toy/lora_main-s0-*/record.json")))
     assert record["status"] == "complete" and record["steps"] == 3
-    assert "image/png" in out.read_text()
+    text = out.read_text()
+    assert "image/png" in text and len(re.findall(r"the run is written to [^{]", text)) == 1, "nothing else is trained"
 
 
 @pytest.mark.slow # quick: tests/faults, by the command; a parameter that there is not, in the chapter on configurations

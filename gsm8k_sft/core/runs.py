@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'PACKAGES', 'run_folder', 'set_aside', 'write_text', 'write_json', 'read_json', 'save_config',
-           'read_config', 'git_commit', 'environment', 'peak_memory', 'set_seed', 'plain_errors', 'main']
+           'read_config', 'git_commit', 'environment', 'peak_memory', 'set_seed', 'meet', 'plain_errors', 'main']
 
 # %% ../../nbs/core/runs.ipynb #7c2940b8
 import importlib.metadata, json, os, platform, re, subprocess, sys
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from fastcore.script import call_parse
 from omegaconf import DictConfig, OmegaConf
@@ -137,6 +138,25 @@ def set_seed(
     "Seed Python's, NumPy's and torch's generators"
     import transformers
     transformers.set_seed(seed)
+
+# %% ../../nbs/core/runs.ipynb #5a11e002
+_PATIENCE = 600 # seconds: weights may be read more slowly by one than by another
+
+def meet(
+    what: str, # the function that all must call
+) -> None:
+    "Wait until every process of a launch is here; a `TimeoutError` names those that don't come"
+    import torch.distributed as dist
+    if not dist.is_initialized(): return
+    store, rank, several = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
+    n = store.add(f"{what}/{rank}", 1) # how often this process has called it
+    keys = [f"{what}/{n}/{r}" for r in range(several)]
+    store.set(keys[rank], "")
+    try: store.wait(keys, timedelta(seconds=_PATIENCE))
+    except RuntimeError:
+        missing = ", ".join(str(r) for r, key in enumerate(keys) if not store.check([key]))
+        raise TimeoutError(f"{what}: process {missing} of {several} (the first is 0) did not call it within {_PATIENCE} s; "
+                           "call it in every process, or start the script without accelerate launch") from None
 
 # %% ../../nbs/core/runs.ipynb #0afd0bce
 @contextmanager

@@ -13,7 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from ..core.config import project_path
-from .results import Predictions, complete_result, differing_facts, label, prediction_bytes, read_predictions
+from .archive import read_bytes
+from .results import Predictions, complete_result, differing_facts, label, read_predictions
 from ..statistics import (
     FEW_DISCORDANT, Equivalence, mcnemar, mean_difference, newcombe_interval, paired_bootstrap, seed_estimate, seed_spread)
 from ..statistics.planning import minimum_detectable_effect
@@ -28,7 +29,7 @@ def _load(run, folder, number):
     folder, name = Path(folder or project_path("eval_results")), run if isinstance(run, str) else run["name"]
     rows = read_predictions(name, folder)
     if isinstance(run, str): record = complete_result(folder, name)
-    else: record = run if sha256(prediction_bytes(name, folder)).hexdigest() == run["predictions_sha256"] else None
+    else: record = run if sha256(read_bytes(folder / f"{name}.predictions.jsonl")).hexdigest() == run["predictions_sha256"] else None
     if record is None:
         raise ValueError(f"{name}: no such result in {folder}, or its predictions there are not those that the result was made from; "
                          "evaluate again, or give the predictions as a list")

@@ -202,17 +202,19 @@ def job_config(
     return load_config(job.preset, job.tuning or "full", job.dataset, job.seed, overrides=overrides, training=False)
 
 # %% ../../nbs/experiments/study.ipynb #3d4de02b
+_sizes = {} # how many test problems a configuration's data has: read once, whatever the job
+
 @cache
 def result_names(
     job: Job, # of a study
 ) -> list[str]: # in eval_results/
     "The names of a job's evaluations"
     kinds = [(f"base-{k}shot", "") for k in job.shots] if not job.tuning else [(job.tuning, ask) for ask in job.ask]
-    asked = [(cfg, kind) for kind, ask in kinds for cfg in evaluated_datasets(job_config(job, ask))]
     def first(cfg): # of a set that isn't larger all are asked
-        n = cfg.data.test_samples if cfg.evaluation.split == "test" else None
-        return n if n and len(load_gsm8k(cfg, ["test"])["test"]) == n else None
-    return [result_name(cfg, kind, first(cfg)) for cfg, kind in asked]
+        n, key = cfg.evaluation.split == "test" and cfg.data.test_samples, OmegaConf.to_yaml(cfg.data)
+        if n and key not in _sizes: _sizes[key] = len(load_gsm8k(cfg, ["test"])["test"])
+        return n if n and _sizes[key] == n else None
+    return [result_name(cfg, kind, first(cfg)) for kind, ask in kinds for cfg in evaluated_datasets(job_config(job, ask))]
 
 def is_done(
     job: Job, # of a study

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from ..core.config import check_config, device
-from ..core.runs import read_config, read_json, run_folder, save_config, set_aside, write_json
+from ..core.runs import meet, read_config, read_json, run_folder, save_config, set_aside, write_json
 
 # %% ../../nbs/training/checkpoints.ipynb #ee32a835
 class TrainingError(RuntimeError):
@@ -132,5 +132,5 @@ def open_run(
     folder, state = run_folder(cfg), PartialState(cpu=device() == "cpu")
     with lock_run(folder) if state.is_main_process else nullcontext():
         found = [_find_earlier(cfg, folder) if state.is_main_process else None]
-        if state.num_processes > 1: broadcast_object_list(found)
+        if state.num_processes > 1: meet("train"), broadcast_object_list(found)
         yield Run(folder, *found[0], state.is_main_process, cfg)

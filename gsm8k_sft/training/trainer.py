@@ -125,17 +125,17 @@ def _get_train_sampler(self: GSM8KTrainer, train_dataset=None):
 
 # %% ../../nbs/training/trainer.ipynb #5ha7e006
 @patch
-def get_train_dataloader(self: GSM8KTrainer):
-    a, t = self.args, self.cfg.train
+def _get_dataloader(self: GSM8KTrainer, dataset, description, batch_size, sampler_fn=None, **kwargs): # for training and evaluation
+    a, t, pin = self.args, self.cfg.train, self.args.dataloader_pin_memory
     def collate(examples):
         lengths = [len(e["input_ids"]) for e in examples]
         parts = _shares(lengths, a.world_size)
-        own = [examples[i] for i in parts[a.process_index]] or [examples[0] | {"labels": torch.full_like(examples[0]["labels"], -100)}]
-        counts = {"tokens": sum(lengths), "items": int((torch.cat([e["labels"][1:] for e in examples]) >= 0).sum())}
-        if t.packing: counts["most"] = max(len(first_fit([lengths[i] for i in p], t.max_tokens)) for p in parts)
-        return self.data_collator(own) | counts
-    sampler, size, pin = self._get_train_sampler(), self._train_batch_size * a.world_size, a.dataloader_pin_memory
-    loader = DataLoader(self.train_dataset, size, sampler=sampler, collate_fn=collate, pin_memory=pin)
+        own = [examples[i] for i in parts.pop(a.process_index)] or [examples[0] | {"labels": torch.full_like(examples[0]["labels"], -100)}]
+        batch = {"tokens": sum(lengths), "items": int(sum((e["labels"][1:] >= 0).sum() for e in examples))} | self.data_collator(own)
+        if t.packing and self.is_fsdp_enabled:
+            batch["most"] = max([len(batch["chunks"]), *(len(first_fit([lengths[i] for i in p], t.max_tokens)) for p in parts)])
+        return batch
+    loader = DataLoader(dataset, batch_size * a.world_size, sampler=sampler_fn(dataset), collate_fn=collate, pin_memory=pin)
     return prepare_data_loader(loader, a.device, 1, 0, put_on_device=True, non_blocking=pin)
 
 @patch
@@ -161,9 +161,8 @@ def _together(self: GSM8KTrainer, inputs):
     "With FSDP, as many chunks in each process as in the one with most"
     if not self.is_fsdp_enabled: return inputs
     chunks = inputs["chunks"]
-    most = inputs.get("most") or int(self.accelerator.gather(torch.tensor([len(chunks)], device=self.args.device)).max())
     idle = chunks[-1] | {"targets": torch.full_like(chunks[-1]["targets"], -100)}
-    return inputs | {"chunks": chunks + [idle] * (most - len(chunks))}
+    return inputs | {"chunks": chunks + [idle] * (inputs["most"] - len(chunks))}
 
 # %% ../../nbs/training/trainer.ipynb #e9e15273
 @patch
@@ -189,21 +188,22 @@ def training_step(self: GSM8KTrainer, model, inputs, num_items_in_batch=None):
 
 # %% ../../nbs/training/trainer.ipynb #da62851b
 @patch
-def compute_loss(self: GSM8KTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
-    if "chunks" not in inputs: return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
-    inputs = self._together(inputs)
-    supervised = sum((c["targets"] >= 0).sum() for c in inputs["chunks"])
-    with training_mode(self.inner): loss = sum(self._chunk_loss(model, c) for c in inputs["chunks"]) / supervised
-    return (loss, {"loss": loss}) if return_outputs else loss
-
-@patch
-def _save(self: GSM8KTrainer, output_dir=None, state_dict=None):
-    if state_dict: state_dict = {k: v for k, v in state_dict.items() if k not in self.inner.all_tied_weights_keys}
-    Trainer._save(self, output_dir, state_dict)
+def prediction_step(self: GSM8KTrainer, model, inputs, *args, **kwargs):
+    inputs = {k: v for k, v in self._prepare_inputs(inputs).items() if k != "tokens"}
+    items, several = inputs.pop("items"), self.accelerator.num_processes
+    with torch.no_grad(), self.compute_loss_context_manager():
+        if "chunks" in inputs:
+            with training_mode(self.inner): loss = sum(self._chunk_loss(model, c) for c in self._together(inputs)["chunks"])
+        else: loss = self.compute_loss(model, inputs, num_items_in_batch=items) * items / several
+    self.evaluated += torch.stack([loss.float(), torch.tensor(items / several, device=loss.device)])
+    return loss, None, None
 
 @patch
 def evaluation_loop(self: GSM8KTrainer, *args, **kwargs):
+    self.evaluated = torch.zeros(2, device=self.args.device) # this process's loss, and tokens
     out = Trainer.evaluation_loop(self, *args, **kwargs)
+    loss, items = self.accelerator.reduce(self.evaluated).tolist()
+    out.metrics["eval_loss"] = loss / items
     if not self.sample: return out
     self.peak = max(self.peak, peak_memory()) # answering takes what the GPU has free: not the training's peak
     with torch.autocast(self.args.device.type, self.half, enabled=self.half is not None):
@@ -269,6 +269,11 @@ def check_trained(
                             "step overflow in fp16 (then train.max_steps is too small for the loss scale to come down)?")
 
 # %% ../../nbs/training/trainer.ipynb #91d953a7
+@patch
+def _save(self: GSM8KTrainer, output_dir=None, state_dict=None):
+    if state_dict: state_dict = {k: v for k, v in state_dict.items() if k not in self.inner.all_tied_weights_keys}
+    Trainer._save(self, output_dir, state_dict)
+
 def save_weights(
     trainer: GSM8KTrainer, # after training
     folder: Path, # the run's

@@ -313,7 +313,9 @@ def meet(name, path, template):
             before = set(path.rglob("*"))
             main([str(word) for word in command])
             said = "nothing: it went through"
-        except SystemExit as e: code, said = (e.code, err.getvalue()) if isinstance(e.code, int) else (1, str(e.code))
+        except SystemExit as e:
+            code, said = (e.code, err.getvalue()) if isinstance(e.code, int) else (1, str(e.code))
+            if code and "is written to" in out.getvalue(): said += "\nannounced, and then refused"
         finally: os.chdir(here)
     new = {p.name for p in set(path.rglob("*")) - before if p.is_file() and "cache" not in p.parts and p.suffix not in (".lock", ".png")}
     return code, said.strip().replace(str(path), "…"), new # tokens that are cached and figures that are drawn are whole by themselves
