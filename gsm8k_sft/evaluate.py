@@ -325,7 +325,7 @@ def main(
         if run or split or limit or shots: raise EvaluationError("--relabel asks nothing again; it takes --dataset and --preset alone")
         return _relabel(relabel, load_config(preset or "toy", "full", dataset or "main", 0, config, overrides, training=False))
     if bool(preset) == bool(run): raise EvaluationError("name either --preset (its base model) or --run (a run's folder)")
-    if run and (shots or config or dataset): raise EvaluationError("--shots, --config, --dataset: a run is asked as it was trained")
+    if run and (shots or config or dataset): raise EvaluationError("--shots, --config, --dataset go with --preset: a run has its own")
     if not re.fullmatch(r"[0-9 ,]*", shots): raise EvaluationError(f"shots: {shots!r} must be whole numbers, such as \"0 1\"")
     if split and "evaluation.split=" in overrides: raise ConfigError("split: given twice, by --split and in overrides; leave one out")
     try:
