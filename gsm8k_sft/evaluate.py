@@ -311,7 +311,7 @@ def _relabel(result, cfg):
 def main(
     preset: str = "", # the base model of a file of configs/preset: toy, gemma-3-270m, gemma-2b-it ...
     run: str = "", # or a run's folder: its tuned model
-    dataset: str = "main", # a file of configs/dataset; a run knows its own; several: evaluation.datasets=[main,svamp] in overrides
+    dataset: str = "", # a file of configs/dataset, main by default; several, or for a run: evaluation.datasets=[main,svamp] in overrides
     split: str = "", # test or validation; as the configuration says by default
     limit: int = 0, # only the first so many problems; 0: all
     shots: str = "", # for the base model, as in "0 1 5"; as the configuration says by default
@@ -323,15 +323,15 @@ def main(
     "Evaluate a base model or a run"
     if relabel:
         if run or split or limit or shots: raise EvaluationError("--relabel asks nothing again; it takes --dataset and --preset alone")
-        return _relabel(relabel, load_config(preset or "toy", "full", dataset, 0, config, overrides, training=False))
+        return _relabel(relabel, load_config(preset or "toy", "full", dataset or "main", 0, config, overrides, training=False))
     if bool(preset) == bool(run): raise EvaluationError("name either --preset (its base model) or --run (a run's folder)")
-    if run and (shots or config): raise EvaluationError("--shots and --config go with --preset: a run is asked as it was trained")
+    if run and (shots or config or dataset): raise EvaluationError("--shots, --config, --dataset go with --preset: a run has its own")
     if not re.fullmatch(r"[0-9 ,]*", shots): raise EvaluationError(f"shots: {shots!r} must be whole numbers, such as \"0 1\"")
     if split and "evaluation.split=" in overrides: raise ConfigError("split: given twice, by --split and in overrides; leave one out")
     try:
         with _together():
             if run: evaluate_run(run, split, limit, overrides, again); return
             if split: overrides = f"{overrides} evaluation.split={split}"
-            cfg = load_config(preset, "full", dataset, 0, config, overrides, training=False)
+            cfg = load_config(preset, "full", dataset or "main", 0, config, overrides, training=False)
             evaluate_base(cfg, [int(k) for k in re.findall(r"[0-9]+", shots)] or None, limit, again)
     except KeyboardInterrupt: sys.exit(130)

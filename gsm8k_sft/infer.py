@@ -32,8 +32,7 @@ def open_model(
 ) -> tuple: # model, tokenizer, configuration of the run or preset (None if there is none)
     "Load what is to be asked"
     folders = [folder for path in (adapter_path, model_path) if path for folder in (Path(path), Path(path).expanduser().parent)]
-    run = next(filter(is_run, folders), None)
-    preset = str(model_path) in choices("preset")
+    run, preset = next(filter(is_run, folders), None), str(model_path) in choices("preset")
     cfg = load_config(str(model_path), training=False) if preset else read_config(Path(run).expanduser()) if run else None
     dtype = dtype or (cfg.evaluation.dtype if cfg else "auto" if device() == "cuda" else "fp32")
     if is_run(model_path):
@@ -49,8 +48,7 @@ def open_model(
 def _plain(value):
     "An exact number in plain digits, None for None"
     if value is None: return None
-    decimal = format_result(value)
-    return decimal if Fraction(decimal) == value else str(value)
+    return decimal if Fraction(decimal := format_result(value)) == value else str(value)
 
 def _check_text(text):
     "Raise a `ValueError` if there is nothing to ask, or half of a character"

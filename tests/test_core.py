@@ -254,7 +254,8 @@ def test_what_peft_does_not_take(given, says):
 
 
 @pytest.mark.parametrize("given", [
-    "modules_to_save=[nothing]", "modules_to_save=['(']", "rank_pattern.q_prj=2", "init_lora_weights=nonsense", "bias=sometimes"])
+    "modules_to_save=[nothing]", "modules_to_save=['(']", "rank_pattern.q_prj=2", "init_lora_weights=nonsense", "bias=sometimes",
+    "trainable_token_indices=[9999]"])
 def test_what_the_model_does_not_have(given):
     from gsm8k_sft.models.adapters import add_adapter
     from gsm8k_sft.models.loading import load_model

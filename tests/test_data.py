@@ -291,11 +291,19 @@ def test_styles_that_cannot_be():
     with pytest.raises(DataError, match="names no eos token"): Renderer(tokenizer(eos=None))
     for template, says in (("{{ raise_exception('no turns') }}", "can't write question and answer \\(no turns\\)"),
                            (CHATML.partition("{% if add_generation_prompt")[0], "has no generation prompt.*<.im_start.>assistant"),
-                           ("{% for m in messages %}{{ m['content'] }}{% endfor %}{{ missing.key }}", "can't write")):
+                           ("{% for m in messages %}{{ m['content'] }}{% endfor %}{{ missing.key }}", "can't write"),
+                           (CHATML.replace("m['content']", "''"), "leaves out"), # neither question nor answer
+                           (CHATML.replace("m['content']", "m['content'] if m['role'] == 'user' else ''"), "leaves out"),
+                           (CHATML.replace("m['content']", "m['content'] | map(attribute='text') | join"), "leaves out")): # lists of parts
         with pytest.raises(DataError, match=says): Renderer(tokenizer(template=template, extra=IM))
     mistral = ("{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' if m['role'] == 'user'"
                " else m['content'] + eos_token }}{% endfor %}")
     assert Renderer(tokenizer(template=mistral)).prompt("Why?") == "[INST] Why? [/INST]" # needs no generation prompt
+
+
+def test_a_template_with_todays_date_writes_the_same_each_day():
+    dated = Renderer(tokenizer(template="{{ 'Today: ' + strftime_now('%d %b %Y, %H:%M:%S') + '\\n' }}" + CHATML, extra=IM))
+    assert dated.prompt("Why?") == "Today: 26 Jul 2024\n" + Renderer(tokenizer(template=CHATML, extra=IM)).prompt("Why?")
 
 
 def test_pad_that_is_eos_keeps_the_end_supervised():

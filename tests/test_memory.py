@@ -322,7 +322,8 @@ def test_the_command_plans_several_gpus(capsys):
     main("gemma-2-9b-it", gpus=2)
     out = capsys.readouterr().out
     assert "DDP, on each of 2 GPUs" in out and "FSDP2, on each of 2 GPUs" in out
-    with pytest.raises(SystemExit, match="gpus: -1"): main("gemma-2-9b-it", gpus=-1)
+    for name, value in (("gpus", -1), ("tokens", -5), ("dollars_per_hour", float("nan")), ("tokens_per_second", float("inf"))):
+        with pytest.raises(SystemExit, match=f"{name}: {value} must be"): main("gemma-2-9b-it", **{name: value})
 
 def test_nothing_fits_on_nothing(): assert "smaller model" in nearest_fit(config(), 10**6)
 

@@ -1,5 +1,5 @@
 "Loading from every source and every way it fails; precision, LoRA, QLoRA, merging, fingerprints, tuned runs"
-import hashlib, importlib.util, json, os, shutil, signal, string, subprocess, sys, textwrap, threading, time
+import hashlib, importlib.util, json, os, re, shutil, signal, string, subprocess, sys, textwrap, threading, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 import pytest, torch
@@ -197,6 +197,8 @@ def renamed(name):
     return rename
 
 GENERATION = "generation_config.json"
+SIZES = dict(vocab_size=768, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=512)
+
 FOLDERS = {
     "shards that are links": sharded_snapshot,
     "a head of its own that is called tied": untied_but_called_tied,
@@ -252,6 +254,18 @@ def test_odd_folders_load_as_transformers_loads_them(folder, kind, own_runs):
     tuned, _ = load_tuned(folder_of(cfg), "fp32")
     assert not torch.equal(logits(tuned, ids), logits(model, ids))
 
+@pytest.mark.skipif(not HAS_BNB, reason="needs bitsandbytes")
+def test_a_folder_of_four_bit_weights_is_read_as_transformers_reads_it(folder, ids, own_runs):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(folder)
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    AutoModelForCausalLM.from_pretrained(folder, quantization_config=four).save_pretrained(folder)
+    plain, model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), load_weights(folder, "fp32")
+    assert model.is_loaded_in_4bit
+    torch.testing.assert_close(logits(model, ids), logits(plain, ids), rtol=0, atol=0)
+    cfg = config("lora", f"model.path={folder}")
+    with pytest.raises(ModelError, match="tuning_method: lora on 4-bit weights: use tuning=qlora"): prepare_for_training(model, cfg)
+
 def test_examples_longer_than_the_model_are_refused(folder, own_runs):
     edited(folder / "config.json", max_position_embeddings=40)
     with pytest.raises(TrainingError, match="the model 40 positions; set data.max_length=40"):
@@ -272,6 +286,12 @@ def no_merges(folder):
     only_vocabulary_and_merges(folder)
     (folder / "merges.txt").unlink()
 
+def index(value): return lambda folder: (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": value})) and None
+
+def an_encoder(folder):
+    from transformers import RobertaConfig, RobertaForCausalLM
+    RobertaForCausalLM(RobertaConfig(**SIZES)).save_pretrained(folder)
+
 REFUSED = {
     "an optimizer alone": (only("optimizer.bin", "training_args.bin"), r"no \*.safetensors"),
     "GGUF alone": (only("a.gguf"), "a.gguf: name that file itself"),
@@ -282,6 +302,9 @@ REFUSED = {
     "generation settings that transformers refuses": (lambda f: edited(f / GENERATION, num_return_sequences=4), "num_return_sequences"),
     "a vocabulary without merges": (no_merges, "its tokenizer can't be loaded.*merges"),
     "SentencePiece without its library": (only_pieces, "install sentencepiece"),
+    "an index that names no files": (index(None), "no JSON object with the key"),
+    "an index with a number for a file": (index({"a": 1}), "weight files are missing"),
+    "an encoder": (an_encoder, "RobertaForCausalLM reads ahead as an encoder"),
 }
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -656,6 +679,13 @@ def test_adapter_on_all_linear_layers_but_the_head():
     carries = {n.split(".lora_A")[0].removeprefix("base_model.model.") for n, _ in adapted.named_parameters() if "lora_A" in n}
     assert carries == set(layers) and not any("lm_head" in n or "embed" in n for n in carries)
 
+def test_routers_of_experts_get_no_adapter(ids):
+    from transformers import AutoConfig, AutoModelForCausalLM
+    for kind in ("phimoe", "llama4_text"): # linear layers that return two tensors
+        more = dict(num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2)
+        model = add_adapter(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES, **more)), config())
+        assert logits(model, ids).isfinite().all() and not any("router" in n and "lora" in n for n, _ in model.named_parameters())
+
 def test_adapter_starts_at_the_base_model_and_is_seeded(toy, ids):
     base = logits(load_weights(toy, "fp32"), ids)
     prints = []
@@ -767,6 +797,12 @@ def test_full_run_comes_back(toy, ids, tmp_path):
     tuned, tokenizer = load_tuned(run_folder(tmp_path, config("full"), model, load_tokenizer("toy")))
     torch.testing.assert_close(logits(tuned, ids), logits(model, ids), rtol=0, atol=0)
 
+def test_a_lora_run_is_its_adapter_whatever_lies_beside_it(toy, ids, tmp_path):
+    cfg = config("lora", "evaluation.dtype=fp32")
+    run_folder(tmp_path, cfg, filled(model := add_adapter(load_model(cfg), cfg)))
+    shutil.copytree(toy, tmp_path / "model")
+    torch.testing.assert_close(logits(load_tuned(tmp_path)[0], ids), logits(model, ids), rtol=0, atol=0)
+
 def test_adapter_of_another_base_is_refused(tmp_path, folder):
     cfg = config("lora", f"model.path={folder}")
     run_folder(tmp_path / "run", cfg, filled(add_adapter(load_model(cfg), cfg)))
@@ -785,6 +821,8 @@ def test_adapter_of_a_deeper_base_is_refused_by_name(toy, tmp_path):
         load_adapter(load_weights(toy, "fp32"), tmp_path)
     save_file({n: t for n, t in tensors.items() if "layers.5." not in n}, file)
     with pytest.raises(ModelError, match=r"missing adapter keys.*layers\.5\."): load_adapter(load_weights(toy, "fp32"), tmp_path)
+    save_file(tensors | {(n := min(tensors)): tensors[n] * float("nan")}, file)
+    with pytest.raises(ModelError, match=f"{re.escape(n)} .* not finite"): load_adapter(load_weights(toy, "fp32"), tmp_path)
 
 def test_added_tokens_and_template_of_an_adapter_are_used(toy, tmp_path, ids):
     cfg = config("lora", "model.precision=fp32 evaluation.dtype=fp32")

@@ -282,6 +282,11 @@ def test_wandb_gets_configuration_and_summary_and_one_run(monkeypatch):
     assert (second.project, second.name, second.group) == ("mine", "try", "tries")
     assert second.config["tuning_method"] == "lora" and second.config["lora_config"]["r"] == cfg.lora_config.r
     assert summaries == [None, pytest.approx(record["final_loss"])], "the first was interrupted"
+    def unreachable(**kwargs): raise wandb.errors.CommError("refused\nafter 90 s")
+    monkeypatch.setattr(wandb, "init", unreachable)
+    with pytest.raises(TrainingError, match=r"can't be reached \(refused after 90 s\); WANDB_MODE=offline"): train(cfg, evaluate=False)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert train(cfg, evaluate=False)["status"] == "complete"
 
 
 def papermill(*parameters, output=None):

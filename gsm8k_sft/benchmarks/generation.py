@@ -213,7 +213,8 @@ def speed_table(
     import pandas as pd
     rows = [{"candidate": name, "prompts": found["prompts"], "seconds": found.get("seconds"),
              "new tokens/s": found.get("tokens_per_second"),
-             "peak GiB": found["peak_memory"] / 2**30 if found.get("peak_memory") else None, "start, s": found.get("start"), "error": found.get("error", "")}
+             "peak GiB": found["peak_memory"] / 2**30 if found.get("peak_memory") else None,
+             "start, s": found.get("start"), "error": found.get("error", "")}
             for name, found in record[preset]["candidates"].items()]
     return pd.DataFrame(rows).dropna(axis="columns", how="all").round({"seconds": 2, "new tokens/s": 0, "peak GiB": 1})
 

@@ -55,8 +55,8 @@ def main(
     gpus: int = 0, # that train together; 0: as `accelerate launch` says, or one
 ):
     "Memory of a preset by method, and the time of an epoch"
-    if tokens_per_second < 0: raise ValueError(f"tokens_per_second: {tokens_per_second} must be above 0")
-    if gpus < 0: raise ValueError(f"gpus: {gpus} must be at least 1")
+    for name, value in [*locals().items()]:
+        if not isinstance(value, str) and not 0 <= value < float("inf"): raise ValueError(f"{name}: {value} must be a number above 0")
     text, known = _plan_text(preset, tokens, longest, overrides, gpus or int(os.environ.get("WORLD_SIZE", 1)))
     print(text)
     speeds, epoch = {"as given": tokens_per_second} if tokens_per_second else _measured_speeds(preset), tokens_per_epoch or known

@@ -81,19 +81,19 @@ def bench_examples(
     return [{"input_ids": i, "labels": l} for i, l in zip(rows["input_ids"], rows["labels"])]
 
 # %% ../../nbs/benchmarks/training.ipynb #9013e5ca
-def _ours(cfg, model, rows, folder, without=""):
-    "This project's trainer; `without` names what is missing"
+def _ours(cfg, model, rows, folder, case):
+    "This project's trainer; `case["without"]` names what is missing"
     import torch
     from gsm8k_sft.data.datasets import Collator
     from gsm8k_sft.training.graphs import packed_collator
     from gsm8k_sft.training.trainer import GSM8KTrainer, training_arguments
     from transformers.trainer_utils import SaveStrategy
-    options = {"head": {"all_logits": True}, "softmax": {"compiled_softmax": False}}.get(without)
+    options = {"head": {"all_logits": True}, "softmax": {"compiled_softmax": False}}.get(case["without"])
     rows = [{k: torch.tensor(v) for k, v in r.items()} for r in rows]
     args = training_arguments(cfg, folder)
     args.save_strategy = SaveStrategy.NO
     trainer = GSM8KTrainer(cfg, None, loss_options=options, model=model, args=args, train_dataset=rows, data_collator=Collator(0))
-    if without == "joined": trainer.compiled = [c for c in trainer.compiled if c[1] != "forward"]
+    if case["without"] == "joined": trainer.compiled = [c for c in trainer.compiled if c[1] != "forward"]
     if cfg.train.packing: trainer.data_collator = packed_collator(cfg, trainer.speedup)
     return trainer
 
@@ -117,7 +117,7 @@ def _lend_flash_attention():
     import_utils.is_flash_attn_2_available.cache_clear()
 
 # %% ../../nbs/benchmarks/training.ipynb #f50bd2d7
-def _peer(cfg, model, rows, folder, trl):
+def _peer(cfg, model, rows, folder, case):
     "TRL's SFTTrainer, or transformers' Trainer"
     import torch, warnings
     from datasets import Dataset
@@ -130,7 +130,7 @@ def _peer(cfg, model, rows, folder, trl):
         optim=t.optim, learning_rate=t.learning_rate, max_grad_norm=t.max_grad_norm, logging_steps=t.logging_steps,
         report_to=[], disable_tqdm=True, save_strategy="no", seed=0, bf16=False, use_cpu=not gpu)
     data = dict(model=model, train_dataset=Dataset.from_list(rows))
-    if not trl: return Trainer(args=TrainingArguments(**given, remove_unused_columns=False), data_collator=Collator(0), **data)
+    if case["trainer"] != "trl": return Trainer(args=TrainingArguments(**given, remove_unused_columns=False), data_collator=Collator(0), **data)
     from trl import SFTConfig, SFTTrainer
     warnings.filterwarnings("ignore", category=FutureWarning)
     if gpu:
@@ -167,8 +167,7 @@ def measure_training(
     if device == "cuda": torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
     rows = [{k: [t % config.vocab_size if t >= 0 else t for t in ids] for k, ids in row.items()} for row in rows]
     with tempfile.TemporaryDirectory() as folder:
-        ours, start = case["trainer"] == "ours", (cfg, model, rows, folder)
-        trainer = _ours(*start, case["without"]) if ours else _peer(*start, case["trainer"] == "trl")
+        trainer = (_ours if case["trainer"] == "ours" else _peer)(cfg, model, rows, folder, case)
         trainer.data_collator = clock = Clock(trainer.data_collator, case.get("warm", 4))
         trainer.add_callback(clock)
         with nullcontext() if device == "cuda" else LiveBytes(model) as live: trainer.train()

@@ -343,13 +343,16 @@ def _check_entry(d):
                           "{source: hub, hub_name: ...}, {source: generator, generator: module.function} or {mix: {main: 1, ...}}")
     if not (d.licence or d.mix): raise ConfigError(f"data.licence: is missing; the file of {d.dataset!r} must name it, as in MIT")
     for name, weight in (d.mix or {}).items():
-        if config_file("dataset", name) and not 0 < weight <= 100: raise ConfigError(f"data.mix.{name}: {weight} is outside (0, 100]")
+        if OmegaConf.select(read_yaml(config_file("dataset", name)), "data.mix"): raise ConfigError(f"data.mix.{name}: is a mixture itself")
+        if not 0 < weight <= 100: raise ConfigError(f"data.mix.{name}: {weight} is outside (0, 100]")
     for name, values in (d.only or {}).items():
         if not (OmegaConf.is_list(values) and values): raise ConfigError(f"data.only.{name}: {values} is no list of values, as in [a, b]")
-    for key in ("splits", "files"):
-        for split in d[key] or {}: check_choice(f"data.{key}", split, ("train", "validation", "test"))
-    for name in d.keep or {}:
-        if name in SAVED_FIELDS: raise ConfigError(f"data.keep: a saved answer has a field {name!r} already; give it another name")
+    for key in ("splits", "files", "keep"):
+        for name, text in (d[key] or {}).items():
+            if OmegaConf.is_config(text): raise ConfigError(f"data.{key}.{name}: {text} must be one text, as in 'part-*.jsonl'")
+            if key != "keep": check_choice(f"data.{key}", name, ("train", "validation", "test"))
+            elif name in SAVED_FIELDS: raise ConfigError(f"data.keep: a saved answer has a field {name!r} already; give it another name")
+
 
 # %% ../../nbs/core/config.ipynb #89a2dcd7
 def check_config(
@@ -488,10 +491,15 @@ def merge_layer(
     source: str, # where the layer comes from, for the message
 ) -> DictConfig: # `base` with `layer` over it
     "Merge with names and types checked"
-    try: return OmegaConf.unsafe_merge(base, OmegaConf.from_dotlist([layer]) if isinstance(layer, str) else layer)
+    try:
+        layer = OmegaConf.from_dotlist([layer]) if isinstance(layer, str) else OmegaConf.create(layer)
+        return OmegaConf.unsafe_merge(base, layer)
     except YAMLError as e: raise ConfigError(f"{source}: not readable as YAML: {' '.join(str(e).split())}") from None
-    except TypeError: raise ConfigError(f"{source}: an item alone can't be set; give the whole list, as in key=[1,2]") from None
-    except OmegaConfBaseException as e:
+    except (TypeError, OmegaConfBaseException) as e:
+        mappings = [p for k, f in _fields() for p in (k.rpartition(".")[0], k if "dict" in str(f.type) else "") if p]
+        wrong = next((k for k in mappings if not isinstance(OmegaConf.select(layer, k), DictConfig | None)), "")
+        if wrong: raise ConfigError(f"{source}: {wrong}: a mapping of keys is needed, as in base.yaml") from None
+        if isinstance(e, TypeError): raise ConfigError(f"{source}: an item alone can't be set; give the whole list, as [1,2]") from None
         key, text = getattr(e, "full_key", None) or "", str(e).splitlines()[0].split(". Did you mean")[0]
         near = difflib.get_close_matches(key, [k for k, _ in _fields()], 1, cutoff=0.7)
         hint = f" Did you mean '{near[0]}'?" if near and near[0] != key else ""
@@ -554,8 +562,7 @@ def _run_name(cfg, config, overrides):
     name, parts = f"{cfg.variant}-s{cfg.seed}", dotlist(overrides)
     if not (config or parts): return name
     own, last = OmegaConf.to_container(read_yaml(config)) if config else None, {p.split("=")[0]: p for p in parts}
-    nested = any(b.startswith(f"{a}.") for a in last for b in last)
-    stem = f"{Path(config).stem}-" if config else ""
+    nested, stem = any(b.startswith(f"{a}.") for a in last for b in last), f"{Path(config).stem}-" if config else ""
     return f"{name}-{stem}{fingerprint([own, parts if nested else sorted(last.values())], 6)}"
 
 # %% ../../nbs/core/config.ipynb #6c9c255a

@@ -38,8 +38,7 @@ def _from_hub(cfg, split):
     name, config, split = d.hub_name, d.hub_config or d.dataset, (d.splits or {}).get(split, split)
     was = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     try: huggingface_hub.HfApi().dataset_info(name, revision=d.hub_revision, timeout=10)
-    except Exception as e:
-        reason, constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = e, True, True
+    except Exception as e: reason, constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = e, True, True
     try: rows = datasets.load_dataset(name, config, split=split, revision=d.hub_revision)
     except Exception as e:
         raise DataError(f"{name} ({config}, {split}) can't be loaded from the hub: {reason or e}. {data_help(d)}") from None
@@ -55,8 +54,7 @@ def _published(cfg, split, problems):
         try: make = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as e: raise DataError(f"data.generator: {function} can't be had: {e}") from None
         return [(f"{function} {split} problem {i}", row) for i, row in enumerate(make(split))]
-    if source == "synthetic":
-        return [(f"synthetic {dataset}/{split} problem {i}", row) for i, row in enumerate(make_rows(split, dataset))]
+    if source == "synthetic": return [(f"synthetic {dataset}/{split} problem {i}", row) for i, row in enumerate(make_rows(split, dataset))]
     folder = None if source == "hub" else data_folder(cfg)
     if source == "folder" and not folder: raise DataError(f"data.source: folder, but nothing names one. {data_help(cfg.data)}")
     if not folder: return _from_hub(cfg, split)

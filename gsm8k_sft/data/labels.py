@@ -45,11 +45,9 @@ def _bos_problem(ids, renderer):
 def _mask_problem(ids, labels, start, end):
     "Labels on the completion, all of it, and nowhere else"
     if all(l == -100 for l in labels): return "nothing is supervised: the loss would be empty"
-    on_prompt = sum(l != -100 for l in labels[:start])
-    if on_prompt: return f"{on_prompt} prompt tokens are supervised: the model would learn to write questions"
+    if n := sum(l != -100 for l in labels[:start]): return f"{n} prompt tokens are supervised: the model would learn to write questions"
     if ids[-1] != end or labels[-1] != end: return "the end of turn is unsupervised: the model would never learn to stop"
-    masked = sum(l == -100 for l in labels[start:])
-    if masked: return f"{masked} answer tokens are unsupervised"
+    if n := sum(l == -100 for l in labels[start:]): return f"{n} answer tokens are unsupervised"
     if any(l not in (-100, i) for i, l in zip(ids, labels)): return "a label differs from its own token: labels must not be shifted"
 
 # %% ../../nbs/data/labels.ipynb #6f678870
@@ -67,8 +65,7 @@ def check_labels(
     if len(labels) != n: raise LabelError(f"{name}: {n} tokens but {len(labels)} labels")
     if max_length and n > max_length: raise LabelError(f"{name}: {n} tokens, more than max_length ({max_length}): it would be cut")
     if n < whole or (n == max_length and ids[-1] != end): raise LabelError(f"{name}: the example was cut, after {n} tokens")
-    wrong = _bos_problem(ids, renderer) or _mask_problem(ids, labels, start, end)
-    if wrong: raise LabelError(f"{name}: {wrong}")
+    if wrong := _bos_problem(ids, renderer) or _mask_problem(ids, labels, start, end): raise LabelError(f"{name}: {wrong}")
     return encoded
 
 # %% ../../nbs/data/labels.ipynb #fb9e7de0

@@ -119,7 +119,7 @@ def columns(
     text: str, # data.question, data.answer or data.final
 ) -> list[str]: # the columns that it is made from
     "The column that a setting names, or those in braces"
-    return COLUMN.findall(text) if "{" in text else [] if text in ("####", "boxed") else [text]
+    return COLUMN.findall(text) or ([] if text in ("####", "boxed") else [text])
 
 def needed_columns(
     data, # `cfg.data`
@@ -235,8 +235,8 @@ def read_parquet(
         except UnicodeDecodeError: return value
     rows = []
     for path in paths:
-        try: table = pq.ParquetFile(path).read()
-        except (pa.ArrowException, OSError) as e:
+        try: table = (read := pq.ParquetFile(path).read()).select(read.column_names) # refuses two columns of one name
+        except (pa.ArrowException, OSError, KeyError) as e:
             problems.add(path, f"not readable as parquet: {e}")
             continue
         if not len(table): problems.add(path, "the file is empty")

@@ -91,8 +91,7 @@ def prefill(self:Engine, requests):
 def forward(self:Engine, ids, position, **kwargs):
     "Logits, (tokens, vocabulary)"
     for norm, fused in self.norms: norm.forward = fused
-    try:
-        return self.model(input_ids=ids, position_ids=position[None], **self.to_model, **kwargs).logits[0]
+    try: return self.model(input_ids=ids, position_ids=position[None], **self.to_model, **kwargs).logits[0]
     finally:
         for norm, _ in self.norms: del norm.forward
 

@@ -112,11 +112,8 @@ def _with_progress(answers, total, every=5.0):
     "The answers; beside them a bar, or a line every `every` seconds"
     from tqdm.auto import tqdm
     live = sys.stderr.isatty() or "google.colab" in sys.modules or any(k in os.environ for k in ("JPY_SESSION_NAME", "VSCODE_PID"))
-    if live:
-        yield from tqdm(answers, total=total, unit="answer")
-        return
-    start = last = time.perf_counter()
-    tokens = 0
+    if live: return (yield from tqdm(answers, total=total, unit="answer"))
+    start, last, tokens = *[time.perf_counter()] * 2, 0
     for done, answer in enumerate(answers, 1):
         tokens, now = tokens + answer.n_tokens, time.perf_counter()
         if now - last > every and done < total:

@@ -41,8 +41,7 @@ def decode(self:SlotCache, row, position, reach=None, first=False):
 def update(self:SlotCache, key, value, layer_idx, *args, **kwargs):
     "Write keys and values, (1, heads, tokens, dimension), to their slots; return (tokens or slots, heads, dimension)"
     key, value = (t[0].transpose(0, 1).to(value.dtype) for t in (key, value))
-    if layer_idx == len(self.layers):
-        self.layers.append([t.new_zeros(self.rows * self.length, *t.shape[1:]) for t in (key, value)])
+    if layer_idx == len(self.layers): self.layers.append([t.new_zeros(self.rows * self.length, *t.shape[1:]) for t in (key, value)])
     for kept, new in zip(self.layers[layer_idx], (key, value)): kept.index_copy_(0, self.slot, new)
     return (key, value) if self.row is None else self.layers[layer_idx]
 

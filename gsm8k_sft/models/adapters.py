@@ -51,10 +51,12 @@ def add_adapter(
     from omegaconf import OmegaConf
     from peft import LoraConfig, get_peft_model
     _check_names(model, settings := OmegaConf.to_container(cfg.lora_config))
+    if settings["target_modules"] == "all-linear": # routers of experts that are linear return more than a product
+        settings.setdefault("exclude_modules", [n for n, m in model.named_modules() if "Router" in type(m).__name__] or None)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning) # peft calls what transformers is about to rename
         try: model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
-        except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as e:
+        except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as e:
             raise ModelError(f"lora_config: PEFT can't put this adapter on the model: {e}") from e
     dtype = torch_dtype("bf16" if cfg.model.precision == "bf16" else "fp32")
     for p in model.parameters():
@@ -69,8 +71,8 @@ def prepare_for_training(
     "Say which weights learn"
     quantized = getattr(model, "is_loaded_in_4bit", False)
     if (cfg.tuning_method == "qlora") != quantized:
-        held = "4-bit" if quantized else "dense"
-        raise ModelError(f"tuning_method {cfg.tuning_method} on {held} weights: use load_model(cfg, training=True)")
+        held, other = ("4-bit", "qlora") if quantized else ("dense", "lora")
+        raise ModelError(f"tuning_method: {cfg.tuning_method} on {held} weights: use tuning={other}, or a folder with other weights")
     if cfg.tuning_method == "full": return model.requires_grad_(True).train()
     model.requires_grad_(False)
     if cfg.train.gradient_checkpointing: model.enable_input_require_grads()
@@ -120,7 +122,7 @@ def load_tuned(
     "The tuned model of a run, full or adapter"
     folder = Path(folder).expanduser()
     cfg = read_config(folder)
-    if (full := folder / "model").is_dir():
+    if cfg.tuning_method == "full" and (full := folder / "model").is_dir():
         model = load_weights(check_folder(full), dtype or cfg.evaluation.dtype, cfg.model.attn_implementation)
         return model, load_tokenizer(full)
     adapter = adapter_folder(folder)

@@ -7,7 +7,7 @@ __all__ = ['DTYPES', 'load_tokenizer', 'torch_dtype', 'weight_dtype', 'load_weig
            'adapter_folder', 'load_adapter', 'prepare']
 
 # %% ../../nbs/models/loading.ipynb #04a1f499
-import importlib.util, json, os, re, sys, warnings
+import contextlib, importlib.util, json, os, re, sys, warnings
 from pathlib import Path
 from fastcore.script import call_parse
 from ..core.config import check_choice, device, gpu_has_bf16, load_config
@@ -82,6 +82,17 @@ def _load_advice(folder, error, attn_implementation):
                 f"null leaves the choice to transformers ({text})")
     return f"{folder}: can't be loaded ({text})"
 
+# %% ../../nbs/models/loading.ipynb #5ee5a4e1
+def _causal(model, folder):
+    "The model, if no token changes the logits of those before it, as it would in an encoder"
+    import torch
+    rows, changes = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device), False
+    with contextlib.suppress(Exception), torch.no_grad(): # what can't run says so when it has to
+        a, b = model(input_ids=rows, attention_mask=torch.ones_like(rows)).logits[:, :3].float()
+        changes = (a - b).norm() > torch.finfo(model.dtype).eps ** 0.5 * (a - a.mean()).norm()
+    if changes: raise ModelError(f"{folder}: {type(model).__name__} reads ahead as an encoder; is_decoder=true in config.json?")
+    return model
+
 # %% ../../nbs/models/loading.ipynb #4b461581
 def load_weights(
     folder: Path | str, # from `resolve_model`
@@ -99,9 +110,9 @@ def load_weights(
     logging.set_verbosity_error() # its report of tensors that don't fit: an error below says it
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch_dtype(dtype), attn_implementation=attn_implementation, quantization_config=quantization,
+            folder, dtype=torch_dtype(dtype), attn_implementation=attn_implementation,
             use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True,
-            **({"device_map": {"": place}} if quantization else {}))
+            **({"device_map": {"": place}, "quantization_config": quantization} if quantization else {}))
     except torch.OutOfMemoryError: raise
     except Exception as e: raise ModelError(_load_advice(folder, e, attn_implementation)) from e
     finally: logging.set_verbosity(verbosity)
@@ -111,7 +122,7 @@ def load_weights(
         if info[keys]: raise ModelError(f"{folder}: {len(info[keys])} tensors {what}: {', '.join(sorted(info[keys])[:3])} …")
     if place.startswith("cuda") and getattr(model.config.get_text_config(), "num_key_value_heads", None) == 1:
         torch.backends.cuda.enable_mem_efficient_sdp(False) # pytorch#191937: wrong at some lengths where heads share one key head
-    return model.eval() if quantization else model.to(place).eval()
+    return _causal(model.eval() if quantization else model.to(place).eval(), folder)
 
 # %% ../../nbs/models/loading.ipynb #0cdd1743
 def quantization_config(
@@ -147,7 +158,7 @@ def adapter_folder(
         raise ModelError(f"{path}: no adapter here (adapter_config.json); has the run finished?")
     if not (folder / "adapter_model.safetensors").exists():
         raise ModelError(f"{folder}: no adapter_model.safetensors; pickled adapters are not loaded")
-    read_object(folder / "adapter_config.json", "peft_type")
+    read_object(folder / "adapter_config.json", "peft_type", str)
     return folder
 
 # %% ../../nbs/models/loading.ipynb #01213124
@@ -174,6 +185,8 @@ def load_adapter(
         names = ", ".join(n.removeprefix("base_model.model.") for n in unused[:3])
         raise ModelError(f"{folder}: this adapter doesn't fit the base model: {len(unused)} of its {len(tensors)} tensors "
                          f"have no place there: {names} …")
+    if bad := [n for n, t in tensors.items() if not t.isfinite().all()]:
+        raise ModelError(f"{folder}: {bad[0]} holds values that are not finite; take another checkpoint of this adapter")
     return adapted if trainable else adapted.eval()
 
 # %% ../../nbs/models/loading.ipynb #bb916a66

@@ -34,11 +34,13 @@ def error_text(
 def read_object(
     path: Path, # a JSON file
     key: str, # that must be there
+    kind: type = dict, # of its value
 ) -> dict: # what is in it
     "A JSON file of a model, or a `ModelError` that names it"
     try: found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e: raise ModelError(f"{path}: not readable as JSON ({error_text(e)}); fetch it again") from None
-    if not isinstance(found, dict) or key not in found: raise ModelError(f"{path}: no JSON object with the key {key!r}; fetch it again")
+    if not isinstance(found, dict) or not isinstance(found.get(key), kind):
+        raise ModelError(f"{path}: no JSON object with the key {key!r} and what belongs there; fetch it again")
     return found
 
 # %% ../../nbs/models/sources.ipynb #44021d14
@@ -56,7 +58,7 @@ def check_folder(
         if (folder / "snapshots").is_dir(): kind = "it is a model's cache: name one of the folders in its snapshots/"
         raise ModelError(f"{folder}: no config.json; {kind}")
     if index.exists():
-        shards = set(dict(read_object(index, "weight_map")["weight_map"]).values())
+        shards = set(map(str, read_object(index, "weight_map")["weight_map"].values()))
         missing = sorted(s for s in shards if not (folder / s).exists())
         if missing: raise ModelError(f"{folder}: {len(missing)} of {len(shards)} weight files are missing ({missing[0]} …): fetch it again")
     elif not [p for p in folder.glob("*.safetensors") if not p.name.startswith("adapter_")]:
@@ -186,8 +188,7 @@ def _read_gguf(path, part):
 def _convert(gguf, part, source):
     "Write `gguf` into `part` as bf16 safetensors with tokenizer and record"
     import transformers
-    start = time.time()
-    model = _read_gguf(gguf, part)
+    start, model = time.time(), _read_gguf(gguf, part)
     model.config.name_or_path = ""
     model.save_pretrained(part)
     write_json(part / "record.json", {"source": source, "dtype": "bf16", "parameters": model.num_parameters(),

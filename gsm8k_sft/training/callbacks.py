@@ -151,11 +151,11 @@ def on_train_end(self: Progress, args, state, control, **kwargs):
 # %% ../../nbs/training/callbacks.ipynb #27788c00
 def _wandb_mode(cfg):
     "Whether and how this run reports to wandb: off, offline or online"
-    disabled = os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on")
+    disabled = os.environ.get("WANDB_MODE") == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on")
     if disabled or not {"auto", "wandb"} & set(reporters(cfg)): return "off"
     mode = os.environ.get("WANDB_MODE") or setting("wandb", "mode")
     mode = {"disabled": "off", "dryrun": "offline"}.get(mode, mode)
-    check_choice("settings.ini [wandb] mode", mode, ("off", "offline", "online"))
+    check_choice("WANDB_MODE or settings.ini [wandb] mode", mode, ("off", "offline", "online"))
     return "offline" if mode == "off" and "wandb" in reporters(cfg) else mode
 
 # %% ../../nbs/training/callbacks.ipynb #f564e675
@@ -182,9 +182,10 @@ def _start_wandb(cfg, folder, id):
     import wandb
     named = {"project": setting("wandb", "project"), "name": cfg.run_name, "run_group": cfg.preset}
     project, name, group = (os.environ.get(f"WANDB_{k.upper()}") or v for k, v in named.items())
-    return wandb.init(project=project, entity=setting("wandb", "entity") or None, name=name, group=group, id=id, resume="allow",
-                      mode=_wandb_mode(cfg), dir=str(folder), config=OmegaConf.to_container(cfg),
-                      settings=wandb.Settings(silent=True, console="off"))
+    given = dict(project=project, entity=setting("wandb", "entity") or None, name=name, group=group, mode=_wandb_mode(cfg),
+                 config=OmegaConf.to_container(cfg), settings=wandb.Settings(silent=True, console="off"))
+    try: return wandb.init(**given, id=id, resume="allow", dir=str(folder))
+    except wandb.Error as e: raise TrainingError(f"wandb can't be reached ({' '.join(str(e).split())}); WANDB_MODE=offline waits") from e
 
 # %% ../../nbs/training/callbacks.ipynb #b7e21f04
 @contextmanager
