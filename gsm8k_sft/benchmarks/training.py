@@ -82,7 +82,7 @@ def bench_examples(
 
 # %% ../../nbs/benchmarks/training.ipynb #9013e5ca
 def _ours(cfg, model, rows, folder, case):
-    "This project's trainer; `case["without"]` names what is missing"
+    "This project's trainer, but for what the case is without"
     import torch
     from gsm8k_sft.data.datasets import Collator
     from gsm8k_sft.training.graphs import packed_collator
@@ -130,7 +130,8 @@ def _peer(cfg, model, rows, folder, case):
         optim=t.optim, learning_rate=t.learning_rate, max_grad_norm=t.max_grad_norm, logging_steps=t.logging_steps,
         report_to=[], disable_tqdm=True, save_strategy="no", seed=0, bf16=False, use_cpu=not gpu)
     data = dict(model=model, train_dataset=Dataset.from_list(rows))
-    if case["trainer"] != "trl": return Trainer(args=TrainingArguments(**given, remove_unused_columns=False), data_collator=Collator(0), **data)
+    if case["trainer"] == "stock":
+        return Trainer(args=TrainingArguments(**given, remove_unused_columns=False), data_collator=Collator(0), **data)
     from trl import SFTConfig, SFTTrainer
     warnings.filterwarnings("ignore", category=FutureWarning)
     if gpu:
@@ -161,7 +162,7 @@ def measure_training(
     quiet = "eval_steps=0 validation_samples=0 report_to=none train_sampling_strategy=random logging_steps=10"
     overrides = [*(f"train.{o}" for o in quiet.split()), "lora_config.lora_dropout=0", f"train.max_steps={steps}"]
     cfg = load_config(case["preset"], case["tuning"], overrides=overrides + case["overrides"].split(), training=False)
-    fit_tokens(cfg, max(lengths := [len(r["input_ids"]) for r in rows]), sum(lengths) / len(lengths))
+    fit_tokens(cfg, longest := max(len(r["input_ids"]) for r in rows))
     torch.manual_seed(0)
     model = random_training_model(cfg, config := model_config(cfg, **changes), device)
     if device == "cuda": torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
@@ -175,7 +176,7 @@ def measure_training(
              "measured": torch.cuda.max_memory_allocated() if device == "cuda" else live.peak}
     if case["trainer"] == "trl" or case["without"]: return found
     several = {"processes": trainer.args.world_size, "sharded": trainer.is_fsdp_enabled, "device": device}
-    try: shape, s = model_shape(config), setup(cfg, max(lengths), tokens=max(clock.sizes), **several)
+    try: shape, s = model_shape(config), setup(cfg, longest, tokens=max(clock.sizes), **several)
     except UnknownMemory: return found
     return found | {"shape": asdict(shape), "setup": asdict(s), "predicted": plan(shape, s).total}
 
