@@ -245,10 +245,9 @@ def build_trainer(
 # %% ../../nbs/training/trainer.ipynb #d3b2c48c
 def weight_norms(
     model, # with parameters that learn
-) -> dict[str, float]: # the norm of each tensor that learns; of an adapter's, of lora_B; of its own part where weights are sharded
+) -> dict[str, float]: # the norm of each tensor that learns, of its own part where weights are sharded
     "A cheap summary that changes with any training"
     learning = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    learning = {n: p for n, p in learning.items() if "lora_B" in n} or learning
     local = {n: p.to_local() if hasattr(p, "to_local") else p for n, p in learning.items()}
     return {n: torch.linalg.vector_norm(p, dtype=torch.float32).item() for n, p in local.items()}
 
@@ -259,7 +258,8 @@ def check_trained(
     "Raise a `TrainingError` at weights that are not finite or were not trained"
     after = weight_norms(trainer.model)
     bad = next((n for n, x in after.items() if not math.isfinite(x)), "")
-    counts = trainer.accelerator.gather(torch.tensor([int(bool(bad)), int(after != before)], device=trainer.args.device)).view(-1, 2).sum(0)
+    changed = any(after[n] != before[n] for n in [n for n in after if "lora_B" in n] or after)
+    counts = trainer.accelerator.gather(torch.tensor([int(bool(bad)), int(changed)], device=trainer.args.device)).view(-1, 2).sum(0)
     if counts[0]:
         raise TrainingError(f"weights are not finite after the last step ({bad or 'in another process'}); nothing was saved. "
                             "Try a smaller train.learning_rate, and another run_name: the last checkpoint may have them too.")
