@@ -60,8 +60,8 @@ def _vllm(model, ids, new, rows=1024):
         engine = LLM(
             folder, load_format="dummy", skip_tokenizer_init=True, dtype="bfloat16", max_model_len=longest, max_num_seqs=rows,
             gpu_memory_utilization=0.8, enable_prefix_caching=False, compilation_config={"max_cudagraph_capture_size": rows})
-    settings = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False)
-    def ask(ids): return engine.generate([{"prompt_token_ids": i} for i in ids], settings, use_tqdm=False)
+    asked = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False)
+    def ask(ids): return engine.generate([{"prompt_token_ids": i} for i in ids], asked, use_tqdm=False)
     ask(ids[:8])
     start, done = time.perf_counter() - begin, ask(ids)
     if {len(a.outputs[0].token_ids) for a in done} != {new}: raise RuntimeError("vLLM left answers out")
@@ -123,11 +123,10 @@ def bench_shape(
     found = {"preset": preset, "prompts": len(ids), "prompt_tokens": sum(map(len, ids)), "new_tokens": new, "candidates": {}}
     for name, (n, seconds, run) in _candidates(len(ids)).items():
         if names and name not in names: continue
-        if "vLLM" in name and not find_spec("vllm"):
-            print(f"{name} isn't measured: vllm isn't installed (pip install vllm)")
-            continue
-        found["candidates"][name] = {"prompts": n, **_timed(lambda: run(model, ids[:n], new), n * new, seconds)}
-        checkpoint(found, name)
+        if "vLLM" in name and not find_spec("vllm"): print(f"{name} isn't measured: vllm isn't installed (pip install vllm)")
+        else:
+            found["candidates"][name] = {"prompts": n, **_timed(lambda: run(model, ids[:n], new), n * new, seconds)}
+            checkpoint(found, name)
     return found
 
 # %% ../../nbs/benchmarks/generation.ipynb #56db27a6

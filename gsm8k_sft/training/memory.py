@@ -550,10 +550,10 @@ def fit_tokens(
     longest: int | None = None, # tokens of the longest training example; None: GSM8K's
     mean: float | None = None, # tokens of one on average; None: GSM8K's
     free: int | None = None, # bytes that tensors can have; None: ask CUDA
-    **changes, # fields of `Setup`
 ) -> None:
     "Make of `train.max_tokens=null` the most that fit, and of a step's accumulated batches one"
     import torch
+    from accelerate.utils import gather_object
     t, rows = cfg.train, cfg.train.per_device_train_batch_size * cfg.train.gradient_accumulation_steps
     if t.max_tokens or not t.packing: return
     t |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1}
@@ -562,16 +562,12 @@ def fit_tokens(
         free = int(min(now, card // int(os.environ.get("GSM8K_SFT_WORKERS", 1))) / (1 + CONSTANTS["fragmentation"]))
     try:
         known, total = example_tokens(model_shape(cfg), cfg.data.dataset)
-        longest = longest or min(cfg.data.max_length, known)
-        most = rows * (mean or total / N_TRAIN) + rows**0.5 * longest # of a step whose examples happen to be long
+        most = rows * (mean or total / N_TRAIN) + rows**0.5 * (longest or known) # of a step whose examples happen to be long
         for t.max_tokens in range(math.ceil(most / 1024) * 1024, 1023, -1024) if free else ():
-            if plan_memory(cfg, longest=longest, **_launched() | changes).total <= free: break
+            if plan_memory(cfg, longest=longest, **_launched()).total <= free: break
     except UnknownMemory: t.max_tokens = None
     t.max_tokens = t.max_tokens or TOKENS
-    if torch.distributed.is_initialized(): # all take what fits everywhere
-        found = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(found, t.max_tokens)
-        t.max_tokens = min(found)
+    if _launched()["processes"] > 1: t.max_tokens = min(gather_object([t.max_tokens])) # all take what fits everywhere
 
 # %% ../../nbs/training/memory.ipynb #a554c061
 def _alternatives(cfg):
