@@ -557,9 +557,9 @@ def fit_tokens(
     t, rows = cfg.train, cfg.train.per_device_train_batch_size * cfg.train.gradient_accumulation_steps
     if t.max_tokens or not t.packing: return
     t |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1}
-    if free is None and torch.cuda.is_available(): # a card may have several workers
+    if free is None and torch.cuda.is_available(): # a card may have several workers, and a plan be a tenth too low
         now, card = torch.cuda.mem_get_info()
-        free = int(min(now, card // int(os.environ.get("GSM8K_SFT_WORKERS", 1))) / (1 + CONSTANTS["fragmentation"]))
+        free = int(0.9 * min(now, card // int(os.environ.get("GSM8K_SFT_WORKERS", 1))) / (1 + CONSTANTS["fragmentation"]))
     try:
         known, total = example_tokens(model_shape(cfg), cfg.data.dataset)
         most = rows * (mean or total / N_TRAIN) + rows**0.5 * (longest or known) # of a step whose examples happen to be long
