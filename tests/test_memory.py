@@ -261,7 +261,7 @@ def test_a_pass_is_chosen_only_where_it_is_asked_for():
         assert before == cfg
     unknown = config("gemma-3-270m", "lora", "train.max_tokens=null train.gradient_accumulation_steps=2 lora_config.use_dora=true")
     fit_tokens(unknown, free=usable("L4 24"))
-    assert unknown.train.max_tokens == TOKENS and unknown.train.per_device_train_batch_size == 64
+    assert unknown.train.max_tokens == TOKENS and unknown.train.gradient_accumulation_steps == 2, "batches stay as asked"
     small = config("gemma-2-9b-it", overrides="train.max_tokens=null")
     fit_tokens(small, free=usable("T4 16")) # nothing fits: `check_fits` will say so
     assert small.train.max_tokens == 1024

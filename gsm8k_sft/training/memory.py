@@ -556,6 +556,7 @@ def fit_tokens(
     from accelerate.utils import gather_object
     t, rows = cfg.train, cfg.train.per_device_train_batch_size * cfg.train.gradient_accumulation_steps
     if t.max_tokens or not t.packing: return
+    asked = {k: t[k] for k in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_tokens")}
     t |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1}
     if free is None and torch.cuda.is_available(): # a card may have several workers, and a plan be a tenth too low
         now, card = torch.cuda.mem_get_info()
@@ -565,7 +566,7 @@ def fit_tokens(
         most = rows * (mean or total / N_TRAIN) + rows**0.5 * (longest or known) # of a step whose examples happen to be long
         for t.max_tokens in range(math.ceil(most / 1024) * 1024, 1023, -1024) if free else ():
             if plan_memory(cfg, longest=longest, **_launched()).total <= free: break
-    except UnknownMemory: t.max_tokens = None
+    except UnknownMemory: t |= asked # such a model may not be packed after all: its batches stay small
     t.max_tokens = t.max_tokens or TOKENS
     if _launched()["processes"] > 1: t.max_tokens = min(gather_object([t.max_tokens])) # all take what fits everywhere
 
