@@ -51,7 +51,8 @@ class Renderer:
 def _apply_template(self: Renderer, messages, open_answer=False):
     "A conversation as the chat template writes it"
     try:
-        template = ONE_DAY * ("strftime_now" in (own := self.tokenizer.get_chat_template())) + own
+        template = self.tokenizer.get_chat_template()
+        if "strftime_now" in template: template = ONE_DAY + template
         return self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=open_answer)
     except Exception as e: # whatever a template may raise
         raise DataError(f"the chat template can't write question and answer ({e}); use data.prompt_style=plain") from None

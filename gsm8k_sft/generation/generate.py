@@ -113,7 +113,8 @@ def _with_progress(answers, total, every=5.0):
     from tqdm.auto import tqdm
     live = sys.stderr.isatty() or "google.colab" in sys.modules or any(k in os.environ for k in ("JPY_SESSION_NAME", "VSCODE_PID"))
     if live: return (yield from tqdm(answers, total=total, unit="answer"))
-    start, last, tokens = *[time.perf_counter()] * 2, 0
+    start = last = time.perf_counter()
+    tokens = 0
     for done, answer in enumerate(answers, 1):
         tokens, now = tokens + answer.n_tokens, time.perf_counter()
         if now - last > every and done < total:
