@@ -48,7 +48,8 @@ def open_model(
 def _plain(value):
     "An exact number in plain digits, None for None"
     if value is None: return None
-    return decimal if Fraction(decimal := format_result(value)) == value else str(value)
+    decimal = format_result(value)
+    return decimal if Fraction(decimal) == value else str(value)
 
 def _check_text(text):
     "Raise a `ValueError` if there is nothing to ask, or half of a character"

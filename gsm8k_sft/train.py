@@ -32,13 +32,16 @@ def load_for_training(
     cfg: DictConfig, # from `load_config`; train.max_tokens=null becomes a number
 ) -> SimpleNamespace: # tokenizer, model, base_fingerprint; plan of the memory or None; longest; held; rows, tokens and reports by split
     "Data and model of a run"
-    if held := torch.cuda.memory_allocated(): torch.cuda.reset_peak_memory_stats() # by others, before this run
+    held = torch.cuda.memory_allocated() # by others, before this run
+    if torch.cuda.is_initialized(): torch.cuda.reset_peak_memory_stats() # of an earlier run
     tokenizer, rows, longest = load_tokenizer(cfg), load_gsm8k(cfg, splits=TRAINING_SPLITS), cfg.data.max_length
     renderer, tokens, reports = Renderer(tokenizer, cfg.data.prompt_style), {}, {}
     for split in rows:
         tokens[split], reports[split] = tokenize_split(rows[split], tokenizer, renderer, longest)
         if n := reports[split]["n_too_long"]: print(f"{split}: {n} examples are longer than data.max_length={longest} and left out")
     if not len(tokens["train"]): raise TrainingError("no training example is left; check data.max_length and data.train_samples")
+    if cfg.train.eval_steps and cfg.data.validation_fraction and not len(tokens["validation"]):
+        raise TrainingError("no validation example is left; check data.max_length and data.validation_fraction, or set train.eval_steps=0")
     longest = min(reports["train"]["longest"], longest)
     fit_tokens(cfg, longest, reports["train"]["tokens"] / reports["train"]["n"])
     plan = check_fits(cfg, longest=longest)
@@ -120,7 +123,8 @@ def train(
         if run.record.get("status") == "complete":
             if run.main: print(f"{run.folder} is complete and reused (train.when_done=reuse)")
             return run.record
-        asked, loaded = load_evaluated(cfg) if evaluate else None, load_for_training(cfg := cfg.copy())
+        asked, cfg = load_evaluated(cfg) if evaluate else None, cfg.copy() # the copy gets a number for train.max_tokens=null
+        loaded = load_for_training(cfg)
         trackers(cfg) # one without a key is refused too, and until here nothing was touched
         if run.main: print(f"going on from {run.checkpoint}" if run.checkpoint else f"the run is written to {os.path.relpath(run.folder)}")
         run.clear()

@@ -391,6 +391,15 @@ KINDS = {
     ],
     "loop": [
         ('He has 3.\nHe has 3.\nHe has 3.\nHe has 3.', '3', False),
+        ('12+4=16\n12+4=16\n12+4=16\n12', '12', False),
+        ('12 + 3 = 15\n15 / 15 = 1\n1', '1', True), # lines that begin alike are no loop
+        ('20 - 4 = 16\n24 / 2 = 12\n2', '2', True),
+    ],
+    "what was given or made before": [
+        ('She has 5 apples left after giving 3 to Tom.', '5', True),
+        ('The profit from making 3 cakes is $30.', '30', True),
+        ('She earns $30 for making 3 cakes.', '30', True),
+        ('He gives away 3 of the 8, leaving 5.', '5', True),
     ],
     "cut": [
         ('The total is:\n\\[\n1', '1', False),

@@ -14,6 +14,7 @@ from gsm8k_sft.evaluation.archive import unpack
 from gsm8k_sft.train import load_for_training, train
 from gsm8k_sft.training.graphs import training_mode
 from gsm8k_sft.training.loss import COMPILED_ROWS, packed_loss
+from gsm8k_sft.training.checks import checked_config
 from gsm8k_sft.training.memory import (
     CARDS, CONSTANTS, KINDS, LiveBytes, MemoryPlanError, TOKENS, UnknownMemory, _layer_ledger, _linear_sizes, _optimizer_bytes,
     _trainable_sizes, _weight_bytes, check_fits, example_tokens, fit_tokens, memory_record, model_shape, nearest_fit,
@@ -335,6 +336,14 @@ def test_padded_steps_in_place_of_packed_ones_are_planned_anew(tmp_path, monkeyp
     padded = config("toy", overrides="train.packing=false train.eval_steps=0 train.per_device_train_batch_size=8")
     assert record["fast_path"] == {"packing": "a fault"}
     assert record["memory"]["predicted"] == plan_memory(padded, longest=longest).total != plan_memory(cfg, longest=longest).total
+
+def test_padded_batches_hold_no_more_than_before_where_a_card_has_room_for_a_whole_packed_step(monkeypatch):
+    monkeypatch.setattr("gsm8k_sft.training.checks.packing_fault", lambda *args: "a fault")
+    cfg, rows = config("gemma-2b-it", "lora", "train.per_device_train_batch_size=64"), [{"input_ids": [1] * 500}]
+    fit_tokens(cfg, longest=500, free=80 * 2**30)
+    assert cfg.train.max_tokens > 12_000
+    padded, _ = checked_config(cfg, torch.nn.Linear(1, 1), rows, 0, None)
+    assert (padded.train.per_device_train_batch_size, padded.train.gradient_accumulation_steps) == (16, 4)
 
 def test_what_is_not_known_is_not_refused(tmp_path):
     cfg = config("gemma-3-270m", "full", llama(tmp_path))

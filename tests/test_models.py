@@ -138,6 +138,15 @@ def test_tokenizer_without_pad_token(folder):
     t.save_pretrained(folder)
     assert load_tokenizer(str(folder)).pad_token_id is not None
 
+def test_a_saved_tokenizer_writes_the_date_that_was_trained(folder):
+    from transformers import AutoTokenizer
+    t, asked = load_tokenizer(str(folder)), [{"role": "user", "content": "Why?"}]
+    t.chat_template = "{{ strftime_now('%H:%M:%S.%f') }}" + t.chat_template
+    t.save_pretrained(folder)
+    for _ in range(2): load_tokenizer(str(folder)).save_pretrained(folder)
+    found = AutoTokenizer.from_pretrained(folder).apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert found == Renderer(load_tokenizer(str(folder))).prompt("Why?") and found.startswith("26 Jul 2024<")
+
 
 # Folders that people have: each as transformers loads it, or one sentence
 
@@ -288,9 +297,9 @@ def no_merges(folder):
 
 def index(value): return lambda folder: (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": value})) and None
 
-def an_encoder(folder):
+def an_encoder(folder, **sizes):
     from transformers import RobertaConfig, RobertaForCausalLM
-    RobertaForCausalLM(RobertaConfig(**SIZES)).save_pretrained(folder)
+    RobertaForCausalLM(RobertaConfig(**{**SIZES, **sizes})).save_pretrained(folder)
 
 REFUSED = {
     "an optimizer alone": (only("optimizer.bin", "training_args.bin"), r"no \*.safetensors"),
@@ -305,6 +314,7 @@ REFUSED = {
     "an index that names no files": (index(None), "no JSON object with the key"),
     "an index with a number for a file": (index({"a": 1}), "weight files are missing"),
     "an encoder": (an_encoder, "RobertaForCausalLM reads ahead as an encoder"),
+    "an encoder of three tokens": (lambda f: an_encoder(f, vocab_size=3), "reads ahead as an encoder"),
 }
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -244,6 +244,16 @@ def test_untrained_and_broken_weights_are_not_complete(changes, message):
     assert read_json(run_folder(cfg) / "record.json")["status"] == "failed" and not (run_folder(cfg) / "model").exists()
 
 
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_a_validation_part_without_examples_is_refused_before_the_first_step(packing):
+    "Its loss would be 0 / 0 at the first evaluation"
+    none = f"data.validation_fraction=0.001 data.max_length=100 train.packing={packing} train.max_steps=2"
+    cfg = load_config(overrides=f"{SMALL} {none} train.eval_steps=1")
+    with pytest.raises(TrainingError, match="no validation example is left.*train.eval_steps=0"): train(cfg, evaluate=False)
+    assert not run_folder(cfg).exists()
+    assert train(load_config(overrides=f"{SMALL} {none} train.eval_steps=0"), evaluate=False)["status"] == "complete"
+
+
 def test_the_trainer_is_gone_when_the_evaluation_begins(monkeypatch):
     "Optimizer and trained model free their memory first; nobody collects them here"
     alive, found = [], []

@@ -344,7 +344,7 @@ def _check_entry(d):
     if not (d.licence or d.mix): raise ConfigError(f"data.licence: is missing; the file of {d.dataset!r} must name it, as in MIT")
     for name, weight in (d.mix or {}).items():
         if OmegaConf.select(read_yaml(config_file("dataset", name)), "data.mix"): raise ConfigError(f"data.mix.{name}: is a mixture itself")
-        if not 0 < weight <= 100: raise ConfigError(f"data.mix.{name}: {weight} is outside (0, 100]")
+        if not (isinstance(weight, int | float) and 0 < weight <= 100): raise ConfigError(f"data.mix.{name}: {weight} is outside (0, 100]")
     for name, values in (d.only or {}).items():
         if not (OmegaConf.is_list(values) and values): raise ConfigError(f"data.only.{name}: {values} is no list of values, as in [a, b]")
     for key in ("splits", "files", "keep"):
@@ -352,7 +352,6 @@ def _check_entry(d):
             if OmegaConf.is_config(text): raise ConfigError(f"data.{key}.{name}: {text} must be one text, as in 'part-*.jsonl'")
             if key != "keep": check_choice(f"data.{key}", name, ("train", "validation", "test"))
             elif name in SAVED_FIELDS: raise ConfigError(f"data.keep: a saved answer has a field {name!r} already; give it another name")
-
 
 # %% ../../nbs/core/config.ipynb #89a2dcd7
 def check_config(
@@ -562,7 +561,8 @@ def _run_name(cfg, config, overrides):
     name, parts = f"{cfg.variant}-s{cfg.seed}", dotlist(overrides)
     if not (config or parts): return name
     own, last = OmegaConf.to_container(read_yaml(config)) if config else None, {p.split("=")[0]: p for p in parts}
-    nested, stem = any(b.startswith(f"{a}.") for a in last for b in last), f"{Path(config).stem}-" if config else ""
+    nested = any(b.startswith(f"{a}.") for a in last for b in last)
+    stem = f"{Path(config).stem}-" if config else ""
     return f"{name}-{stem}{fingerprint([own, parts if nested else sorted(last.values())], 6)}"
 
 # %% ../../nbs/core/config.ipynb #6c9c255a

@@ -235,7 +235,9 @@ def read_parquet(
         except UnicodeDecodeError: return value
     rows = []
     for path in paths:
-        try: table = (read := pq.ParquetFile(path).read()).select(read.column_names) # refuses two columns of one name
+        try:
+            table = pq.ParquetFile(path).read()
+            table.select(table.column_names) # refuses two columns of one name
         except (pa.ArrowException, OSError, KeyError) as e:
             problems.add(path, f"not readable as parquet: {e}")
             continue

@@ -211,7 +211,8 @@ def result_names(
     "The names of a job's evaluations"
     kinds = [(f"base-{k}shot", "") for k in job.shots] if not job.tuning else [(job.tuning, ask) for ask in job.ask]
     def first(cfg): # of a set that isn't larger all are asked
-        n, key = cfg.evaluation.split == "test" and cfg.data.test_samples, OmegaConf.to_yaml(cfg.data)
+        n = cfg.data.test_samples if cfg.evaluation.split == "test" else None
+        key = OmegaConf.to_yaml(cfg.data)
         if n and key not in _sizes: _sizes[key] = len(load_gsm8k(cfg, ["test"])["test"])
         return n if n and _sizes[key] == n else None
     return [result_name(cfg, kind, first(cfg)) for kind, ask in kinds for cfg in evaluated_datasets(job_config(job, ask))]

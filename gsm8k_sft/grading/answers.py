@@ -9,7 +9,7 @@ __all__ = ['STRICT', 'FLEXIBLE', 'WHOLE_NUMBER', 'GRADERS', 'FORMULA_GRADERS', '
 
 # %% ../../nbs/grading/answers.ipynb #5f9c64f5
 import re, unicodedata
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -188,7 +188,8 @@ _ALONE = re.compile(r"(?<![A-Za-z0-9_.,/^#])(?<![0-9]:)" + _NUMBER, re.X)
 _BESIDE = re.compile(r"(?:\b(?:twice|thrice|half|third|quarter|double|triple|almost|nearly|over|under|than|never|not|no|if|or)\b|n't)"
                      r"(?: \w+)? ?\Z|[0-9] (?:out )?of (?:[a-z]+ )?\Z", re.I)
 _HENCE = re.compile(r",? (?:and )?(?:so(?! far| that(?! means)| much| many| on)|therefore|thus|hence"
-    r"|making|leaving|giving|gives us|we get|for a total of|which is equivalent to)\b")
+    r"|(?<!after )(?<!before )(?<!by )(?<!for )(?<!of )(?<!from )(?<!without )(?:making|leaving|giving)"
+    r"|gives us|we get|for a total of|which is equivalent to)\b")
 _WORKING = re.compile(r"[0-9)](?: [a-z]+)? ?(?:[-+*/×÷] ?[$0-9(]|(?:plus|minus|times|multiplied|divided)\b)|(?:%|[0-9]/[0-9]+) of\b")
 _RESULT = re.compile(r"(?<=[0-9]) is (?=[$]?[0-9])|, (?:or|which is(?: equal to)?) (?=\$?[0-9][0-9,.]*%?(?: [a-z]+){0,3}\W*\Z)")
 _FACTOR = re.compile(r"-[A-Za-z]| ?times (?:as|the|more|less|larger|bigger|that|his|her|their)\b| or (?:more|less|higher|lower|so)\b")
@@ -260,7 +261,9 @@ def _conclusion(turn):
     pieces = [p for p in map(str.strip, _STOP.split(tail)) if p]
     while pieces and not re.search("[0-9¼-¾⅐-⅞]", pieces[-1]):
         if not (finished := _REMARK.match(pieces.pop())): return None
-    if not pieces or sum(p.startswith(pieces[-1]) for p in pieces) > 2: return None # caught in a loop
+    if not pieces: return None
+    again = Counter(p for p in pieces if p.startswith(pieces[-1])) # the last may be cut off
+    if any(n + (p != pieces[-1]) > 2 for p, n in again.items()): return None # caught in a loop
     *before, last = pieces
     alone = _BARE.fullmatch(last) and not (before and _BARE.fullmatch(before[-1]))
     return _sentence(last, "\n".join(before)) if finished or alone or _NAMED.match(last) else None

@@ -12,6 +12,7 @@ from pathlib import Path
 from fastcore.script import call_parse
 from ..core.config import check_choice, device, gpu_has_bf16, load_config
 from ..core.runs import plain_errors
+from ..data.prompts import fixed_date
 from .sources import ModelError, TOKENIZER_FILES, error_text, read_object, resolve_model
 
 # %% ../../nbs/models/loading.ipynb #af81e166
@@ -38,6 +39,7 @@ def load_tokenizer(
     rows = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or sys.maxsize
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows: # none, or one that the model has no embedding for
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    if isinstance(template := tokenizer.chat_template, str): tokenizer.chat_template = fixed_date(template) # saved with a run, it stays
     return tokenizer
 
 # %% ../../nbs/models/loading.ipynb #6f4678c4
@@ -86,8 +88,9 @@ def _load_advice(folder, error, attn_implementation):
 def _causal(model, folder):
     "The model, if no token changes the logits of those before it, as it would in an encoder"
     import torch
-    rows, changes = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device), False
+    changes = False
     with contextlib.suppress(Exception), torch.no_grad(): # what can't run says so when it has to
+        rows = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device) % model.get_input_embeddings().num_embeddings
         a, b = model(input_ids=rows, attention_mask=torch.ones_like(rows)).logits[:, :3].float()
         changes = (a - b).norm() > torch.finfo(model.dtype).eps ** 0.5 * (a - a.mean()).norm()
     if changes: raise ModelError(f"{folder}: {type(model).__name__} reads ahead as an encoder; is_decoder=true in config.json?")

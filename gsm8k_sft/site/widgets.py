@@ -209,10 +209,12 @@ def _connect(w, there, root):
                 w["steps"].value = was if was in steps else "any"
             shown = filter_answers(view.pairs, *(w[k].value for k in ("right", "kind", "steps")))
             view.at = max(0, min(view.at + by, len(shown) - 1)) if by else 0
-            w["place"].value, (a, b) = f"{view.at + 1:,} of {len(shown):,}" if shown else "none", (there[n] for n in names)
+            w["place"].value = f"{view.at + 1:,} of {len(shown):,}" if shown else "none"
+            a, b = (there[n] for n in names)
             known = _solutions(a["configuration"]["preset"], a["dataset"], a["split"])
-            none, titles = f"<p>None of the {len(view.pairs):,} problems passes this filter: widen it.</p>", (a["title"], b["title"])
-            w["pane"].value = answer_html(shown[view.at], titles, known.get(shown[view.at]["question"], "")) if shown else none
+            w["pane"].value = (
+                answer_html(shown[view.at], (a["title"], b["title"]), known.get(shown[view.at]["question"], "")) if shown else
+                f"<p>None of the {len(view.pairs):,} problems passes this filter: widen it.</p>")
         except Exception as e: w["place"].value, w["pane"].value = "none", f"<p>{html.escape(str(e) or type(e).__name__)}</p>"
     for name in ("first", "second", "right", "kind", "steps"): w[name].observe(draw, "value")
     for name, by in (("previous", -1), ("next", 1)): w[name].on_click(lambda _, by=by: draw(by=by))

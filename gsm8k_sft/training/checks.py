@@ -15,6 +15,7 @@ from ..data.datasets import Collator
 from ..generation.checks import difference, foreign_parts, remembered, tolerance
 from .graphs import training_mode
 from .loss import packed_loss
+from .memory import TOKENS
 from .packing import Packed, PackedCollator, soft_cap_blocks
 
 # %% ../../nbs/training/checks.ipynb #f81d6abb
@@ -91,7 +92,8 @@ def checked_config(
     name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
     if state.is_main_process: print(f"{name} is trained on padded batches, not packed ones: {fault[0]}", flush=True)
     cfg, batch, longest = cfg.copy(), cfg.train.per_device_train_batch_size, max(len(r["input_ids"]) for r in rows)
-    part = next(n for n in range(batch, 0, -1) if batch % n == 0 and n * longest <= max(cfg.train.max_tokens, longest))
+    room = min(cfg.train.max_tokens, TOKENS) # padded, with all logits, far fewer fit than packed
+    part = next(n for n in range(batch, 0, -1) if batch % n == 0 and n * longest <= max(room, longest))
     cfg.train |= {"packing": False, "speedup": "none", "per_device_train_batch_size": part,
                   "gradient_accumulation_steps": cfg.train.gradient_accumulation_steps * batch // part}
     return cfg, fault[0]
