@@ -279,7 +279,8 @@ def test_a_mixture_with_weights(project):
 
 @pytest.mark.parametrize("mix, says", [
     ("{main: 0}", "data.mix.main: 0.0 is outside"), ("{man: 1}", "Did you mean 'main'"), ("{svamp: 1}", "svamp is for testing only"),
-    ("{copy: 1, mine: 1}", "of train is the question of .*, which is held out"), ("{both: 1}", "data.mix.both: is a mixture itself")])
+    ("{copy: 1, mine: 1}", "of train is the question of .*, which is held out"), ("{both: 1}", "data.mix.both: is a mixture itself"),
+    ("{copy: {a: 1}}", "data.mix.copy: .* is outside")])
 def test_a_mixture_that_cannot_be(project, mix, says):
     rows = [json.loads(l) for l in (project / "mine.jsonl").read_text().splitlines()]
     write(project / "copy.jsonl", jsonl(rows[::-1][:30]))

@@ -93,8 +93,10 @@ def test_nan_stops_at_its_step():
     assert not (run_folder(cfg) / "model").exists()
 
 
-def test_accumulation_does_not_scale_the_step():
-    "One batch of 8 and 8 batches of 1 take the same step"
+@pytest.mark.parametrize("told", [True, False])
+def test_accumulation_does_not_scale_the_step(told, monkeypatch):
+    "One batch of 8 and 8 batches of 1 take the same step, of a model that isn't told of the step's tokens, too (Gemma 4)"
+    monkeypatch.setattr("transformers.Gemma3ForCausalLM.accepts_loss_kwargs", told, raising=False)
     finals = []
     for batch, accumulation in ((8, 1), (1, 8)):
         sizes = [f"train.per_device_train_batch_size={batch}", f"train.gradient_accumulation_steps={accumulation}"]

@@ -561,8 +561,7 @@ def _run_name(cfg, config, overrides):
     name, parts = f"{cfg.variant}-s{cfg.seed}", dotlist(overrides)
     if not (config or parts): return name
     own, last = OmegaConf.to_container(read_yaml(config)) if config else None, {p.split("=")[0]: p for p in parts}
-    nested = any(b.startswith(f"{a}.") for a in last for b in last)
-    stem = f"{Path(config).stem}-" if config else ""
+    nested, stem = any(b.startswith(f"{a}.") for a in last for b in last), f"{Path(config).stem}-" if config else ""
     return f"{name}-{stem}{fingerprint([own, parts if nested else sorted(last.values())], 6)}"
 
 # %% ../../nbs/core/config.ipynb #6c9c255a

@@ -89,8 +89,7 @@ def draw_templates(
     "Checked instances of every template, and what became of it"
     rows, lines, (generators, untrusted) = [], [], _generators()
     for k, generate in generators.items():
-        found, wrong, tried = {}, "", 0
-        known = LEFT_OUT.get(k, "upstream says that it needs a fix" if k in untrusted else "")
+        found, wrong, tried, known = {}, "", 0, LEFT_OUT.get(k, "upstream says that it needs a fix" if k in untrusted else "")
         while not known and len(found) < n and tried < 4 * n:
             row, why = _instance(k, generate, Random(f"{seed} {k} {tried}"))
             tried, wrong = tried + 1, wrong or why

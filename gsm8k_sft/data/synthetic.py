@@ -37,8 +37,7 @@ def parse_templates(
         if block.startswith("# "): family = block[2:]; continue
         header, question, *steps = block.split("\n")
         ranges = {slot: (int(low), int(high)) for slot, low, high in re.findall(r"(\w) (\d+)-(\d+)", header)}
-        calculations = tuple(CALCULATION.search(step).groups() for step in steps)
-        name = f"{family}-{len(steps)}"
+        calculations, name = tuple(CALCULATION.search(step).groups() for step in steps), f"{family}-{len(steps)}"
         templates[name] = Template(name, ranges, question, tuple(steps), calculations)
     return templates
 

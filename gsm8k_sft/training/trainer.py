@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from torch.utils._triton import has_triton
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer_callback import PrinterCallback
 from ..core.config import device, setting
 from ..core.runs import peak_memory
@@ -106,6 +107,8 @@ class GSM8KTrainer(Trainer):
     ):
         super().__init__(**kwargs)
         self.cfg, self.sample, self.peak, self.fast_path = cfg, sample, 0, {}
+        if not self.model_accepts_loss_kwargs: # Gemma 3n and 4 average over a batch; a step's tokens count alike
+            self.compute_loss_func = lambda out, labels, **items: ForCausalLMLoss(out.logits, labels, out.logits.shape[-1], **items)
         self.half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None # what autocast computes in
         self.loss_options = {"dtype": self.half, "compiled_softmax": not self.args.fp16} | (loss_options or {})
         self.inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
