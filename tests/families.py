@@ -45,7 +45,8 @@ def tiny(family):
     "A random model of a family in fp32: with large weights, so that answers wander, and with biases and sinks that aren't zero"
     torch.manual_seed(1)
     config = AutoConfig.for_model(family.partition("-")[0], **FAMILIES[family])
-    model = AutoModelForCausalLM.from_config(config).float().eval()
+    capped = getattr(config, "attn_logit_softcapping", None) # transformers before 5.24 would take sdpa, which doesn't cap
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if capped else None).float().eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.dim() > 1 and "norm" not in name: p.mul_(4)

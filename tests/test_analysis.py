@@ -141,6 +141,7 @@ def test_each_figure_has_words(results):
     assert "full SFT: exact 84.0 % (seeds 80.0 to 88.0)." in words[results / "out" / "toy-main-comparison.svg"]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="for Python 3.10 an older matplotlib is pinned, which sets text elsewhere")
 def test_the_committed_figures_are_what_the_pages_show(tmp_path):
     "make figures draws these, to the byte, and README or analysis shows each; light and dark"
     drawn = draw_page_figures(tmp_path)
