@@ -11,8 +11,9 @@ import torch
 from types import SimpleNamespace
 from fastcore.script import call_parse
 from omegaconf import DictConfig
+from transformers import set_seed
 from .core.config import load_config, tuning_of
-from .core.runs import environment, peak_memory, plain_errors, set_seed
+from .core.runs import environment, peak_memory, plain_errors
 from .data.datasets import TRAINING_SPLITS, data_fingerprint, load_evaluated, load_gsm8k, tokenize_split
 from .data.prompts import Renderer
 from .evaluate import evaluate_run

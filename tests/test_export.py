@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard, constants
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from gsm8k_sft import export
 from gsm8k_sft.core.config import ConfigError, choices, load_config, project_root, reporters
-from gsm8k_sft.core.runs import read_config, read_json, run_folder, save_config, set_seed, write_json
+from gsm8k_sft.core.runs import read_config, read_json, run_folder, save_config, write_json
 from gsm8k_sft.evaluate import evaluate_base
 from gsm8k_sft.evaluation.archive import glob_files, read_bytes
 from gsm8k_sft.evaluation.results import read_predictions

@@ -2,8 +2,9 @@
 import json, os, shutil, signal, subprocess, sys, time
 import pytest, torch
 from commands import finish
+from transformers import set_seed
 from gsm8k_sft.core.config import load_config
-from gsm8k_sft.core.runs import save_config, set_seed, write_json
+from gsm8k_sft.core.runs import save_config, write_json
 from gsm8k_sft.grading.answers import GRADERS, extract_numeric, grade, to_number
 from gsm8k_sft.infer import InferError, _plain, answer, answer_all, infer_file, open_model, read_questions
 from gsm8k_sft.models.adapters import add_adapter

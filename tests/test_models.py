@@ -4,8 +4,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 import pytest, torch
 from parameters import parameter_table
+from transformers import set_seed
 from gsm8k_sft.core.config import ConfigError, _choose_precision, gpu_has_bf16, load_config, project_path
-from gsm8k_sft.core.runs import read_json, run_folder as folder_of, save_config, set_seed, write_json
+from gsm8k_sft.core.runs import read_json, run_folder as folder_of, save_config, write_json
 from gsm8k_sft.data.prompts import Renderer, special_tokens
 from gsm8k_sft.generation.generate import generate, stop_tokens
 from gsm8k_sft.generation.kv_cache import plain_prefill

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'PACKAGES', 'run_folder', 'set_aside', 'write_text', 'write_json', 'read_json', 'save_config',
-           'read_config', 'git_commit', 'environment', 'peak_memory', 'set_seed', 'meet', 'plain_errors', 'main']
+           'read_config', 'git_commit', 'environment', 'peak_memory', 'meet', 'plain_errors', 'main']
 
 # %% ../../nbs/core/runs.ipynb #7c2940b8
 import importlib.metadata, json, os, platform, re, subprocess, sys
@@ -131,13 +131,6 @@ def peak_memory() -> int: # bytes
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-def set_seed(
-    seed: int, # any non-negative integer
-) -> None:
-    "Seed Python's, NumPy's and torch's generators"
-    import transformers
-    transformers.set_seed(seed)
 
 # %% ../../nbs/core/runs.ipynb #5a11e002
 _PATIENCE = 600 # seconds: weights may be read more slowly by one than by another
