@@ -15,9 +15,10 @@ from transformers import set_seed
 from .core.config import load_config, tuning_of
 from .core.runs import environment, peak_memory, plain_errors
 from .data.datasets import TRAINING_SPLITS, data_fingerprint, load_evaluated, load_gsm8k, tokenize_split
-from .data.prompts import Renderer
+from .data.prompts import Renderer, tokenize_texts
 from .evaluate import evaluate_run
 from .evaluation.results import keep_trained
+from .generation.generate import check_prompts
 from .models.adapters import enable_checkpointing, prepare_for_training
 from .models.loading import load_model, load_tokenizer
 from .models.parameters import count_parameters, precision_of
@@ -60,6 +61,12 @@ def load_for_training(
                            base_fingerprint=base_fingerprint, held=held)
 
 # %% ../nbs/02_train.ipynb #3180216d
+def _check_asked(loaded, asked): # what the model has no room to answer is refused before it is trained
+    for c, rows in asked:
+        texts = map(Renderer(loaded.tokenizer, c.data.prompt_style).prompt, rows["question"])
+        check_prompts(loaded.model, tokenize_texts(loaded.tokenizer, texts), c.evaluation.max_new_tokens, rows["id"])
+    return loaded
+
 def first_record(cfg, loaded):
     "What is known before the first step"
     train, validation = loaded.reports["train"], loaded.reports.get("validation", {})
@@ -125,7 +132,7 @@ def train(
             if run.main: print(f"{run.folder} is complete and reused (train.when_done=reuse)")
             return run.record
         asked, cfg = load_evaluated(cfg) if evaluate else None, cfg.copy() # the copy gets a number for train.max_tokens=null
-        loaded = load_for_training(cfg)
+        loaded = _check_asked(load_for_training(cfg), asked or [])
         trackers(cfg) # one without a key is refused too, and until here nothing was touched
         if run.main: print(f"going on from {run.checkpoint}" if run.checkpoint else f"the run is written to {os.path.relpath(run.folder)}")
         run.clear()

@@ -8,6 +8,7 @@ from gsm8k_sft.core.config import load_config, project_root
 from gsm8k_sft.core.runs import read_json, run_folder, write_json
 from gsm8k_sft.data.datasets import load_gsm8k
 from gsm8k_sft.data.problems import DataError
+from gsm8k_sft.generation.sampling import GenerationError
 from gsm8k_sft.models.sources import ModelError
 from gsm8k_sft.reporting.logs import read_log
 from gsm8k_sft.train import train
@@ -254,6 +255,12 @@ def test_a_validation_part_without_examples_is_refused_before_the_first_step(pac
     with pytest.raises(TrainingError, match="no validation example is left.*train.eval_steps=0"): train(cfg, evaluate=False)
     assert not run_folder(cfg).exists()
     assert train(load_config(overrides=f"{SMALL} {none} train.eval_steps=0"), evaluate=False)["status"] == "complete"
+
+
+def test_answers_without_room_are_refused_before_the_first_step():
+    cfg = load_config(overrides=f"{SMALL} train.max_steps=2 evaluation.max_new_tokens=2040 run_name=no-room")
+    with pytest.raises(GenerationError, match=r"2048 positions; set max_new_tokens to at most \d+"): train(cfg)
+    assert not (run_folder(cfg) / "record.json").exists()
 
 
 def test_the_trainer_is_gone_when_the_evaluation_begins(monkeypatch):

@@ -129,8 +129,7 @@ def peak_memory() -> int: # bytes
     "Peak memory of this process: on the GPU if there is one, else resident"
     import resource, torch
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 # %% ../../nbs/core/runs.ipynb #5a11e002
 _PATIENCE = 600 # seconds: weights may be read more slowly by one than by another
