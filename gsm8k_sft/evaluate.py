@@ -222,6 +222,7 @@ def evaluate_run(
     progress: bool = True, # say what is happening
     folder: Path | None = None, # where the files go; eval_results by default
     asked: list[tuple] | None = None, # from `load_evaluated`, if it is loaded already
+    tokenizer=None, # the run's, likewise
 ) -> list[dict]: # a result for each of `evaluation.datasets`, or the one of the run's own data set
     "Evaluate the tuned model of a run, zero-shot"
     run, folder = find_run(run), _results_folder(folder)
@@ -234,7 +235,7 @@ def evaluate_run(
         cfg = for_dataset(cfg, part.partition("=")[2]) if other else merge_layer(cfg, part, f"overrides ({part})")
     check_config(cfg)
     cfg.run_name = run.resolve().name # an earlier run that was set aside has a name of its own
-    asked, (model, tokenizer) = asked or load_evaluated(cfg), load_tuned(run, dtype=cfg.evaluation.dtype)
+    asked, (model, tokenizer) = asked or load_evaluated(cfg), load_tuned(run, dtype=cfg.evaluation.dtype, tokenizer=tokenizer)
     return [evaluate(model, tokenizer, rows, c, tuning_of(c), 0, limit, run, again, progress, folder) for c, rows in asked]
 
 # %% ../nbs/03_evaluate.ipynb #0c251ff2

@@ -105,7 +105,10 @@ def fit(
     try:
         if cfg.train.packing and not trainer.cfg.train.packing: # padded after all: other memory
             loaded.plan = check_fits(trainer.cfg, longest=loaded.longest, held=torch.cuda.memory_reserved() - loaded.held)
+        run.lap("check")
+        trainer.lap = run.lap
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
+        run.lap("training")
         state, outcome = trainer.state, {"speedup": trainer.speedup, "processes": trainer.args.world_size}
         if signals.stopped and state.global_step < state.max_steps:
             raise TrainingInterrupted(f"{signals.stopped} at step {state.global_step} of {state.max_steps}: "
@@ -113,6 +116,7 @@ def fit(
         check_trained(trainer, norms)
         save_weights(trainer, run.folder, cfg.tuning_method)
         outcome |= {"status": "trained", "tuned_fingerprint": weights_fingerprint(trainer.model)}
+        run.lap("saving")
     except BaseException as e:
         stopped = isinstance(e, TrainingInterrupted)
         outcome = {"status": "interrupted"} if stopped else {"status": "failed", "error": f"{type(e).__name__}: {e}"}
@@ -122,6 +126,16 @@ def fit(
         run.update(**last_record(trainer, log, loaded), **outcome)
 
 # %% ../nbs/02_train.ipynb #53dc0600
+def _summary(cfg, record, results):
+    "What trackers are told at the end: numbers and texts by name"
+    found = {k: v for k, v in record.items() if isinstance(v, (int, float, str))}
+    found |= {f"{group}/{k}": v for group in ("parameters", "seconds") for k, v in record[group].items()}
+    for r in results:
+        where = f"{r['split'] if r['dataset'] == cfg.data.dataset else r['dataset'] + '/' + r['split']}/accuracy"
+        for k, v in r["accuracy"].items():
+            found |= {f"{where}_{k}": v["value"], f"{where}_{k}_low": v["low"], f"{where}_{k}_high": v["high"]}
+    return found
+
 def train(
     cfg: DictConfig, # from `load_config`
     evaluate: bool = True, # ask the tuned model the problems of `cfg.evaluation.split`
@@ -132,22 +146,23 @@ def train(
             if run.main: print(f"{run.folder} is complete and reused (train.when_done=reuse)")
             return run.record
         asked, cfg = load_evaluated(cfg) if evaluate else None, cfg.copy() # the copy gets a number for train.max_tokens=null
-        loaded = _check_asked(load_for_training(cfg), asked or [])
+        loaded = None if run.trained else _check_asked(load_for_training(cfg), asked or [])
         trackers(cfg) # one without a key is refused too, and until here nothing was touched
-        if run.main: print(f"going on from {run.checkpoint}" if run.checkpoint else f"the run is written to {os.path.relpath(run.folder)}")
+        how = "trained already, going on with the evaluation" if run.trained else f"going on from {run.checkpoint}" if run.checkpoint else ""
+        if run.main: print(how or f"the run is written to {os.path.relpath(run.folder)}")
         run.clear()
+        run.lap("loading")
         with reporting(cfg, run.folder, run.main) as summary:
-            fit(cfg, run, loaded)
+            if loaded: fit(cfg, run, loaded)
+            else: run.note_session(run.record["steps"], environment())
+            tokenizer = loaded and loaded.tokenizer
             del loaded # the base weights, trained by now: with them the optimizer's memory is free
             forget_run(compiled=False)
-            results = evaluate_run(run.folder, asked=asked) if evaluate else [] # by all processes
+            results = evaluate_run(run.folder, asked=asked, tokenizer=tokenizer) if evaluate else [] # by all processes
+            run.lap("evaluation")
             run.update(status="complete", evaluations=[r["name"] for r in results])
-            summary |= {k: v for k, v in run.record.items() if isinstance(v, (int, float, str))}
-            summary |= {f"parameters/{k}": v for k, v in run.record["parameters"].items()}
-            for r in results:
-                where = f"{r['split'] if r['dataset'] == cfg.data.dataset else r['dataset'] + '/' + r['split']}/accuracy"
-                for k, v in r["accuracy"].items():
-                    summary |= {f"{where}_{k}": v["value"], f"{where}_{k}_low": v["low"], f"{where}_{k}_high": v["high"]}
+            summary |= _summary(cfg, run.record, results)
+        if run.main: print("seconds: " + ", ".join(f"{v:.0f} {k}" for k, v in run.seconds.items()))
         for checkpoint in run.folder.glob("checkpoint-*") if run.main and not cfg.train.keep_checkpoints else ():
             shutil.rmtree(checkpoint)
         return run.record

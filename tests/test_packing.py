@@ -214,6 +214,19 @@ def to_gpu(batch): return {k: v.cuda() if torch.is_tensor(v) else v for k, v in 
 
 
 @gpu
+def test_gpu_another_recorded_shape_keeps_no_more_memory():
+    "cuBLAS keeps 32 MiB and more for each stream and thread that multiplies"
+    layer, held = torch.nn.Linear(512, 512).cuda(), []
+    step = RecordedStep(lambda chunk: layer(chunk["x"]).square().mean(), layer.parameters())
+    for n in (64, 128, 192, 256):
+        step.start()
+        x, count = torch.randn(n, 512, device="cuda"), torch.zeros(n, device="cuda")
+        step({"x": x, "input_ids": count[None], "targets": count, "bounds": count, "longest": n}, 1.0)
+        held.append(torch.cuda.memory_allocated())
+    assert held[-1] - held[0] < 2**22, held
+
+
+@gpu
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("speedup", ["none", "compile"])
 def test_gpu_bf16_gradients(tuning, speedup):

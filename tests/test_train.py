@@ -86,6 +86,25 @@ def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(training):
     assert train(cfg, evaluate=False)["steps"] == 18
 
 
+def test_trained_and_not_yet_evaluated(monkeypatch, capsys):
+    "After the last step there is no checkpoint; a run whose evaluation was stopped goes on with the evaluation"
+    cfg = load_config("toy", "lora", overrides=f"{SMALL} train.max_steps=4 train.save_steps=2 data.test_samples=4 evaluation.max_new_tokens=4")
+    def stop(*args, **kwargs): raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr("gsm8k_sft.train.evaluate_run", stop)
+        train(cfg)
+    folder = run_folder(cfg)
+    assert [p.name for p in folder.glob("checkpoint-*")] == ["checkpoint-2"]
+    before, log = weights(folder), (folder / "log.jsonl").read_text()
+    cfg.evaluation.max_new_tokens = 6
+    record = train(cfg)
+    assert "going on with the evaluation" in capsys.readouterr().out
+    assert record["status"] == "complete" and [s["from_step"] for s in record["sessions"]] == [0, 4]
+    assert "6new" in record["evaluations"][0], "by the evaluation's settings of now"
+    assert set(record["seconds"]) >= {"loading", "training", "evaluation"}, "of both processes"
+    assert same(before, weights(folder)) and (folder / "log.jsonl").read_text() == log and not [*folder.glob("checkpoint-*")]
+
+
 def test_nan_stops_at_its_step():
     cfg = load_config(overrides=f"{SMALL} train.learning_rate=1e30 train.lr_scheduler_kwargs.min_lr=0 train.warmup_steps=0")
     with pytest.raises(TrainingError, match=r"is (nan|inf) at step \d"): train(cfg, evaluate=False)

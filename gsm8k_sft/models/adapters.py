@@ -118,20 +118,21 @@ def load_tuned(
     dtype: str | None = None, # fp32, bf16 or fp16; None: the run's evaluation.dtype
     quantized: bool | None = None, # base in 4 bits; None: as it was trained, if there is a CUDA GPU
     merge: bool = False, # add the adapter into the weights
+    tokenizer=None, # the run's, if it is loaded already
 ) -> tuple: # model in eval mode, tokenizer
     "The tuned model of a run, full or adapter"
     folder = Path(folder).expanduser()
     cfg = read_config(folder)
     if cfg.tuning_method == "full" and (full := folder / "model").is_dir():
         model = load_weights(check_folder(full), dtype or cfg.evaluation.dtype, cfg.model.attn_implementation)
-        return model, load_tokenizer(full)
+        return model, tokenizer or load_tokenizer(full)
     adapter = adapter_folder(folder)
     if quantized is None and cfg.tuning_method == "qlora" and device() != "cuda":
         print(f"{folder}: trained on 4-bit weights; without a CUDA GPU the base is loaded dense", file=sys.stderr, flush=True)
         quantized = False
     base = load_model(cfg, dtype=dtype, quantized=cfg.tuning_method == "qlora" if quantized is None else quantized)
     check_base(folder, base, resolve_model(cfg.model))
-    model, tokenizer = load_adapter(base, adapter), load_tokenizer(cfg, adapter)
+    model, tokenizer = load_adapter(base, adapter), tokenizer or load_tokenizer(cfg, adapter)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows and len(tokenizer) > len(load_tokenizer(cfg)): # tokens that a base lacks rows for, nobody uses
         raise ModelError(f"{adapter}: its tokenizer has {len(tokenizer)} tokens, but model and adapter have embeddings for {rows}")

@@ -6,7 +6,7 @@
 __all__ = ['TrainingError', 'TrainingInterrupted', 'last_checkpoint', 'lock_run', 'Run', 'open_run']
 
 # %% ../../nbs/training/checkpoints.ipynb #d4f370b6
-import fcntl, json, os, platform, zipfile
+import fcntl, json, os, platform, time, zipfile
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -79,20 +79,43 @@ class Run:
     record: dict = field(default_factory=dict) # what record.json holds
     main: bool = True # whether this process writes; of several, only the first does
     cfg: DictConfig | None = None # saved as config.yaml when the run begins
+    since: float = field(default_factory=time.perf_counter) # end of the last stage
+
+    def __post_init__(self): self.seconds = self.record.get("seconds", {})
 
     def update(self, **values):
         "Add to the record and write it"
-        self.record |= values
+        self.record |= values | {"seconds": self.seconds} if self.seconds else values
         if self.main: write_json(self.folder / "record.json", self.record)
+
+    @property
+    def trained(self):
+        "Whether only the evaluation is left"
+        return self.record.get("status") == "trained" and not self.checkpoint
+
+    def lap(self, stage):
+        "Count the time since the last stage as this one's"
+        now = time.perf_counter()
+        self.seconds[stage], self.since = round(self.seconds.get(stage, 0) + now - self.since, 2), now
 
 # %% ../../nbs/training/checkpoints.ipynb #3fe3d56a
 @patch
 def clear(self: Run) -> None:
     "Set an earlier run that isn't continued aside, if anything was trained in it"
     left = any(p for name in ("log.jsonl", "checkpoint-*", "model", "adapter") for p in self.folder.glob(name))
-    if self.main and left and not self.checkpoint: print(f"{self.folder.name}: an earlier run is kept as {set_aside(self.folder).name}")
+    if self.main and left and not (self.checkpoint or self.trained): print(f"{self.folder.name}: an earlier run is kept as {set_aside(self.folder).name}")
 
 # %% ../../nbs/training/checkpoints.ipynb #574376b5
+@patch
+def note_session(self: Run,
+    step: int, # where this process goes on
+    environment: dict, # its machine and versions
+) -> None:
+    "Add this process to the record, and save the configuration that it goes by"
+    session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "from_step": step, **environment}
+    if self.main and self.cfg: save_config(self.cfg, self.folder)
+    self.update(sessions=[*self.record.get("sessions", []), session])
+
 @patch
 def begin(self: Run,
     opening: dict, # what is known before the first step: model_fingerprint, data, environment ...
@@ -107,19 +130,16 @@ def begin(self: Run,
     versions, packages = self.record.get("environment", {}).get("packages", {}), opening["environment"]["packages"]
     changed = [f"{k} {v} is now {packages.get(k)}" for k, v in versions.items() if packages.get(k) != v]
     if self.checkpoint and changed: print("going on with other versions: " + ", ".join(changed))
-    step = int(self.checkpoint.name.split("-")[1]) if self.checkpoint else 0
-    session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "from_step": step, **opening["environment"]}
-    self.record = opening | {"sessions": [*self.record.get("sessions", []), session]}
-    if self.main and self.cfg: save_config(self.cfg, self.folder)
-    self.update()
+    self.record = opening | {"sessions": self.record.get("sessions", [])}
+    self.note_session(int(self.checkpoint.name.split("-")[1]) if self.checkpoint else 0, opening["environment"])
 
 # %% ../../nbs/training/checkpoints.ipynb #953ed01f
 def _find_earlier(cfg, folder):
     "Checkpoint and record of an earlier run that goes on or is reused, else (None, {})"
     record = read_json(folder / "record.json") if (folder / "record.json").exists() else {}
     alike = (folder / "config.yaml").exists() and _trains_alike(read_config(folder), cfg)
-    complete = record.get("status") == "complete"
-    if alike and complete and cfg.train.when_done == "reuse": return None, record
+    complete, weights = record.get("status") == "complete", (folder / "model").exists() or (folder / "adapter").exists()
+    if alike and (cfg.train.when_done == "reuse" if complete else record.get("status") == "trained" and weights): return None, record
     checkpoint = last_checkpoint(folder) if alike and not complete else None
     return checkpoint, record if checkpoint else {}
 

@@ -10,6 +10,7 @@ __all__ = ['joined_forward', 'joins', 'compiled_layers', 'training_mode', 'Recor
 import gc, torch
 from contextlib import contextmanager
 from fastcore.basics import patch
+from functools import cache
 from types import MethodType
 from torch.utils._triton import has_triton
 from ..core.config import ConfigError
@@ -104,16 +105,19 @@ class RecordedStep:
         self.total.copy_(loss.detach())
 
 # %% ../../nbs/training/graphs.ipynb #336358c4
+@cache
+def _recording_stream(): return torch.cuda.Stream()
+
 @patch
 def record(self: RecordedStep, chunk):
     "Run twice, so that all workspaces are there, then record; gradients and random numbers are as before"
-    kept, state, stream = [g.clone() for g in self.gradients], torch.cuda.get_rng_state(), torch.cuda.Stream()
+    kept, state, stream = [g.clone() for g in self.gradients], torch.cuda.get_rng_state(), _recording_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(2): self.run(chunk)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=self.pool): self.run(chunk)
+    with torch.cuda.graph(graph, pool=self.pool, stream=stream): self.run(chunk)
     self.pool = self.pool or graph.pool()
     torch._foreach_copy_(self.gradients, kept)
     torch.cuda.set_rng_state(state)

@@ -106,7 +106,7 @@ class GSM8KTrainer(Trainer):
         **kwargs, # of `transformers.Trainer`
     ):
         super().__init__(**kwargs)
-        self.cfg, self.sample, self.peak, self.fast_path = cfg, sample, 0, {}
+        self.cfg, self.sample, self.peak, self.fast_path, self.lap = cfg, sample, 0, {}, lambda stage: None # or `Run.lap`
         if not self.model_accepts_loss_kwargs: # Gemma 3n and 4 average over a batch; a step's tokens count alike
             self.compute_loss_func = lambda out, labels, **items: ForCausalLMLoss(out.logits, labels, out.logits.shape[-1], **items)
         self.half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None # what autocast computes in
@@ -203,17 +203,23 @@ def prediction_step(self: GSM8KTrainer, model, inputs, *args, **kwargs):
 
 @patch
 def evaluation_loop(self: GSM8KTrainer, *args, **kwargs):
+    self.lap("training")
     self.evaluated = torch.zeros(2, device=self.args.device) # this process's loss, and tokens
     out = Trainer.evaluation_loop(self, *args, **kwargs)
     loss, items = self.accelerator.reduce(self.evaluated).tolist()
     out.metrics["eval_loss"] = loss / items
-    if not self.sample: return out
+    if self.sample: out.metrics.update(self._sample_accuracy())
+    self.lap("validation")
+    return out
+
+@patch
+def _sample_accuracy(self: GSM8KTrainer):
+    "Right and finished answers to the sample"
     self.peak = max(self.peak, peak_memory()) # answering takes what the GPU has free: not the training's peak
     with torch.autocast(self.args.device.type, self.half, enabled=self.half is not None):
         accuracy = quick_accuracy(self.model, self.processing_class, self.sample, self.cfg)
     if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
-    out.metrics.update({f"eval_accuracy_{k}": accuracy[k] for k in ("strict", "flexible")}, eval_finished=accuracy["finished"])
-    return out
+    return {f"eval_accuracy_{k}": accuracy[k] for k in ("strict", "flexible")} | {"eval_finished": accuracy["finished"]}
 
 # %% ../../nbs/training/trainer.ipynb #7e017d3e
 def build_trainer(
@@ -272,6 +278,13 @@ def check_trained(
                             "step overflow in fp16 (then train.max_steps is too small for the loss scale to come down)?")
 
 # %% ../../nbs/training/trainer.ipynb #91d953a7
+@patch
+def _save_checkpoint(self: GSM8KTrainer, *args, **kwargs):
+    self.lap("training")
+    kept = self.cfg.train.keep_checkpoints or self.args.load_best_model_at_end
+    if kept or self.state.global_step < self.state.max_steps: Trainer._save_checkpoint(self, *args, **kwargs)
+    self.lap("checkpoints")
+
 @patch
 def _save(self: GSM8KTrainer, output_dir=None, state_dict=None):
     if state_dict: state_dict = {k: v for k, v in state_dict.items() if k not in self.inner.all_tied_weights_keys}
