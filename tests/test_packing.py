@@ -151,23 +151,34 @@ def test_layers_are_compiled_once(tuning):
     assert counts[0] > 0 and len(set(counts)) == 1, counts
 
 
-def test_lora_layers_share_one_graph(monkeypatch):
-    "Also the first layer, whose input needs no gradient: compiling it apart took half a minute on a GPU"
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_layers_share_one_graph(tuning, monkeypatch):
+    "The first layer, whose input needs no gradient, and those with a window and without: each other graph costs seconds of compiling"
+    import gsm8k_sft.training.packing as module
     from gsm8k_sft.models.adapters import prepare_for_training
     from torch.nn.functional import scaled_dot_product_attention as attend
-    from transformers import AttentionInterface, GemmaConfig, GemmaForCausalLM
-    from gsm8k_sft.training.packing import PACKED
-    def traceable(module, q, k, v, mask=None, **kwargs): return attend(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2), None
-    monkeypatch.setitem(AttentionInterface._global_mapping, PACKED, traceable) # that of packed rows breaks the graph on a CPU
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+    def traceable(packed, q, k, v, scale, window, softcap): # that of packed rows breaks the graph on a CPU
+        behind = torch.arange(len(q))[:, None] - torch.arange(len(q))
+        seen = (behind >= 0) & (behind < (window or len(q)))
+        return attend(*(t.transpose(0, 1)[None] for t in (q, k, v)), attn_mask=seen, scale=scale, enable_gqa=True)[0].transpose(0, 1)
+    monkeypatch.setattr(module, "_plain", traceable)
     torch.manual_seed(0)
-    shape = dict(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=3, head_dim=16)
-    cfg = load_config("gemma-2b-it", "lora", training=False)
-    model = prepare_for_training(GemmaForCausalLM(GemmaConfig(**shape, num_attention_heads=2, num_key_value_heads=1)), cfg)
-    made, inner = [], model.get_base_model()
+    shape = dict(vocab_size=99, hidden_size=32, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+                 num_hidden_layers=3, sliding_window=5, layer_types=["sliding_attention", "full_attention", "sliding_attention"])
+    cfg = load_config("gemma-3-270m", tuning, training=False, overrides="lora_config.lora_dropout=0 lora_config.init_lora_weights=false")
+    model = prepare_for_training(Gemma3ForCausalLM(Gemma3TextConfig(**shape)), cfg)
+    made, inner = [], model.get_base_model() if tuning == "lora" else model
+    ids = torch.randint(5, 99, (40,))
+    chunk = PackedCollator(100)([{"input_ids": ids, "labels": ids}])["chunks"][0]
+    def gradients(layers):
+        model.zero_grad()
+        with training_mode(inner, layers): packed_loss(model, inner, chunk).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     torch._dynamo.reset()
-    with training_mode(inner, layers := compiled_layers(inner, lambda graph, inputs: made.append(graph) or graph)):
-        model(input_ids=torch.randint(5, 99, (1, 40)), use_cache=False).logits.sum().backward()
-    assert len(made) == 1 and sum(name == "forward" for _, name, _ in layers) == 2 * 3, "gate_proj and up_proj of each layer"
+    layers = compiled_layers(inner, lambda graph, inputs: made.append(graph) or graph)
+    torch.testing.assert_close(gradients(layers), gradients([]), rtol=1e-3, atol=1e-4)
+    assert len(made) == 1 and sum(name == "forward" for _, name, _ in layers) == 2 * 3 * (tuning == "lora"), "gate_proj and up_proj"
 
 
 @pytest.mark.parametrize("lora", [{}, {"lora_dropout": 0.3}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}])

@@ -41,6 +41,14 @@ def joins(layer) -> bool: # a layer with an adapter of peft's
     base, (b,) = layer.base_layer, layer.lora_B.values()
     return type(base) is torch.nn.Linear and base.bias is None and b.bias is None and base.out_features > base.in_features
 
+# %% ../../nbs/training/graphs.ipynb #a11e0001
+def _any_window(compiled, window):
+    "A compiled layer that is told its window with each call: layers that differ in nothing else then share their code"
+    def call(*args, packed, **kwargs):
+        packed.window = window
+        return compiled(*args, packed=packed, **kwargs)
+    return call
+
 # %% ../../nbs/training/graphs.ipynb #da30d703
 def compiled_layers(
     inner, # causal language model of transformers, without what is wrapped around it
@@ -59,9 +67,13 @@ def compiled_layers(
     if not getattr(inner.config.get_text_config(), "attn_logit_softcapping", None):
         options["dynamic"] = True
         if backend == "inductor" and hasattr(config.triton, mode): options["options"] = {f"triton.{mode}": True}
-    for layer in inner.get_decoder().layers:
+    layers = inner.get_decoder().layers
+    windows = [getattr(getattr(layer, "self_attn", None), "sliding_window", None) for layer in layers]
+    for layer, window in zip(layers, windows):
         layer.compile(**options)
-        found.append((layer, "_compiled_call_impl", layer._compiled_call_impl))
+        call = layer._compiled_call_impl
+        if len({*windows}) > 1 and "dynamic" in options: call = _any_window(call, window or 2**30) # more than there are tokens
+        found.append((layer, "_compiled_call_impl", call))
         del layer._compiled_call_impl
     return found
 

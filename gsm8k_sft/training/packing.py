@@ -86,6 +86,7 @@ class Packed:
         blocks: dict | None = None, # from `soft_cap_blocks`
     ):
         self.bounds, self.longest, self.length, self.blocks, self.memo = bounds, longest, longest, blocks or {}, {}
+        self.window = None # tokens that a token sees, instead of what the attention layer says; a compiled layer sets it
 
 BLOCK = 128 # tokens; FlexAttention's
 
@@ -146,10 +147,11 @@ def packed_attention(
         out = _capped_attention(query.to(value.dtype), key.to(value.dtype), value, blocks, scaling, softcap)
         return out.transpose(1, 2), None
     query, key, value = (t[0].transpose(0, 1).to(value.dtype) for t in (query, key, value))
+    window = sliding_window if packed.window is None else packed.window
     if half and not softcap:
         bounds, longest = packed.bounds, packed.longest
-        out = flash_attention(query, key, value, bounds, bounds, longest, longest, True, scaling, sliding_window)
-    else: out = _plain(packed, query, key, value, scaling, sliding_window, softcap)
+        out = flash_attention(query, key, value, bounds, bounds, longest, longest, True, scaling, window)
+    else: out = _plain(packed, query, key, value, scaling, window, softcap)
     return out[None], None
 
 # %% ../../nbs/training/packing.ipynb #7617617f
