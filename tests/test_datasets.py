@@ -170,7 +170,7 @@ def test_testing_only(project):
 
 def test_the_same_as_under_the_sets_own_name(project):
     "Asked by evaluation.datasets or as `dataset`, a base model's evaluation has one configuration and one name"
-    cfg = load_config("toy", overrides="evaluation.datasets=[main,svamp,gsm_plus]", training=False)
+    cfg = load_config("toy", overrides=f"evaluation.datasets=[main,{CONFIGS}/dataset/svamp.yaml,gsm_plus]", training=False)
     for asked in evaluated_datasets(cfg):
         alone = load_config("toy", dataset=asked.data.dataset, training=False)
         assert asked.data == alone.data and asked.one_shot_example == alone.one_shot_example

@@ -366,7 +366,7 @@ def check_config(
     reporters(cfg)
     e, d, name = cfg.evaluation, cfg.data, cfg.run_name
     _check_entry(d)
-    for name in e.datasets: config_file("dataset", name)
+    for dataset in e.datasets: config_file("dataset", dataset)
     if e.samples > 1 and not e.temperature:
         raise ConfigError("evaluation.samples: several answers to a problem need evaluation.temperature above 0; "
                           "greedy ones are all the same")
