@@ -279,6 +279,7 @@ def test_a_mixture_with_weights(project):
 
 @pytest.mark.parametrize("mix, says", [
     ("{main: 0}", "data.mix.main: 0.0 is outside"), ("{man: 1}", "Did you mean 'main'"), ("{svamp: 1}", "svamp is for testing only"),
+    ("{mine: 1, gsm_symbolic: 1}", "gsm_symbolic is for testing only"), # there is no data for it here
     ("{copy: 1, mine: 1}", "of train is the question of .*, which is held out"), ("{both: 1}", "data.mix.both: is a mixture itself"),
     ("{copy: {a: 1}}", "data.mix.copy: .* is outside")])
 def test_a_mixture_that_cannot_be(project, mix, says):
