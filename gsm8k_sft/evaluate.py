@@ -151,9 +151,8 @@ def _results_folder(folder):
     "Where results go; that they can be written, and that every process is here, is known before a model is loaded"
     meet("evaluate")
     folder = Path(folder or project_path("eval_results"))
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise EvaluationError(f"{folder}: results can't be written here ({e.strerror})") from None
-    if not os.access(folder, os.W_OK): raise EvaluationError(f"{folder}: results can't be written here (no permission)")
+    there = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p)) # it is made with the first answer
+    if not (there.is_dir() and os.access(there, os.W_OK)): raise EvaluationError(f"{folder}: results can't be written here, because of {there}")
     return folder
 
 def _reuse(name, done, grader, rows, folder, progress):

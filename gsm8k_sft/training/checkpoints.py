@@ -7,7 +7,7 @@ __all__ = ['TrainingError', 'TrainingInterrupted', 'last_checkpoint', 'lock_run'
 
 # %% ../../nbs/training/checkpoints.ipynb #d4f370b6
 import fcntl, json, os, platform, zipfile
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -60,7 +60,9 @@ def lock_run(
     path = folder.with_name(f".{folder.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as file:
-        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(file.fileno()).st_nlink: raise BlockingIOError # whose it was has removed it just now
         except BlockingIOError:
             file.seek(0)
             raise TrainingError(f"{folder} belongs to {file.read().strip()}, which is training in it. "
@@ -68,7 +70,10 @@ def lock_run(
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
-        yield
+        try: yield
+        finally:
+            path.unlink(missing_ok=True)
+            with suppress(OSError): path.parent.rmdir(), path.parents[1].rmdir() # they are empty if the run was refused
 
 # %% ../../nbs/training/checkpoints.ipynb #65bfb40a
 @dataclass
