@@ -14,7 +14,7 @@ from fastcore.script import call_parse
 from omegaconf import DictConfig
 from .core.config import (
     ConfigError, check_config, device, dotlist, for_dataset, load_config, merge_layer, project_path, project_root, tuning_of)
-from .core.runs import environment, meet, peak_memory, plain_errors, read_config, read_json
+from .core.runs import environment, meet, peak_memory, plain_errors, read_config, read_json, print_once
 from .data.datasets import COLUMNS, load_evaluated, load_gsm8k, question_key, refuse_test
 from .data.prompts import Renderer
 from .evaluation.results import (
@@ -76,8 +76,7 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
                         **{k: v for k, v in rows[i].items() if k not in COLUMNS}})
             if len(new) >= e.save_every: new = append_lines(file, new) or []
     except BaseException:
-        where = f"interrupted: the answers so far are in {Path(file.name).name}, and the same evaluation goes on from there"
-        if not process: print(where, flush=True)
+        print_once(f"interrupted: the answers so far are in {Path(file.name).name}, and the same evaluation goes on from there")
         raise
     finally: append_lines(file, new)
     if processes > 1: torch.distributed.barrier()

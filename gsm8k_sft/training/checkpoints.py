@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from ..core.config import check_config, device
-from ..core.runs import meet, read_config, read_json, run_folder, save_config, set_aside, write_json
+from ..core.runs import meet, read_config, read_json, run_folder, save_config, print_once, set_aside, write_json
 
 # %% ../../nbs/training/checkpoints.ipynb #ee32a835
 class TrainingError(RuntimeError):
@@ -111,7 +111,7 @@ def begin(self: Run,
                                 "Give the run another name (run_name=...) or move its folder away to start anew.")
     versions, packages = self.record.get("environment", {}).get("packages", {}), opening["environment"]["packages"]
     changed = [f"{k} {v} is now {packages.get(k)}" for k, v in versions.items() if packages.get(k) != v]
-    if self.checkpoint and changed: print("going on with other versions: " + ", ".join(changed))
+    if self.checkpoint and changed: print_once("going on with other versions: " + ", ".join(changed))
     step = int(self.checkpoint.name.split("-")[1]) if self.checkpoint else 0
     session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "from_step": step, **opening["environment"]}
     self.record = opening | {"sessions": [*self.record.get("sessions", []), session]}

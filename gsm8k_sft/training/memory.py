@@ -16,6 +16,7 @@ from itertools import product
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from ..core.config import check_choice, config_file, load_config, read_yaml
+from ..core.runs import print_once
 from ..models.parameters import model_config
 from .graphs import choose_speedup
 
@@ -630,7 +631,7 @@ def check_fits(
     text = (f"{cfg.tuning_method} fine-tuning of {cfg.model.name} will need {needed.total / 2**30:.1f} GiB ({needed.stage}), "
             f"and {free / 2**30:.1f} GiB can be had on this GPU")
     if not cfg.train.check_memory:
-        print(f"{text}; it is tried all the same (train.check_memory=false)", flush=True)
+        print_once(f"{text}; it is tried all the same (train.check_memory=false)")
         return needed
     if needed.stage != "traced": nearest = nearest_fit(cfg, free, longest, **changes)
     raise MemoryPlanError(f"{text}; nothing was trained. Nearest: {nearest} To try it all the same: train.check_memory=false")
