@@ -263,7 +263,7 @@ def test_tokenizer_kinds(kind):
     renderer = Renderer(tok)
     assert (renderer.style, renderer.end_token, tok.convert_ids_to_tokens(renderer.stop_ids)) == (style, end, stops)
     for row in ROWS:
-        example = check_labels(encode(row, tok, renderer), tok, renderer, 4096, row)
+        example = check_labels(encode(row, tok, renderer), tok, renderer, 4096)
         prompt = example["input_ids"][:example["prompt_length"]]
         assert tok.bos_token is None or prompt.count(tok.bos_token_id) == n_bos
         assert tok.decode(prompt) == renderer.prompt(row["question"]) and example["input_ids"][-1] == renderer.end_token_id

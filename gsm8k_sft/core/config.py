@@ -203,7 +203,7 @@ class EvaluationConfig:
 class TrainConfig(StepConfig):
     "How the weights are trained"
     num_train_epochs: float = within(POSITIVE)
-    max_steps: int = within("[-1, inf)", "-1 follows num_train_epochs")
+    max_steps: int = within("[-1, inf)", "-1 follows train.num_train_epochs")
     learning_rate: float = within(POSITIVE)
     weight_decay: float = within(FROM_0)
     adam_beta1: float = within(SHARE)
@@ -264,7 +264,7 @@ def _check_ranges(cfg):
             if v is None or low < v < high or (v == low and interval[0] == "[") or (v == high and interval[-1] == "]"): continue
             hint = f"; {f.metadata['hint']}" if f.metadata["hint"] else ""
             raise ConfigError(f"{key}: {v} is outside {interval}{hint}")
-    if OmegaConf.select(cfg, "train.max_steps") == 0: raise ConfigError("train.max_steps: 0 trains nothing; -1 follows num_train_epochs")
+    if OmegaConf.select(cfg, "train.max_steps") == 0: raise ConfigError("train.max_steps: 0 trains nothing; -1 follows train.num_train_epochs")
 
 # %% ../../nbs/core/config.ipynb #2db6d7a1
 def _fits(value, annotation):
@@ -316,7 +316,7 @@ def _check_training(cfg):
         raise ConfigError("train.early_stopping_patience: needs train.eval_steps and data.validation_fraction above 0")
     if t.save_steps != t.eval_steps:
         raise ConfigError(f"train.save_steps: early stopping returns to the best checkpoint, "
-                          f"so save_steps ({t.save_steps}) must equal eval_steps ({t.eval_steps})")
+                          f"so train.save_steps ({t.save_steps}) must equal train.eval_steps ({t.eval_steps})")
 
 # %% ../../nbs/core/config.ipynb #a1d5c0e2
 REPORTERS = ("wandb", "tensorboard", "trackio")

@@ -128,14 +128,12 @@ def plot_panels(
 # %% ../../nbs/reporting/curves.ipynb #57e721aa
 def plot_log(
     rows: list[dict], # of a log.jsonl, from `read_log`
-    figure=None, # a matplotlib Figure to draw on, which is cleared first; a new one by default
 ): # the matplotlib Figure
     "Loss with validation, learning rate, gradient norm and throughput of one run by step"
     from matplotlib.figure import Figure
     table = tidy({"training": rows})
     with figure_style():
-        figure = figure or Figure(figsize=(9, 4.5))
-        figure.clear()
+        figure = Figure(figsize=(9, 4.5))
         axes = figure.subplots(2, 2, sharex=True).ravel()
         for ax, metric in zip(axes, ("loss", "learning_rate", "grad_norm", "tokens_per_second")):
             if (table["metric"] == metric).any(): plot_curves(table, metric, ax=ax)

@@ -565,7 +565,8 @@ def fit_tokens(
     try:
         known, total = example_tokens(model_shape(cfg), cfg.data.dataset)
         most = rows * (mean or total / N_TRAIN) + rows**0.5 * (longest or known) # of a step whose examples happen to be long
-        sizes = range(math.ceil(most / 1024) * 1024, 0, -1024) if free else []
+        step = 1024 * math.ceil(most / 2**16) # 65 sizes at most are tried
+        sizes = [*range(math.ceil(most / step) * step, 0, -step), 1024] if free else []
         for t.max_tokens in sizes: # from the whole step downwards; where none fits, the smallest, and `check_fits` says more
             if plan_memory(cfg, longest=longest, **_launched()).total <= free: break
     except UnknownMemory: t |= asked # such a model may not be packed after all: its batches stay small
