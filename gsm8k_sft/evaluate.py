@@ -151,8 +151,8 @@ def _results_folder(folder):
     meet("evaluate")
     folder = Path(folder or project_path("eval_results"))
     there = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p)) # it is made with the first answer
-    if not (there.is_dir() and os.access(there, os.W_OK)): raise EvaluationError(f"{folder}: results can't be written here, because of {there}")
-    return folder
+    if there.is_dir() and os.access(there, os.W_OK): return folder
+    raise EvaluationError(f"{folder}: results can't be written here, because of {there}")
 
 def _reuse(name, done, grader, rows, folder, progress):
     "A result that is there already, graded again if older graders gave its verdicts"

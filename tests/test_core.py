@@ -35,7 +35,7 @@ def test_messages_name_keys_in_full():
     arguments = {("sampling.py", "top_p"), ("generate.py", "batch_size"), ("generate.py", "max_new_tokens"), ("config.py", "hub_name")}
     def said(path): # the texts of its errors and of what it prints
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Raise) or isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("print", "print_once", "within"):
+            if isinstance(node, ast.Raise) or getattr(getattr(node, "func", None), "id", "") in ("print", "print_once", "within"):
                 yield from (n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str))
     words = [(path.name, word) for path in (ROOT / "gsm8k_sft").rglob("*.py") if path.name != "_modidx.py"
              for text in said(path) for word in re.findall(r"(?<![\w.-])[a-z_]+(?:\.[a-z_]+)*(?!\w)", text)]
@@ -183,7 +183,7 @@ def test_every_range_refuses_what_lies_outside():
     ("data.train_samples=-1", r"data.train_samples: -1 is outside \[1, inf\); null means all"),
     ("data.test_samples=-1", "null means all"), ("train.learning_rate=inf", "train.learning_rate: inf"),
     ("train.adam_beta1=2", r"\[0, 1\)"),
-    ("train.max_steps=0", "-1 follows train.num_train_epochs"), ("train.learning_rate=.nan", "nan"), ("seed=-1", "seed: -1")])
+    ("train.max_steps=0", "-1 is train.num_train_epochs"), ("train.learning_rate=.nan", "nan"), ("seed=-1", "seed: -1")])
 def test_numbers_that_libraries_take(given, says):
     with pytest.raises(ConfigError, match=says): load(given)
 

@@ -193,7 +193,7 @@ def refuse_trained(
         trained = _trained_questions(run)
         if seen := [r["id"] for r in rows if fingerprint(question_key(r["question"])) in trained]:
             raise EvaluationError(f"{run}: was trained on {len(seen)} of the {len(rows)} problems asked, {seen[0]} among them. Leave "
-                                  "data.validation_seed, data.validation_fraction and the data as they are in its config.yaml, or ask split=test")
+                                  "data.validation_seed, data.validation_fraction and data as in its config.yaml, or ask the test split")
 
 # %% ../../nbs/evaluation/results.ipynb #8b8b7300
 def _by_problem(answers):

@@ -86,7 +86,7 @@ def read_study(
     kind, _, stem = name.rpartition("/") if not name.endswith((".yaml", ".yml")) else ("", "", name)
     if kind and not choices(kind): raise ConfigError(f"study {name!r}: no folder {kind} of configs has a YAML file")
     path = config_file(kind or "study", stem)
-    _sizes.clear(), result_names.cache_clear() # files and data may have changed since another study was read
+    if _sizes: _sizes.clear(), result_names.cache_clear() # the data may have changed since
     study = merge_layer(OmegaConf.structured(Study), read_yaml(path), str(path))
     if lacking := sorted(OmegaConf.missing_keys(study)): raise ConfigError(f"{path}: {lacking[0]}: is missing")
     study.archive = "/".join(filter(None, (kind, study.preset)))
