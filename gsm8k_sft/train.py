@@ -11,7 +11,6 @@ import torch
 from types import SimpleNamespace
 from fastcore.script import call_parse
 from omegaconf import DictConfig
-from transformers import set_seed
 from .core.config import load_config, tuning_of
 from .core.runs import environment, peak_memory, plain_errors, print_once
 from .data.datasets import TRAINING_SPLITS, data_fingerprint, load_evaluated, load_gsm8k, tokenize_split
@@ -28,6 +27,7 @@ from .training.checkpoints import Run, TrainingError, TrainingInterrupted, open_
 from .training.graphs import forget_run
 from .training.memory import check_fits, fit_tokens, memory_record
 from .training.trainer import build_trainer, check_trained, save_weights, weight_norms
+from transformers import set_seed
 
 # %% ../nbs/02_train.ipynb #40372252
 def load_for_training(

@@ -79,6 +79,8 @@ def _check_lists(study, path):
         if len(pair) != 2: raise ConfigError(f"{path}: pairs: {list(pair)}: a pair has two experiments")
 
 # %% ../../nbs/experiments/study.ipynb #45e0622e
+_sizes = {} # how many test problems a configuration's data has: read once for all jobs, see `result_names`
+
 def read_study(
     name: str, # of configs/study (the package's or your own), folder/name of another folder of configs, or a YAML file's path
 ) -> DictConfig: # a `Study`, checked
@@ -203,8 +205,6 @@ def job_config(
     return load_config(job.preset, job.tuning or "full", job.dataset, job.seed, overrides=overrides, training=False)
 
 # %% ../../nbs/experiments/study.ipynb #3d4de02b
-_sizes = {} # how many test problems a configuration's data has: read once, whatever the job
-
 @cache
 def result_names(
     job: Job, # of a study
