@@ -61,7 +61,7 @@ def check_prompts(
         if not ids: raise GenerationError(f"{name}: the prompt is empty")
         if max(ids) >= known: raise GenerationError(f"{name}: its token {max(ids)} is beyond the model's {known} embeddings; leave it out")
         if not room or len(ids) + max_new_tokens <= room: continue
-        advice = f"set evaluation.max_new_tokens (infer: --max_new_tokens) to {room - len(ids)} at most" if len(ids) < room else "leave it out"
+        advice = f"set evaluation.max_new_tokens (infer: --max_new_tokens) to {room - len(ids)}" if len(ids) < room else "leave it out"
         raise GenerationError(f"{name}: {len(ids)} prompt tokens and up to {max_new_tokens} new ones "
                               f"exceed the model's {room} positions; {advice}")
 
