@@ -152,7 +152,7 @@ def _results_folder(folder):
     folder = Path(folder or project_path("eval_results"))
     there = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p)) # it is made with the first answer
     if there.is_dir() and os.access(there, os.W_OK): return folder
-    raise EvaluationError(f"{folder}: results can't be written here, because of {there}")
+    raise EvaluationError(f"{folder}: results can't be written here ({there} is a file, or you may not write there)")
 
 def _reuse(name, done, grader, rows, folder, progress):
     "A result that is there already, graded again if older graders gave its verdicts"
