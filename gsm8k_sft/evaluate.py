@@ -14,7 +14,7 @@ from fastcore.script import call_parse
 from omegaconf import DictConfig
 from .core.config import (
     ConfigError, check_config, device, dotlist, for_dataset, load_config, merge_layer, project_path, project_root, tuning_of)
-from .core.runs import environment, meet, peak_memory, plain_errors, read_config, read_json, print_once
+from .core.runs import environment, meet, peak_memory, plain_errors, print_once, read_config, read_json
 from .data.datasets import COLUMNS, load_evaluated, load_gsm8k, question_key, refuse_test
 from .data.prompts import Renderer
 from .evaluation.results import (

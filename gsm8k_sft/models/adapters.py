@@ -10,7 +10,7 @@ __all__ = ['linear_layers', 'add_adapter', 'prepare_for_training', 'enable_check
 import json, re, sys, warnings
 from pathlib import Path
 from ..core.config import device
-from ..core.runs import read_config, read_json, print_once
+from ..core.runs import print_once, read_config, read_json
 from .loading import adapter_folder, load_adapter, load_model, load_tokenizer, load_weights, torch_dtype
 from .sources import ModelError, check_folder, resolve_model, weights_fingerprint
 

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from ..core.config import check_config, device
-from ..core.runs import meet, read_config, read_json, run_folder, save_config, print_once, set_aside, write_json
+from ..core.runs import meet, print_once, read_config, read_json, run_folder, save_config, set_aside, write_json
 
 # %% ../../nbs/training/checkpoints.ipynb #ee32a835
 class TrainingError(RuntimeError):
