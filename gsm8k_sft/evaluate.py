@@ -25,7 +25,7 @@ from .evaluation.retention import held_out_loss
 from .generation.calculator import Calculator
 from .generation.generate import generate, stop_tokens
 from .generation.sampling import Sampling
-from .grading.answers import grade, grader_versions, graders_of
+from .grading.answers import GRADERS, grade, grader_versions
 from .grading.errors import grade_answer
 from .models.adapters import load_tuned
 from .models.loading import load_model, load_tokenizer
@@ -296,7 +296,7 @@ def quick_accuracy(
     answers = list(generate(model, tokenizer, prompts, e.max_new_tokens, e.batch_size, stop_tokens(model, renderer), names, False,
                             engine=e.engine, stop_texts=renderer.stop_texts))
     grades = [grade(a.text, rows[a.index]["answer"]) for a in answers]
-    n, shares = len(answers), {g: sum(x[g] for x in grades) / len(grades) for g in (graders_of(rows["answer"][0]) if grades else ())}
+    n, shares = len(answers), {g: sum(x[g] for x in grades) / len(grades) for g in GRADERS if grades}
     return {"n": n, **shares, "finished": sum(a.finish_reason == "stop" for a in answers) / max(n, 1)}
 
 def _relabel(result, cfg):

@@ -135,11 +135,17 @@ WRONG = [ # text of the entry, what is said
     ("data: {folder: ., source: folder, licence: MIT, files: {train: none.jsonl}}", "there is neither none.jsonl nor"),
     ("data: {folder: ., source: folder, licence: MIT, files: {train: mine.jsonl}, question: problem, answer: steps, final: boxed}",
      r"line 1: the answer has no \\boxed\{\.\.\.\}"),
+    ("data: {folder: ., source: folder, licence: MIT, files: {train: mine.csv}}", "mine.csv: is neither JSONL .* nor parquet; save it"),
+    ("data: {folder: ., source: folder, licence: MIT, files: {train: mine.json}}", "mine.json row 0: the fields .* can name another of: rows"),
+    ("data: {mix: {mine: 1}, keep: {level: level}}", "data.keep: a mixture has none of its own; put it into the files of mine"),
+    ("data: {mix: {mine: 1}, source: folder, folder: elsewhere}", "data.folder: a mixture has none of its own"),
 ]
 
 
 @pytest.mark.parametrize("text, says", WRONG, ids=range(len(WRONG)))
 def test_what_is_wrong_is_a_line(project, text, says):
+    write(project / "mine.csv", "problem,steps\na,1\nb,2\n")
+    write(project / "mine.json", json.dumps({"rows": [1, 2]}, indent=1))
     write(project / "configs" / "dataset" / "own.yaml", text + "\n")
     with pytest.raises((ConfigError, DataError), match=says) as e: load_gsm8k(load_config("toy", dataset="own"))
     assert "\n" not in str(e.value) or "boxed" in text # a column that is nowhere is said once, a fault of each row for each
@@ -178,6 +184,13 @@ def test_the_same_as_under_the_sets_own_name(project):
     mine = load_config("toy", overrides=["one_shot_example.question=My own?", "data.test_samples=2"], training=False)
     other = for_dataset(mine, "svamp")
     assert (other.one_shot_example.question, other.data.test_samples) == ("My own?", 2)
+
+
+def test_a_set_is_asked_by_the_path_of_its_file(project):
+    write(project / "elsewhere" / "my set.yaml", (project / "configs" / "dataset" / "mine.yaml").read_text())
+    cfg = load_config("toy", overrides=["evaluation.datasets=['elsewhere/my set.yaml',mine]", "evaluation.split=validation"])
+    assert [(c.data.dataset, len(rows)) for c, rows in load_evaluated(cfg)] == [("my set", 2), ("mine", 2)] and cfg.run_name.startswith("full_main")
+    with pytest.raises(ConfigError, match="run_name: '../x'"): load_config("toy", overrides="run_name=../x evaluation.datasets=[mine]")
 
 
 def test_gsm8k_stays_where_it_is_for_socratic(project):
@@ -288,6 +301,21 @@ def test_a_mixture_that_cannot_be(project, mix, says):
     write(project / "configs" / "dataset" / "copy.yaml", text)
     write(project / "configs" / "dataset" / "both.yaml", f"data: {{mix: {mix}, validation_fraction: 0.4}}\n")
     with pytest.raises((ConfigError, DataError), match=says): load_gsm8k(load_config("toy", dataset="both"))
+
+
+def test_a_mixture_of_formulas_numbers_and_texts_is_trained(project):
+    "Validation during training grades what has a final answer, by graders that all answers have"
+    from gsm8k_sft.train import train
+    for name, answer, finals in (("forms", "\\boxed{x^2}", "latex, final: boxed"), ("talk", "All right.", "text"), ("sums", "#### 7", "number")):
+        write(project / f"{name}.jsonl", jsonl({"question": f"{name} {i}?", "answer": answer} for i in range(9)))
+        write(project / "configs" / "dataset" / f"{name}.yaml",
+              f"data: {{source: folder, folder: ., files: {{train: {name}.jsonl}}, finals: {finals}, licence: own}}\n")
+    for mix, verdicts in (("forms: 1, talk: 1, sums: 1", [(0, 0)]), ("talk: 1", [(None, None)])):
+        write(project / "configs" / "dataset" / "all.yaml", f"data: {{mix: {{{mix}}}, validation_fraction: 0.3}}\n")
+        cfg = load_config("toy", dataset="all", overrides="train.max_steps=2 train.eval_steps=2 evaluation.max_new_tokens=8")
+        log = project / "runs" / "toy" / train(cfg, evaluate=False)["run_name"] / "log.jsonl"
+        found = [e for line in log.read_text().splitlines() if "eval_loss" in (e := json.loads(line))]
+        assert [(e.get("eval_accuracy_strict"), e.get("eval_accuracy_flexible")) for e in found] == verdicts, mix
 
 
 def test_math_500_in_its_published_layout(project):

@@ -342,6 +342,9 @@ def _check_entry(d):
         raise ConfigError(f"data.dataset: {d.dataset!r} is your own, so its file must say where it lies: {{source: folder, folder: ...}}, "
                           "{source: hub, hub_name: ...}, {source: generator, generator: module.function} or {mix: {main: 1, ...}}")
     if not (d.licence or d.mix): raise ConfigError(f"data.licence: is missing; the file of {d.dataset!r} must name it, as in MIT")
+    base = read_yaml(CONFIGS / "base.yaml").data if d.mix else {}
+    if own := [k for k in ENTRY if d.mix and k not in ("mix", "source", "trainable", "licence", "link") and d[k] != base[k]]:
+        raise ConfigError(f"data.{own[0]}: a mixture has none of its own; put it into the files of {', '.join(d.mix)}")
     for name, weight in (d.mix or {}).items():
         if OmegaConf.select(read_yaml(config_file("dataset", name)), "data.mix"): raise ConfigError(f"data.mix.{name}: is a mixture itself")
         if not (isinstance(weight, int | float) and 0 < weight <= 100): raise ConfigError(f"data.mix.{name}: {weight} is outside (0, 100]")
@@ -364,7 +367,7 @@ def check_config(
     _check_lora(OmegaConf.to_container(cfg.lora_config))
     _check_training(cfg)
     reporters(cfg)
-    e, d, name = cfg.evaluation, cfg.data, cfg.run_name
+    e, d, run = cfg.evaluation, cfg.data, cfg.run_name
     _check_entry(d)
     for name in e.datasets: config_file("dataset", name)
     if e.samples > 1 and not e.temperature:
@@ -372,8 +375,8 @@ def check_config(
                           "greedy ones are all the same")
     if e.engine == "transformers" and (e.temperature or e.calculator):
         raise ConfigError("evaluation.engine: transformers answers greedily and without a calculator; use auto or slots")
-    if name is not None and not (re.fullmatch(r"\w[\w.+=-]*(?<!\.previous)", name) and len(name.encode()) <= 150):
-        raise ConfigError(f"run_name: {name[:99]!r} can't be a folder below runs/<preset>; use at most 150 letters, digits and . _ - + =")
+    if run is not None and not (re.fullmatch(r"\w[\w.+=-]*(?<!\.previous)", run) and len(run.encode()) <= 150):
+        raise ConfigError(f"run_name: {run[:99]!r} can't be a folder below runs/<preset>; use at most 150 letters, digits and . _ - + =")
 
 # %% ../../nbs/core/config.ipynb #5d1c0de1
 def device() -> str: # cuda; mps for a process alone on an Apple machine; else cpu

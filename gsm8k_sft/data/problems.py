@@ -194,7 +194,8 @@ def _parse_line(line):
     if not line.strip(): return None, "the line is blank"
     try: return json.loads(line.decode("utf-8")), None
     except UnicodeDecodeError as e: return None, f"not UTF-8: byte 0x{line[e.start]:02x} at byte {e.start + 1}"
-    except json.JSONDecodeError as e: return None, f"not valid JSON: {e.msg} at character {e.colno}"
+    except json.JSONDecodeError as e:
+        return None, f"not valid JSON: {e.msg} at {f'line {e.lineno} ' * (e.lineno > 1)}character {e.colno}"
     except (ValueError, RecursionError) as e: return None, f"not valid JSON: {e}"
 
 # %% ../../nbs/data/problems.ipynb #fd01a184
@@ -206,6 +207,7 @@ def read_jsonl(
     try: data = path.read_bytes()
     except OSError as e: data, wrong = b"", f"can't be read: {e.strerror}"
     else: wrong = None if data.strip() else "the file is empty"
+    if path.suffix.lower() not in (".jsonl", ".json"): wrong = "is neither JSONL (.jsonl, .json) nor parquet; save it as one of them"
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)): wrong = "encoded as UTF-16; save it as UTF-8"
     if wrong:
         problems.add(path, wrong)
@@ -213,10 +215,12 @@ def read_jsonl(
     if data.startswith(codecs.BOM_UTF8):
         problems.add(f"{path} line 1", "starts with a byte order mark; save it as UTF-8 without one")
         data = data.removeprefix(codecs.BOM_UTF8)
-    if path.suffix == ".json" and data.lstrip()[:1] == b"[":
+    if path.suffix == ".json":
         rows, wrong = _parse_line(data)
-        if wrong: problems.add(path, wrong)
-        return [(f"{path} row {i}", row) for i, row in enumerate(rows or [])]
+        if not wrong: return [(f"{path} row {i}", row) for i, row in enumerate(rows if isinstance(rows, list) else [rows])]
+        if data.lstrip()[:1] == b"[":
+            problems.add(path, wrong)
+            return []
     lines = data.removesuffix(b"\n").split(b"\n")
     parsed = [(f"{path} line {i}", *_parse_line(line)) for i, line in enumerate(lines, 1)]
     for where, _, wrong in parsed:
@@ -225,30 +229,27 @@ def read_jsonl(
 
 # %% ../../nbs/data/problems.ipynb #8c850bfd
 def read_parquet(
-    paths: list[Path], # the shards of one split
+    path: Path, # a parquet file
     problems: Problems, # what is wrong is added here
 ) -> list[tuple[str, dict]]: # (file and row, row); rows are counted from 0, as on the hub
-    "The rows of parquet files"
+    "The rows of a parquet file"
     import pyarrow as pa, pyarrow.parquet as pq
     def as_text(value): # anything but UTF-8 stays as it is, for `check_row` to report
         try: return value.decode("utf-8") if isinstance(value, bytes) else value
         except UnicodeDecodeError: return value
-    rows = []
-    for path in paths:
-        try:
-            table = pq.ParquetFile(path).read()
-            table.select(table.column_names) # refuses two columns of one name
-        except (pa.ArrowException, OSError, KeyError) as e:
-            problems.add(path, f"not readable as parquet: {e}")
-            continue
-        if not len(table): problems.add(path, "the file is empty")
-        columns = {}
-        for name in table.column_names:
-            column = table[name]
-            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type): column = column.cast(pa.large_binary())
-            columns[name] = [as_text(v) for v in column.to_pylist()]
-        rows += [(f"{path} row {i}", {k: v[i] for k, v in columns.items()}) for i in range(len(table))]
-    return rows
+    try:
+        table = pq.ParquetFile(path).read()
+        table.select(table.column_names) # refuses two columns of one name
+    except (pa.ArrowException, OSError, KeyError) as e:
+        problems.add(path, f"not readable as parquet: {e}")
+        return []
+    if not len(table): problems.add(path, "the file is empty")
+    columns = {}
+    for name in table.column_names:
+        column = table[name]
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type): column = column.cast(pa.large_binary())
+        columns[name] = [as_text(v) for v in column.to_pylist()]
+    return [(f"{path} row {i}", {k: v[i] for k, v in columns.items()}) for i in range(len(table))]
 
 # %% ../../nbs/data/problems.ipynb #fd05b5e9
 def check_problems(

@@ -74,7 +74,10 @@ def mean_difference(
     groups: Sequence | None = None, # for each problem what it was made from; None: all are independent
 ) -> Estimate: # of the mean of `b` minus that of `a`
     "A paired difference with its cluster-robust standard error"
-    d = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
+    a, b = (np.asarray(x, dtype=float) for x in (a, b))
+    if a.ndim != 1 or a.shape != b.shape or not np.isfinite(a - b).all():
+        raise ValueError(f"mean_difference: two flat lists of as many numbers are needed, not the shapes {a.shape} and {b.shape}, or NaN")
+    d = b - a
     labels = np.arange(len(d)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     if len(labels) != len(d): raise ValueError(f"groups: {len(labels)} of them for {len(d)} problems")
     sums = np.bincount(labels, d - d.mean())

@@ -80,6 +80,9 @@ def plan_seeds(
     if not 0.05 < power < 1: raise ValueError(f"power={power}: a probability above 0.05 and below 1 is needed, such as 0.8")
     if assumed.get("seeds", 3) < 2: raise ValueError("seeds: at least 2 of each method are needed; one says nothing of the spread")
     if min(assumed.get("problems", 1319), assumed.get("methods", 2)) < 2: raise ValueError("problems, methods: at least 2 are needed")
+    if assumed.get("draws", 1) < 1: raise ValueError("draws: at least 1 answer to each problem is needed")
+    for name in ("seed_sd", "within", "between", "drawn"):
+        if not 0 <= assumed.get(name, 0) < 1: raise ValueError(f"{name}={assumed[name]}: a number from 0 to below 1 is needed")
     def reached(**more): return seed_power(**({"difference": difference, "accuracy": accuracy} | assumed | more))
     def enough(name, numbers): return next((n for n in numbers if reached(**{name: n}) >= power), None)
     largest = 0.999 - accuracy
