@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from .core.config import (
     ConfigError, check_config, device, dotlist, for_dataset, load_config, merge_layer, project_path, project_root, tuning_of)
 from .core.runs import environment, meet, peak_memory, plain_errors, read_config, read_json
-from .data.datasets import COLUMNS, load_evaluated, load_gsm8k, question_key, refuse_test
+from .data.datasets import COLUMNS, load_evaluated, question_key, refuse_test
 from .data.prompts import Renderer
 from .evaluation.results import (
     EvaluationError, accuracies, append_lines, complete_result, deviations, evaluation_protocol, find_run, open_partial,
@@ -302,7 +302,8 @@ def quick_accuracy(
 def _relabel(result, cfg):
     "Print a result's accuracies by the labels of a data set, and the verdicts that change"
     at = Path(result)
-    tables = rescore(re.sub(r"(\.predictions)?\.jsonl?$", "", at.name), load_gsm8k(cfg)["test"], at.parent if at.parent != Path() else None)
+    name, folder = re.sub(r"(\.predictions)?\.jsonl?$", "", at.name), at.parent if at.parent != Path() else None
+    tables = [t for _, rows in load_evaluated(cfg) for t in rescore(name, rows, folder)]
     print("\n\n".join(t.to_string(max_colwidth=60) if len(t) else "No verdict changes." for t in tables))
 
 # %% ../nbs/03_evaluate.ipynb #1a737b93

@@ -590,12 +590,10 @@ def load_config(
         bf16 = gpu_has_bf16() if bf16 is None else bf16
         _choose_precision(cfg, bf16, training)
     if training: _check_hardware(cfg, bf16); reporters(cfg, installed=True)
-    if training and cfg.data.finals == "text" and cfg.train.eval_steps and cfg.train.validation_samples:
-        raise ConfigError("train.validation_samples: data.finals is text, so there is no answer to grade; set it to 0")
     if training and not cfg.data.trainable:
         raise ConfigError(f"dataset: {cfg.data.dataset} is for testing only (data.trainable); train on another, as in dataset=main "
                           f"overrides=evaluation.datasets=[{cfg.data.dataset}]")
-    cfg.run_name = cfg.run_name or _run_name(cfg, config, overrides)
+    cfg.run_name = cfg.run_name or re.sub(r"[^\w.+=-]", "-", _run_name(cfg, config, overrides)) # files may have other names
     return cfg
 
 # %% ../../nbs/core/config.ipynb #cf8a73ad

@@ -19,9 +19,8 @@ def gain_gap(
 ) -> Estimate: # of the change of `b` minus that of `a`: the gain on versions minus the gain on originals
     "Difference in differences over seeds and groups"
     x, y = changes = [np.subtract(*np.atleast_2d(perturbed, original), dtype=float) for original, perturbed in (a, b)]
-    if not all(np.isfinite(c).all() for c in changes): raise ValueError("gain_gap: a share isn't a number; leave its group out")
-    if x.shape[1] != y.shape[1] or x.shape[1] < 2:
-        raise ValueError(f"gain_gap: {x.shape[1]} and {y.shape[1]} groups; the same ones are needed, and at least two")
+    if x.shape[1] != y.shape[1] or x.shape[1] < 2 or not all(np.isfinite(c).all() for c in changes):
+        raise ValueError(f"gain_gap: {x.shape[1]} and {y.shape[1]} groups; the same ones are needed, at least two, and a number of each")
     d, n = y.mean(axis=0) - x.mean(axis=0), x.shape[1]
     free = [c for name, c in zip("ab", changes) if name not in fixed]
     problems = max(((d - d.mean()) ** 2).sum(), 0.5) / (n - 1) / n # at least half a problem: equal answers don't prove equal models
