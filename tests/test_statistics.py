@@ -361,8 +361,9 @@ def test_templates_count_once():
     assert np.mean(held) == pytest.approx(0.95, abs=0.027)
     gap = mean_gap(a, b[:80], groups, groups[:80])
     assert gap.difference == pytest.approx(b[:80].mean() - a.mean()) and gap.dof < 20
-    for wrong, words in (((one, two, groups), "400 of them for 60"), ((one[:1], two[:1]), "at least two"), ((one, two[:9]), "two flat lists"),
-                         ((one, two * np.nan), "with NaN"), ((one[:1], two), "two flat lists"), ((one[None], two[None]), "two flat lists")):
+    for wrong, words in (
+            ((one, two, groups), "400 of them for 60"), ((one[:1], two[:1]), "at least two"), ((one, two[:9]), "two flat lists"),
+            ((one, two * np.nan), "with NaN"), ((one[:1], two), "two flat lists"), ((one[None], two[None]), "two flat lists")):
         with pytest.raises(ValueError, match=words): mean_difference(*wrong)
 
 
