@@ -336,6 +336,16 @@ def test_options_with_underscores_and_dashes(capsys):
         assert "toy lora_main-s0" in capsys.readouterr().out
 
 
+def test_the_console_command_finds_a_generator_in_the_working_folder(empty):
+    (empty / "makers.py").write_text("def rows(split): return [{'question': f'{split} {i}?', 'answer': '#### 1'} for i in range(3)]\n")
+    (empty / "configs" / "dataset").mkdir(parents=True)
+    (empty / "configs" / "dataset" / "made.yaml").write_text("data: {source: generator, generator: makers.rows, licence: own}\n")
+    code = "import sys; sys.path.remove(''); from gsm8k_sft.cli import main; main(['evaluate', '--preset', 'toy', '--dataset', 'made'])"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert "toy__test__base-0shot__toy__made: 3 problems" in done.stdout, done.stderr
+
+
 def test_the_console_command_takes_a_study_by_name():
     from gsm8k_sft.cli import command_parser
     assert command_parser("sweep").parse_args(["gemma-3-270m", "--workers", "2"]).name == "gemma-3-270m"

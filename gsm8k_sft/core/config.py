@@ -342,6 +342,9 @@ def _check_entry(d):
         raise ConfigError(f"data.dataset: {d.dataset!r} is your own, so its file must say where it lies: {{source: folder, folder: ...}}, "
                           "{source: hub, hub_name: ...}, {source: generator, generator: module.function} or {mix: {main: 1, ...}}")
     if not (d.licence or d.mix): raise ConfigError(f"data.licence: is missing; the file of {d.dataset!r} must name it, as in MIT")
+    base = read_yaml(CONFIGS / "base.yaml").data if d.mix else {}
+    if own := [k for k in ENTRY if d.mix and k not in ("mix", "source", "trainable", "licence", "link") and d[k] != base[k]]:
+        raise ConfigError(f"data.{own[0]}: a mixture has none of its own; put it into the files of {', '.join(d.mix)}")
     for name, weight in (d.mix or {}).items():
         if OmegaConf.select(read_yaml(config_file("dataset", name)), "data.mix"): raise ConfigError(f"data.mix.{name}: is a mixture itself")
         if not (isinstance(weight, int | float) and 0 < weight <= 100): raise ConfigError(f"data.mix.{name}: {weight} is outside (0, 100]")
@@ -587,12 +590,10 @@ def load_config(
         bf16 = gpu_has_bf16() if bf16 is None else bf16
         _choose_precision(cfg, bf16, training)
     if training: _check_hardware(cfg, bf16); reporters(cfg, installed=True)
-    if training and cfg.data.finals == "text" and cfg.train.eval_steps and cfg.train.validation_samples:
-        raise ConfigError("train.validation_samples: data.finals is text, so there is no answer to grade; set it to 0")
     if training and not cfg.data.trainable:
         raise ConfigError(f"dataset: {cfg.data.dataset} is for testing only (data.trainable); train on another, as in dataset=main "
                           f"overrides=evaluation.datasets=[{cfg.data.dataset}]")
-    cfg.run_name = cfg.run_name or _run_name(cfg, config, overrides)
+    cfg.run_name = cfg.run_name or re.sub(r"[^\w.+=-]", "-", _run_name(cfg, config, overrides)) # files may have other names
     return cfg
 
 # %% ../../nbs/core/config.ipynb #cf8a73ad

@@ -60,8 +60,7 @@ def _published(cfg, split, problems):
     if source == "folder" and not folder: raise DataError(f"data.source: folder, but nothing names one. {data_help(cfg.data)}")
     if not folder: return _from_hub(cfg, split)
     files = split_files(folder, cfg.data, split)
-    if files[0].suffix == ".parquet": return read_parquet(files, problems)
-    return [pair for file in files for pair in read_jsonl(file, problems)]
+    return [pair for f in files for pair in (read_parquet if f.suffix == ".parquet" else read_jsonl)(f, problems)]
 
 # %% ../../nbs/data/datasets.ipynb #5b5101f3
 SPLITS, TRAINING_SPLITS = ("train", "validation", "test"), ("train", "validation")

@@ -241,9 +241,9 @@ def build_trainer(
     log, signals = RunLog(folder), StopOnSignal()
     callbacks = [log, signals, Progress(log)]
     if cfg.train.early_stopping_patience: callbacks.append(EarlyStopping(cfg.train.early_stopping_patience))
-    n = min(cfg.train.validation_samples, len(rows.get("validation", ())))
+    sample = [i for i, row in enumerate(rows.get("validation", ())) if row["final"]][:cfg.train.validation_samples] # texts have none
     trainer = GSM8KTrainer(
-        cfg, rows["validation"].select(range(n)) if n else None, model=model, args=args, train_dataset=train_rows,
+        cfg, rows["validation"].select(sample) if sample else None, model=model, args=args, train_dataset=train_rows,
         eval_dataset=tensors("validation") if args.eval_strategy != "no" else None,
         data_collator=Collator(tokenizer.pad_token_id), processing_class=tokenizer, callbacks=callbacks)
     trainer.fast_path = {"packing": not_packed or "equal to transformers"} if cfg.train.packing or not_packed else {}
