@@ -106,7 +106,7 @@ def fit(
         if cfg.train.packing and not trainer.cfg.train.packing: # padded after all: other memory
             loaded.plan = check_fits(trainer.cfg, longest=loaded.longest, held=torch.cuda.memory_reserved() - loaded.held)
         run.lap("check")
-        trainer.lap = run.lap
+        trainer.lap = log.lap = run.lap
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
         run.lap("training")
         state, outcome = trainer.state, {"speedup": trainer.speedup, "processes": trainer.args.world_size}
@@ -154,7 +154,7 @@ def train(
         run.lap("loading")
         with reporting(cfg, run.folder, run.main) as summary:
             if loaded: fit(cfg, run, loaded)
-            else: run.note_session(run.record["steps"], environment())
+            else: run.begin(run.record | {"environment": environment()})
             tokenizer = loaded and loaded.tokenizer
             del loaded # the base weights, trained by now: with them the optimizer's memory is free
             forget_run(compiled=False)

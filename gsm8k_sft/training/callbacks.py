@@ -27,8 +27,13 @@ class RunLog(TrainerCallback):
         folder: Path | str, # the run's folder
     ):
         self.path, self.rows, self.skips = Path(folder) / "log.jsonl", [], 0
-    def on_save(self, args, state, control, **kwargs): self.mark = time.perf_counter()
-    def on_evaluate(self, args, state, control, **kwargs): self.mark = time.perf_counter()
+    def lap(self, stage): pass # or `Run.lap`
+    def _count(self, stage):
+        self.lap(stage)
+        self.mark = time.perf_counter()
+
+    def on_save(self, args, state, control, **kwargs): self._count("checkpoints")
+    def on_evaluate(self, args, state, control, **kwargs): self._count("validation")
     def on_step_end(self, args, state, control, **kwargs): control.should_log |= state.global_step >= state.max_steps
 
     def on_train_begin(self, args, state, control, **kwargs):

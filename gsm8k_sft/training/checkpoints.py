@@ -113,16 +113,6 @@ def clear(self: Run) -> None:
 
 # %% ../../nbs/training/checkpoints.ipynb #574376b5
 @patch
-def note_session(self: Run,
-    step: int, # where this process goes on
-    environment: dict, # its machine and versions
-) -> None:
-    "Add this process to the record, and save the configuration that it goes by"
-    session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "from_step": step, **environment}
-    if self.main and self.cfg: save_config(self.cfg, self.folder)
-    self.update(sessions=[*self.record.get("sessions", []), session])
-
-@patch
 def begin(self: Run,
     opening: dict, # what is known before the first step: model_fingerprint, data, environment ...
 ) -> None:
@@ -136,8 +126,11 @@ def begin(self: Run,
     versions, packages = self.record.get("environment", {}).get("packages", {}), opening["environment"]["packages"]
     changed = [f"{k} {v} is now {packages.get(k)}" for k, v in versions.items() if packages.get(k) != v]
     if self.checkpoint and changed: print_once("going on with other versions: " + ", ".join(changed))
-    self.record = opening | {"sessions": self.record.get("sessions", [])}
-    self.note_session(int(self.checkpoint.name.split("-")[1]) if self.checkpoint else 0, opening["environment"])
+    step = int(self.checkpoint.name.split("-")[1]) if self.checkpoint else self.record["steps"] if self.trained else 0
+    session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "from_step": step, **opening["environment"]}
+    self.record = opening | {"sessions": [*self.record.get("sessions", []), session]}
+    if self.main and self.cfg: save_config(self.cfg, self.folder)
+    self.update()
 
 # %% ../../nbs/training/checkpoints.ipynb #953ed01f
 def _find_earlier(cfg, folder):

@@ -208,18 +208,13 @@ def evaluation_loop(self: GSM8KTrainer, *args, **kwargs):
     out = Trainer.evaluation_loop(self, *args, **kwargs)
     loss, items = self.accelerator.reduce(self.evaluated).tolist()
     out.metrics["eval_loss"] = loss / items
-    if self.sample: out.metrics.update(self._sample_accuracy())
-    self.lap("validation")
-    return out
-
-@patch
-def _sample_accuracy(self: GSM8KTrainer):
-    "Right and finished answers to the sample"
+    if not self.sample: return out
     self.peak = max(self.peak, peak_memory()) # answering takes what the GPU has free: not the training's peak
     with torch.autocast(self.args.device.type, self.half, enabled=self.half is not None):
         accuracy = quick_accuracy(self.model, self.processing_class, self.sample, self.cfg)
     if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
-    return {f"eval_accuracy_{k}": accuracy[k] for k in ("strict", "flexible")} | {"eval_finished": accuracy["finished"]}
+    out.metrics.update({f"eval_accuracy_{k}": accuracy[k] for k in ("strict", "flexible")}, eval_finished=accuracy["finished"])
+    return out
 
 # %% ../../nbs/training/trainer.ipynb #7e017d3e
 def build_trainer(
@@ -283,7 +278,6 @@ def _save_checkpoint(self: GSM8KTrainer, *args, **kwargs):
     self.lap("training")
     kept = self.cfg.train.keep_checkpoints or self.args.load_best_model_at_end
     if kept or self.state.global_step < self.state.max_steps: Trainer._save_checkpoint(self, *args, **kwargs)
-    self.lap("checkpoints")
 
 @patch
 def _save(self: GSM8KTrainer, output_dir=None, state_dict=None):
