@@ -325,10 +325,8 @@ def main(
     elif overrides or keep or rest: raise ConfigError("overrides, keep and rest go with a study's name; the matrix has none")
     if study and keep: return print(f"{len(collect(study))} evaluations are in {os.path.relpath(project_path('results', study.archive))}")
     done, do = study and (skip_kept(study) if rest else is_done), do_job if how == "process" else run_notebook
-    if study: check_jobs(study)
-    jobs, waiting = open_jobs(study, done) if study else (matrix_jobs(), 0)
-    lines, last = [f"{j.name} {j.split}" if study else f"{j.preset} {j.name}" for j in jobs], f"{waiting} runs wait for a learning rate"
-    if dry_run: return print(*lines, *([f"{len(jobs)} jobs now, {last}"] if study else []), sep="\n")
+    jobs, waiting = open_jobs(check_jobs(study), done) if study else (matrix_jobs(), 0)
+    if dry_run: return print(*jobs, f"{len(jobs)} jobs now, {waiting} runs wait for a learning rate", sep="\n")
     try: found = run_study(study, done, **options) if study else do_jobs(lambda: (jobs, 0), do, **options)
     except KeyboardInterrupt: sys.exit(130) # as a shell says it
     for m, (setting, right) in {m: chosen_setting(study, m) for m in (study and study.methods or ())}.items():

@@ -31,7 +31,6 @@ class Method:
     seeds: list[int] = field(default_factory=lambda: [0, 1]) # rates that the first doesn't tell apart are tried with all
     epochs: list[float] = field(default_factory=list) # the first while rates are tried, then all at the best one; empty: as the preset says
     overrides: list[str] = field(default_factory=list)
-
 @dataclass
 class Runs:
     "Runs at a method's learning rate"
@@ -49,7 +48,6 @@ class Base:
     shots: list[int] = field(default_factory=lambda: [0, 1])
     overrides: list[str] = field(default_factory=list) # as in data.prompt_style=plain
     split: str = "test" # or validation: the problems that learning rates are chosen on
-
 @dataclass
 class Study:
     "All of these for one preset"
@@ -116,6 +114,7 @@ class Job:
     split: str = "test"
     ask: tuple = ("",) # evaluation settings, one evaluation each
     shots: tuple = () # of the untuned model
+    def __str__(self): return f"{self.preset} {self.name} {self.split}"
 
 # %% ../../nbs/experiments/study.ipynb #650f308d
 def matrix_jobs() -> list[Job]: # one for each preset, tuning, data set and seed
@@ -135,7 +134,6 @@ def _rate_name(rate):
     "A learning rate as it stands in a run's name, as in 5e-5"
     mantissa, exponent = f"{rate:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
-
 @dataclass(frozen=True)
 class Setting:
     "A learning rate and a number of epochs"
@@ -143,7 +141,6 @@ class Setting:
     epochs: float | None = None # None: as the preset says
     first: bool = True # the number of epochs that rates are tried with: it isn't in a run's name
     seed: int = 0 # of the step of a search
-
     @property
     def name(self): return _rate_name(self.rate) + ("" if self.first else f"-{self.epochs:g}ep")
     @property
@@ -199,8 +196,8 @@ def job_config(
 # %% ../../nbs/experiments/study.ipynb #3d4de0c2
 def check_jobs(
     study: DictConfig, # from `read_study`
-) -> None:
-    "Raise a `ConfigError` at a job that would be refused when its turn comes, or that has another one's name"
+) -> DictConfig: # the same; a `ConfigError` at a job that would be refused when its turn comes, or that has another one's name
+    "Check the configurations of all jobs of a study"
     at, called = {m: Setting(of.learning_rates[0], next(iter(of.epochs), None)) for m, of in study.methods.items()}, {}
     jobs = [(f"methods.{m}", search_job(study, m, s)) for m, s in at.items()] + [(f"base[{i}]", j) for i, j in enumerate(base_jobs(study))]
     jobs += [(f"runs.{name}", j) for name, r in study.runs.items() for j in run_jobs(study, name, at[r.method])]
@@ -209,6 +206,7 @@ def check_jobs(
         except ConfigError as e: raise ConfigError(f"{where}: {e}") from None
         if job.tuning and called.setdefault(job.name, job.overrides) != job.overrides:
             raise ConfigError(f"{where}: another training of this study is called {job.name} too; give it another name")
+    return study
 
 # %% ../../nbs/experiments/study.ipynb #3d4de02b
 _sizes = {} # how many test problems a configuration's data has: read once, whatever the job
