@@ -16,14 +16,14 @@ from types import SimpleNamespace
 from fastcore.basics import patch
 from fastcore.script import call_parse
 from omegaconf import DictConfig
-from ..core.config import ConfigError, DATASETS, TRAIN_NOTEBOOK, TUNINGS, check_choice, dotlist, load_config, project_path, project_root
+from ..core.config import ConfigError, DATASETS, TRAIN_NOTEBOOK, TUNINGS, check_choice, load_config, project_path, project_root
 from ..core.runs import plain_errors, run_folder, set_aside, write_text
 from ..data.datasets import load_evaluated
 from ..evaluation.archive import add_files, evaluation_files, glob_files, read_bytes, read_record, run_files
 from ..evaluation.results import complete_result, is_plain
 from .study import (
-    Job, base_jobs, check_jobs, chosen_setting, find_result, is_done, job_config, matrix_jobs, open_jobs, read_study, result_names, run_jobs,
-    run_overrides, search_job, search_state)
+    Job, base_jobs, check_jobs, chosen_setting, find_result, is_done, job_config, matrix_jobs, open_jobs, read_study, result_names,
+    run_jobs, run_overrides, search_job, search_state)
 
 # %% ../../nbs/experiments/runner.ipynb #7e9d5f1e
 def do_job(
@@ -97,7 +97,7 @@ class _Queue: # jobs to do, how each ended, and where all of them stand
         self.say(f"{job.name} {job.split}: {text} ({'put back' if again else outcome}) | {self.state()}")
         return kind
     def state(self): # where all jobs stand, in a line
-        left, best = len({*self.left, *self.running} - {*self.outcomes}), f", best {self.best[0]:.1f} % ({self.best[1]})" if self.best[1] else ""
+        left, best = len({*self.left, *self.running} - {*self.outcomes}), ", best {:.1f} % ({})".format(*self.best) if self.best[1] else ""
         numbers = f"{sum(outcome == 'done' for outcome, _ in self.outcomes.values())} done, {len(self.running)} running"
         seconds = min((time.monotonic() - self.began) / max(1, len(self.outcomes)) * (left + self.waiting), self.end - time.monotonic())
         return f"{numbers}, {left - len(self.running)} open, {self.waiting} waiting{best}, {max(0, seconds) / 60:.0f} min left"
@@ -321,7 +321,7 @@ def main(
     "Do what can be done of a study, or of the matrix of settings.ini; the same command goes on"
     if how: check_choice("how", how, ["process", "notebook"])
     options, study = dict(workers=workers, minutes=minutes, address=ray), read_study(name) if name else None
-    if study: study.overrides, study.how = [*study.overrides, *dotlist(overrides)], how or study.how
+    if study: study.overrides, study.how = [*study.overrides, *shlex.split(overrides)], how or study.how
     elif overrides or keep or rest: raise ConfigError("overrides, keep and rest go with a study's name; the matrix has none")
     if study and keep: return print(f"{len(collect(study))} evaluations are in {os.path.relpath(project_path('results', study.archive))}")
     done, do = study and (skip_kept(study) if rest else is_done), do_job if how == "process" else run_notebook
