@@ -204,7 +204,9 @@ def test_what_a_model_knew_before_by_a_command(tmp_path):
 def test_what_cannot_be_is_said_before_the_first_job(tmp_path, old, new, why):
     (path := tmp_path / "bad.yaml").write_text(text := STUDY.format(train=24, epochs=1, more="").replace(old, new))
     assert new in text
-    if not why: return check_jobs(read_study(str(path)))
+    if not why:
+        check_jobs(read_study(str(path)))
+        return
     with pytest.raises(ConfigError, match=why): check_jobs(read_study(str(path)))
     with pytest.raises(SystemExit, match="ConfigError: "): main(str(path))
     assert not (tmp_path / "runs").exists()
