@@ -70,7 +70,7 @@ def _check_lists(study, path):
         for key in (k for k in ("learning_rates", "epochs", "seeds", "datasets", "ask", "shots") if k in of):
             bad = any(v < 0 if isinstance(v, int) else isinstance(v, float) and not 0 < v < float("inf") for v in of[key])
             if bad or len({*of[key]}) < len(of[key]) or not (of[key] or key == "epochs"):
-                raise ConfigError(f"{where}.{key}: {list(of[key])}: needs at least one value, each once, none negative (rates: above 0)")
+                raise ConfigError(f"{where}.{key}: needs at least one value, each once, none negative, rates above 0, not {list(of[key])}")
         asked = [o for ask in of.get("ask", ()) for o in ask.split()]
         for o in (*study.overrides, *of.overrides, *asked):
             if o in asked and not o.startswith(("evaluation.", "data.")):
