@@ -498,7 +498,7 @@ def merge_layer(
         return OmegaConf.unsafe_merge(base, layer)
     except YAMLError as e: raise ConfigError(f"{source}: not readable as YAML: {' '.join(str(e).split())}") from None
     except (TypeError, OmegaConfBaseException) as e:
-        mappings = [p for k, f in _fields() for p in (k.rpartition(".")[0], k if "dict" in str(f.type) else "") if p]
+        mappings = [*(k for k in base if OmegaConf.is_dict(base._get_node(k))), *(k for k, f in _fields() if "dict" in str(f.type))]
         wrong = next((k for k in mappings if not isinstance(OmegaConf.select(layer, k), DictConfig | None)), "")
         if wrong: raise ConfigError(f"{source}: {wrong}: a mapping of keys is needed, as in base.yaml") from None
         if isinstance(e, TypeError): raise ConfigError(f"{source}: an item alone can't be set; give the whole list, as [1,2]") from None

@@ -124,7 +124,6 @@ def _with_progress(answers, total, every=5.0):
                   f"about {(total - done) / rate:.0f} s left", flush=True)
         yield answer
 
-# %% ../../nbs/generation/generate.ipynb #76db00e5
 _SAID = set() # once a process
 
 def _choose(model, tokenizer, token_ids, max_new_tokens, batch_size, engine, drawn):
