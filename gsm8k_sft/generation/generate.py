@@ -125,8 +125,23 @@ def _with_progress(answers, total, every=5.0):
                   f"about {(total - done) / rate:.0f} s left", flush=True)
         yield answer
 
+# %% ../../nbs/generation/generate.ipynb #6c0ffee2
+_STEERS = ("repetition_penalty encoder_repetition_penalty no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens sequence_bias "
+           "forced_bos_token_id forced_eos_token_id min_length min_new_tokens num_beams stop_strings guidance_scale "
+           "exponential_decay_length_penalty").split()
+
+def _left_out(model):
+    "What the model's generation_config.json asks for and answers here do without, as key=value"
+    own = model.generation_config.to_diff_dict()
+    return ", ".join(f"{k}={str(own[k])[:60]}" for k in _STEERS if own.get(k) not in (None, 0, 1, [], False))
+
+
 # %% ../../nbs/generation/generate.ipynb #76db00e5
 _SAID = set() # once a process
+
+def _say_once(text):
+    if text not in _SAID: print(text, file=sys.stderr, flush=True)
+    _SAID.add(text)
 
 def _choose(model, tokenizer, token_ids, max_new_tokens, batch_size, engine, drawn):
     "The engine to use, said where it isn't what was to be expected; `drawn`: sampling or calculator"
@@ -136,9 +151,8 @@ def _choose(model, tokenizer, token_ids, max_new_tokens, batch_size, engine, dra
     if choice.engine == "transformers" and drawn:
         raise GenerationError("engine: transformers answers greedily and without a calculator; " + (
             f"slots aren't possible for {type(model).__name__} ({choice.why})" if choice.why else "use engine=slots"))
-    if (text := f"{type(model).__name__} is answered by transformers' own generate: {choice.why}") not in _SAID and choice.why:
-        print(text, file=sys.stderr, flush=True)
-        _SAID.add(text)
+    if choice.why: _say_once(f"{type(model).__name__} is answered by transformers' own generate: {choice.why}")
+    if left := _left_out(model): _say_once(f"its generation_config.json asks for {left}: left out, so that models are compared alike")
     return choice
 
 # %% ../../nbs/generation/generate.ipynb #a47b67ab
