@@ -278,6 +278,19 @@ def _fits(value, annotation):
     return type(value) is kind or (kind is float and type(value) is int)
 
 # %% ../../nbs/core/config.ipynb #64024cb1
+def _check_forms(settings):
+    "Raise a `ConfigError` at a form of LoRA that would not be trained, saved or evaluated right"
+    if settings.get("alora_invocation_tokens"):
+        raise ConfigError("lora_config.alora_invocation_tokens: aLoRA, which acts only after certain tokens, is not evaluated right")
+    for key in ("rank_pattern", "alpha_pattern"):
+        for name, value in (settings.get(key) or {}).items():
+            if type(value) not in (int, float) or not value > 0: raise ConfigError(f"lora_config.{key}: {name}: {value!r} must be above 0")
+    if str(start := settings.get("init_lora_weights")).startswith("pissa_niter"):
+        raise ConfigError(f"lora_config.init_lora_weights: {start} changes the base weights by chance, so it can't be saved; use pissa")
+    if start in ("eva", "corda", "lora_ga"):
+        raise ConfigError(f"lora_config.init_lora_weights: {start} needs a pass over the data before training, which is not done here")
+
+# %% ../../nbs/core/config.ipynb #5b1ade05
 SET_BY_US = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
              "runtime_config")
 
@@ -296,15 +309,7 @@ def _check_lora(settings):
         hint = f" Did you mean '{near[0]}'?" if near else ""
         if key not in types: raise ConfigError(f"lora_config.{key}: peft.LoraConfig has no such field.{hint}")
         if not _fits(settings[key], types[key]): raise ConfigError(f"lora_config.{key}: {settings[key]!r} is not of the type {types[key]}")
-    if settings.get("alora_invocation_tokens"):
-        raise ConfigError("lora_config.alora_invocation_tokens: an adapter that acts only after certain tokens (aLoRA) isn't evaluated right here")
-    for key in ("rank_pattern", "alpha_pattern"):
-        for name, value in (settings.get(key) or {}).items():
-            if type(value) not in (int, float) or not value > 0: raise ConfigError(f"lora_config.{key}: {name}: {value!r} must be above 0")
-    if str(start := settings.get("init_lora_weights")).startswith("pissa_niter"):
-        raise ConfigError(f"lora_config.init_lora_weights: {start} changes the base weights by chance, so a saved adapter doesn't fit them; use pissa")
-    if start in ("eva", "corda", "lora_ga"):
-        raise ConfigError(f"lora_config.init_lora_weights: {start} needs a pass over the data before training, which is not done here")
+    _check_forms(settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try: LoraConfig(task_type="CAUSAL_LM", **settings)

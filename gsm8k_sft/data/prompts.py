@@ -76,7 +76,8 @@ def prompt(
     if self.style == "chat":
         text = self.bos_text + self._apply_template(_messages(question, shots), open_answer=True)
         if all(shot[key].strip().lower() in text.lower() for shot in shots for key in ("question", "answer")): return text
-        raise DataError("the chat template leaves out earlier turns, so it can't show worked examples: evaluation.shots=[0] or data.prompt_style=plain")
+        raise DataError("the chat template leaves out earlier turns, so it can't show worked examples: evaluation.shots=[0] or "
+                        "data.prompt_style=plain")
     blocks = [f"Question: {s['question'].strip()}\nAnswer: {s['answer'].strip()}" for s in shots]
     return self.bos_text + "\n\n".join([*blocks, f"Question: {question.strip()}\nAnswer:"])
 
@@ -118,7 +119,8 @@ def _find_end(self: Renderer):
         closed, opened = self._apply_template(asked), self._apply_template(asked, open_answer=True)
         before, found, tail = self._apply_template([*asked, {"role": "assistant", "content": PROBE}]).rpartition(PROBE)
         if not found or PROBE_QUESTION.lower() not in opened.lower():
-            raise DataError("the chat template leaves out or changes the question or the answer (as plain texts); use data.prompt_style=plain")
+            raise DataError("the chat template leaves out the question or the answer, or changes them (as plain texts); "
+                            "use data.prompt_style=plain")
         if opened == closed and before.startswith(closed) and (header := before[len(closed):].strip()):
             raise DataError(f"the chat template has no generation prompt: an answer begins after {header!r}, which a prompt "
                             "would lack; use data.prompt_style=plain")

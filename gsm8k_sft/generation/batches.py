@@ -62,8 +62,9 @@ def answer_batch(
         before, inner.generation_config = inner.generation_config, config
         try: out = inner.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)
         except (torch.OutOfMemoryError, GenerationError): raise
-        except Exception as e: raise GenerationError(f"{type(inner).__name__} can't be answered: transformers' own generate fails "
-                                                     f"({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]})") from e
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as e:
+            raise GenerationError(f"{type(inner).__name__} can't be answered: transformers' own generate fails "
+                                  f"({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]})") from e
         finally: inner.generation_config = before
     rows = out[:, input_ids.shape[1]:].tolist()
     return [(row[:n], reason) for row in rows for n, reason in [first_stop(row, stop_ids)]]

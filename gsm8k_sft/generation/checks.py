@@ -52,6 +52,7 @@ def outgrown(
     numbers = re.findall(r"(?<![\w.'-])\d+(?![\w.'])", " ".join(_settings(model).values()))
     return max((n for n in map(int, numbers) if n < longest), default=0)
 
+# %% ../../nbs/generation/checks.ipynb #5b1ade02
 def _key(what, model, longest=0):
     "All that a verdict depends on"
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model

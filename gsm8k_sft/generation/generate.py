@@ -25,6 +25,7 @@ class Choice:
     why: str = "" # why not slots, or why one at a time
     alone: bool = False # one prompt at a time
 
+# %% ../../nbs/generation/generate.ipynb #5b1ade03
 def which_engine(
     model, # a causal language model
     engine: str = "auto", # slots, transformers; auto: slots where the model allows it
@@ -126,8 +127,8 @@ def _with_progress(answers, total, every=5.0):
         yield answer
 
 # %% ../../nbs/generation/generate.ipynb #6c0ffee2
-_STEERS = ("repetition_penalty encoder_repetition_penalty no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens sequence_bias "
-           "forced_bos_token_id forced_eos_token_id min_length min_new_tokens num_beams stop_strings guidance_scale "
+_STEERS = ("repetition_penalty encoder_repetition_penalty no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens "
+           "sequence_bias forced_bos_token_id forced_eos_token_id min_length min_new_tokens num_beams stop_strings guidance_scale "
            "exponential_decay_length_penalty").split()
 
 def _left_out(model):

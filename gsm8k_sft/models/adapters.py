@@ -77,8 +77,8 @@ def prepare_for_training(
         held, other = ("4-bit", "qlora") if quantized else ("dense", "lora")
         raise ModelError(f"tuning_method: {cfg.tuning_method} on {held} weights: use tuning={other}, or a folder with other weights")
     if whole := [n for n, p in model.named_parameters() if cfg.tuning_method == "full" and not p.is_floating_point()]:
-        raise ModelError(f"tuning_method: full, but {len(whole)} weights are stored as whole numbers ({whole[0]} ...) and can't be trained: "
-                         "use tuning=lora, or a folder with other weights")
+        raise ModelError(f"tuning_method: full, but {len(whole)} weights are stored as whole numbers ({whole[0]} ...) and can't be "
+                         "trained: use tuning=lora, or a folder with other weights")
     if cfg.tuning_method == "full": return model.requires_grad_(True).train()
     model.requires_grad_(False)
     if cfg.train.gradient_checkpointing: model.enable_input_require_grads()

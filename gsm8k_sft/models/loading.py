@@ -166,13 +166,14 @@ def adapter_folder(
 
 # %% ../../nbs/models/loading.ipynb #01213124
 def _check_kind(config):
-    "Raise a `ModelError` for an adapter that the transformers model inside, which is asked and merged, doesn't have or not as it was trained"
+    "Raise a `ModelError` for an adapter that the model inside, which is asked and merged, lacks or has otherwise than trained"
     kind = "aLoRA" if getattr(config, "alora_invocation_tokens", None) else config.peft_type.value
     if config.is_prompt_learning or kind in ("aLoRA", "POLY", "XLORA"):
         raise ModelError(f"{kind} does more than change weights, so it can't be evaluated or merged here")
     if str(start := getattr(config, "init_lora_weights", None)).startswith("pissa_niter"):
         raise ModelError(f"{start} changes the base weights by chance, anew in each loading; convert it to LoRA where it was trained")
 
+# %% ../../nbs/models/loading.ipynb #5b1ade04
 def load_adapter(
     model, # transformers model, the adapter's base
     path: Path | str, # an adapter's folder, or a run folder

@@ -41,7 +41,7 @@ def _step(model, loss):
 def _compare(model, inner, examples, pad):
     "What is wrong with a packed step of `examples`"
     if wrong := foreign_parts(inner): return wrong
-    if getattr(inner.config.get_text_config(), "output_router_logits", False): return "its loss also counts how tokens are spread over experts"
+    if getattr(inner.config.get_text_config(), "output_router_logits", False): return "its loss counts how tokens are spread over experts"
     to_device = lambda batch: {k: v.to(inner.device) if torch.is_tensor(v) else v for k, v in batch.items()}
     batch, chunk = to_device(Collator(pad)(examples)), to_device(PackedCollator(10**9)(examples)["chunks"][0])
     packed, allowed = Packed(chunk["bounds"], chunk["longest"], soft_cap_blocks(inner.config, chunk)), tolerance(model)
