@@ -68,8 +68,6 @@ def _check_asked(loaded, asked): # what the model has no room to answer is refus
         texts = map(Renderer(loaded.tokenizer, c.data.prompt_style).prompt, rows["question"])
         check_prompts(loaded.model, tokenize_texts(loaded.tokenizer, texts), c.evaluation.max_new_tokens, rows["id"])
     return loaded
-
-# %% ../nbs/02_train.ipynb #5b1ade01
 def first_record(cfg, loaded):
     "What is known before the first step"
     train, validation = loaded.reports["train"], loaded.reports.get("validation", {})

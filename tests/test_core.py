@@ -164,7 +164,8 @@ def test_every_range_refuses_what_lies_outside():
     ("data.train_samples=-1", r"data.train_samples: -1 is outside \[1, inf\); null means all"),
     ("data.test_samples=-1", "null means all"), ("train.learning_rate=inf", "train.learning_rate: inf"),
     ("train.adam_beta1=2", r"\[0, 1\)"),
-    ("evaluation.temperature=1e-45", r"outside \[0.001, inf\); 0 is greedy"), ("train.learning_rate=???", "train.learning_rate: \\?{3} is no value"),
+    ("evaluation.temperature=1e-45", r"outside \[0.001, inf\); 0 is greedy"),
+    ("train.learning_rate=???", "train.learning_rate: \\?{3} is no value"),
     ("train.max_steps=0", "-1 follows num_train_epochs"), ("train.learning_rate=.nan", "nan"), ("seed=-1", "seed: -1")])
 def test_numbers_that_libraries_take(given, says):
     with pytest.raises(ConfigError, match=says): load(given)

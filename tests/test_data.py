@@ -297,7 +297,8 @@ def test_styles_that_cannot_be():
                            (CHATML.replace("m['content']", "m['content'] | map(attribute='text') | join"), "leaves out"), # lists of parts
                            (CHATML.replace("m['content']", "m['content'] | replace('3', '')"), "or changes them"),
                            (CHATML.replace("m['content']", "m['content'][:100]"), "or changes them"),
-                           (CHATML.replace("m['content']", "(m['content'] | e if m['role'] == 'user' else m['content'])"), "or changes them")):
+                           (CHATML.replace("m['content']", "(m['content'] | e if m['role'] == 'user' else m['content'])"),
+                            "or changes them")):
         with pytest.raises(DataError, match=says): Renderer(tokenizer(template=template, extra=IM))
     mistral = ("{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' if m['role'] == 'user'"
                " else m['content'] + eos_token }}{% endfor %}")

@@ -125,7 +125,7 @@ def test_answers_are_transformers(family, tokenizer):
 
 
 ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [3.0 + i for i in range(8)]}
-LATE = {"phimoe": lambda n: dict(MOE, sliding_window=n, router_jitter_noise=0.0), # its window is in the mask alone, which the fast paths don't read
+LATE = {"phimoe": lambda n: dict(MOE, sliding_window=n, router_jitter_noise=0.0), # its window is in the mask alone
         "phi3": lambda n: dict(MODERN, original_max_position_embeddings=n, rope_parameters={**ROPE, "original_max_position_embeddings": n})}
 
 @pytest.mark.parametrize("family", LATE)

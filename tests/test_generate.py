@@ -174,11 +174,12 @@ def test_longest_first_and_quiet(tokenizer, capfd):
 def test_time_is_shared_out(tokenizer, monkeypatch):
     "A clock that goes on by a second a step: the answers' seconds add up to the steps"
     from gsm8k_sft.generation import engine
+    texts = ["<bos>" + "Tom has 3 apples. " * n for n in (1, 5, 2, 4)]
+    list(generate(make(), tokenizer, texts, 30, 3, [1], progress=False)) # the check of the engine takes steps of its own
     now, step = [0.0], Engine.step
     monkeypatch.setattr(engine, "time", type("clock", (), {"perf_counter": lambda: now[0]}))
     def timed(self, n): now[0] += 1; return step(self, n)
     monkeypatch.setattr(Engine, "step", timed)
-    texts = ["<bos>" + "Tom has 3 apples. " * n for n in (1, 5, 2, 4)]
     found = list(generate(make(), tokenizer, texts, 30, 3, [1], progress=False))
     assert now[0] > 30 and sum(g.seconds for g in found) == pytest.approx(now[0]) and min(g.seconds for g in found) > 5
 
