@@ -493,6 +493,13 @@ KINDS = {
         ('She needs 33/2 = 16.67 bags, meaning she has to buy 17 bags.', '17', True),
         ('#### 16.67, so 17', '17', False),
     ],
+    "factor": [
+        ('So the farm is 18 times bigger than the garden.', '18', True),
+        ('Therefore, Ann is 3 times as old as her brother.', '3', True),
+        ('So the farm has 12 acres and is 3 times bigger than the garden.', '3', False),
+        ('If the farm were 18 times bigger than the garden.', '18', False),
+        ('Ann has 3 times as many eggs.', '3', False),
+    ],
     "share, rate": [
         ('40% of the 50 students is 20 students', '20', True),
         ('2/5 of the 50 students are 20 students.', '20', True),

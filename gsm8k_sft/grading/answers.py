@@ -159,8 +159,7 @@ _LABEL = re.compile(r"^[ \t*#_]{0,8}(?:answer|ans|a)[*_ ]{0,4}:", re.M | re.I)
 
 def _short(text):
     "The number of a line that is only a number with at most four words"
-    text = text.strip()
-    if len(text) > _LONGEST or "=" in text or "\n" in text: return None
+    if len(text := text.strip()) > _LONGEST or "=" in text or "\n" in text: return None
     return _read(text) if len(re.findall("[A-Za-z]+", text)) <= 4 else None
 
 def _turn(text):
@@ -183,7 +182,8 @@ _HENCE = re.compile(r",? (?:and )?(?:so(?! far| that(?! means)| much| many| on)|
 _WORKING = re.compile(r"[0-9)](?: [a-z]+)? ?(?:[-+*/×÷] ?[$0-9(]|(?:plus|minus|times|multiplied|divided)\b)|(?:%|[0-9]/[0-9]+) of\b")
 _RESULT = re.compile(r"(?<=[0-9])(?: [a-z]+){0,3}? (?:is|are) (?=[$]?[0-9])"
                      r"|, (?:or|which is(?: equal to)?) (?=\$?[0-9][0-9,.]*%?(?: [a-z]+){0,3}\W*\Z)")
-_FACTOR = re.compile(r"-[A-Za-z]| ?[*/×÷+] ?\$?[0-9]| ?times (?:as|the|more|less|\w+er|that|his|their)\b| or (?:more|less|\w+er|so)\b")
+_FACTOR = re.compile(r"-[A-Za-z]| ?[*/×÷+] ?\$?[0-9]| or (?:more|less|\w+er|so)\b"
+    r"| ?times (?:as(?! \w+ as [^0-9]*\Z)|the|more|less|\w+er(?! than [^0-9]*\Z)|that|his|their)\b")
 _PAIR = re.compile(r"[0-9](?: [a-z]+){0,8}?,? and (?:[a-z]+ ){0,3}?[$]?[0-9][0-9,.]*[^0-9]*\Z", re.I)
 _QUANTITY = re.compile(rf"\b(?:is|are|was|has|have|needs?|takes?|took|costs?|gets?|her|it) {_IN_WORDS}(?! (?:times|more|less|of)\b)", re.I)
 _UNSURE = re.compile(r"\?\W*\Z|^\W*(?:[a-h][.):] |(?:if|question|problem)\b)|[0-9](?: (?:[a-z]+ )?|[^0-9=]{0,40}, )or (?:[a-z]+ )?\$?[0-9]"
