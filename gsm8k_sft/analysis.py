@@ -158,7 +158,7 @@ def main(
         print(f"No runs or evaluations of preset '{preset}' yet: `make demo`, or `make train PRESET={preset}`, makes some.")
         sys.exit(1)
     shown = format_table(table)
-    keys = ["model", "run"] if shown.model.duplicated().any() else ["model"]
+    keys = ["model", *(["data set"] if "data set" in shown else []), *(["run"] if shown.model.duplicated().any() else [])]
     print(shown[keys + ["n", "exact [95 %]", "last number [95 %]"]].to_string(index=False), "\n")
     print(shown[keys + ["trainable", "training", "tokens/s", "peak memory", "evaluation"]].to_string(index=False), "\n")
     if preset == "toy": print("Synthetic: a toy model on generated word problems. It shows the path at work, not what Gemma does on GSM8K.")

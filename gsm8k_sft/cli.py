@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'help_text', 'notebook', 'command_parser', 'main']
 
 # %% ../nbs/cli.ipynb #186da926
-import argparse, ast, difflib, importlib, re, shutil, sys
+import argparse, ast, difflib, importlib, os, re, shutil, sys
 import gsm8k_sft
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,10 +51,7 @@ def command_parser(
     command: str, # one of `COMMANDS`
 ) -> argparse.ArgumentParser: # of the command's arguments
     "The arguments of a command, from the source of its `main`"
-    if command == "notebook":
-        parser = argparse.ArgumentParser("gsm8k-sft notebook", description=notebook.__doc__)
-        parser.add_argument("folder", nargs="?", default=".", help="made if need be (default: the working folder)")
-        return parser
+    if command == "notebook": return anno_parser(notebook, prog="gsm8k-sft notebook", pos=["folder"])
     path = find_spec(COMMANDS[command][0]).origin
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     found = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
@@ -79,6 +76,7 @@ def main(
         sys.exit(2)
     options = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), a) for a in rest]
     given = {k: v for k, v in vars(command_parser(command).parse_args(options)).items() if k not in ("pdb", "xtra")} # fastcore's own
+    sys.path.append(os.getcwd()) # as with `python -m`: data.generator may name a module that lies here
     module = importlib.import_module(COMMANDS[command][0])
     try: module.notebook(**given) if command == "notebook" else module.main(**given)
     except KeyboardInterrupt: sys.exit(130)

@@ -14,8 +14,8 @@ from fastcore.script import call_parse
 from omegaconf import DictConfig
 from .core.config import (
     ConfigError, check_config, device, dotlist, for_dataset, load_config, merge_layer, project_path, project_root, tuning_of)
-from .core.runs import environment, meet, peak_memory, plain_errors, read_config, read_json
-from .data.datasets import COLUMNS, load_evaluated, load_gsm8k, question_key, refuse_test
+from .core.runs import environment, meet, peak_memory, plain_errors, print_once, read_config, read_json
+from .data.datasets import COLUMNS, load_evaluated, question_key, refuse_test
 from .data.prompts import Renderer
 from .evaluation.results import (
     EvaluationError, accuracies, append_lines, complete_result, deviations, evaluation_protocol, find_run, open_partial,
@@ -25,7 +25,7 @@ from .evaluation.retention import held_out_loss
 from .generation.calculator import Calculator
 from .generation.generate import generate, stop_tokens
 from .generation.sampling import Sampling
-from .grading.answers import grade, grader_versions, graders_of
+from .grading.answers import GRADERS, grade, grader_versions
 from .grading.errors import grade_answer
 from .models.adapters import load_tuned
 from .models.loading import load_model, load_tokenizer
@@ -76,8 +76,7 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
                         **{k: v for k, v in rows[i].items() if k not in COLUMNS}})
             if len(new) >= e.save_every: new = append_lines(file, new) or []
     except BaseException:
-        where = f"interrupted: the answers so far are in {Path(file.name).name}, and the same evaluation goes on from there"
-        if not process: print(where, flush=True)
+        print_once(f"interrupted: the answers so far are in {Path(file.name).name}, and the same evaluation goes on from there")
         raise
     finally: append_lines(file, new)
     if processes > 1: torch.distributed.barrier()
@@ -151,10 +150,9 @@ def _results_folder(folder):
     "Where results go; that they can be written, and that every process is here, is known before a model is loaded"
     meet("evaluate")
     folder = Path(folder or project_path("eval_results"))
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise EvaluationError(f"{folder}: results can't be written here ({e.strerror})") from None
-    if not os.access(folder, os.W_OK): raise EvaluationError(f"{folder}: results can't be written here (no permission)")
-    return folder
+    there = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p)) # it is made with the first answer
+    if there.is_dir() and os.access(there, os.W_OK): return folder
+    raise EvaluationError(f"{folder}: results can't be written here ({there} is a file, or you may not write there)")
 
 def _reuse(name, done, grader, rows, folder, progress):
     "A result that is there already, graded again if older graders gave its verdicts"
@@ -296,13 +294,14 @@ def quick_accuracy(
     answers = list(generate(model, tokenizer, prompts, e.max_new_tokens, e.batch_size, stop_tokens(model, renderer), names, False,
                             engine=e.engine, stop_texts=renderer.stop_texts))
     grades = [grade(a.text, rows[a.index]["answer"], a.finish_reason) for a in answers]
-    n, shares = len(answers), {g: sum(x[g] for x in grades) / len(grades) for g in (graders_of(rows["answer"][0]) if grades else ())}
+    n, shares = len(answers), {g: sum(x[g] for x in grades) / len(grades) for g in GRADERS if grades}
     return {"n": n, **shares, "finished": sum(a.finish_reason == "stop" for a in answers) / max(n, 1)}
 
 def _relabel(result, cfg):
     "Print a result's accuracies by the labels of a data set, and the verdicts that change"
     at = Path(result)
-    tables = rescore(re.sub(r"(\.predictions)?\.jsonl?$", "", at.name), load_gsm8k(cfg)["test"], at.parent if at.parent != Path() else None)
+    name, folder = re.sub(r"(\.predictions)?\.jsonl?$", "", at.name), at.parent if at.parent != Path() else None
+    tables = [t for _, rows in load_evaluated(cfg) for t in rescore(name, rows, folder)]
     print("\n\n".join(t.to_string(max_colwidth=60) if len(t) else "No verdict changes." for t in tables))
 
 # %% ../nbs/03_evaluate.ipynb #1a737b93

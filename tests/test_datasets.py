@@ -135,11 +135,17 @@ WRONG = [ # text of the entry, what is said
     ("data: {folder: ., source: folder, licence: MIT, files: {train: none.jsonl}}", "there is neither none.jsonl nor"),
     ("data: {folder: ., source: folder, licence: MIT, files: {train: mine.jsonl}, question: problem, answer: steps, final: boxed}",
      r"line 1: the answer has no \\boxed\{\.\.\.\}"),
+    ("data: {folder: ., source: folder, licence: MIT, files: {train: mine.csv}}", "mine.csv: is neither JSONL .* nor parquet; save it"),
+    ("data: {folder: ., source: folder, licence: MIT, files: {train: mine.json}}", "mine.json row 0: the fields .* another of: rows"),
+    ("data: {mix: {mine: 1}, keep: {level: level}}", "data.keep: a mixture has none of its own; put it into the files of mine"),
+    ("data: {mix: {mine: 1}, source: folder, folder: elsewhere}", "data.folder: a mixture has none of its own"),
 ]
 
 
 @pytest.mark.parametrize("text, says", WRONG, ids=range(len(WRONG)))
 def test_what_is_wrong_is_a_line(project, text, says):
+    write(project / "mine.csv", "problem,steps\na,1\nb,2\n")
+    write(project / "mine.json", json.dumps({"rows": [1, 2]}, indent=1))
     write(project / "configs" / "dataset" / "own.yaml", text + "\n")
     with pytest.raises((ConfigError, DataError), match=says) as e: load_gsm8k(load_config("toy", dataset="own"))
     assert "\n" not in str(e.value) or "boxed" in text # a column that is nowhere is said once, a fault of each row for each
@@ -170,7 +176,7 @@ def test_testing_only(project):
 
 def test_the_same_as_under_the_sets_own_name(project):
     "Asked by evaluation.datasets or as `dataset`, a base model's evaluation has one configuration and one name"
-    cfg = load_config("toy", overrides="evaluation.datasets=[main,svamp,gsm_plus]", training=False)
+    cfg = load_config("toy", overrides=f"evaluation.datasets=[main,{CONFIGS}/dataset/svamp.yaml,gsm_plus]", training=False)
     for asked in evaluated_datasets(cfg):
         alone = load_config("toy", dataset=asked.data.dataset, training=False)
         assert asked.data == alone.data and asked.one_shot_example == alone.one_shot_example
@@ -178,6 +184,15 @@ def test_the_same_as_under_the_sets_own_name(project):
     mine = load_config("toy", overrides=["one_shot_example.question=My own?", "data.test_samples=2"], training=False)
     other = for_dataset(mine, "svamp")
     assert (other.one_shot_example.question, other.data.test_samples) == ("My own?", 2)
+
+
+def test_a_set_is_asked_by_the_path_of_its_file(project):
+    write(project / "elsewhere" / "my set.yaml", (project / "configs" / "dataset" / "mine.yaml").read_text())
+    cfg = load_config("toy", overrides=["evaluation.datasets=['elsewhere/my set.yaml',mine]", "evaluation.split=validation"])
+    assert [(c.data.dataset, len(rows)) for c, rows in load_evaluated(cfg)] == [("my set", 2), ("mine", 2)]
+    named = load_config("toy", dataset="elsewhere/my set.yaml", config="elsewhere/my set.yaml", overrides="seed=0")
+    assert re.fullmatch("full_my-set-s0-my-set-[0-9a-f]{6}", named.run_name) and load_config("toy", overrides=f"run_name={named.run_name}")
+    with pytest.raises(ConfigError, match="run_name: '../x'"): load_config("toy", overrides="run_name=../x evaluation.datasets=[mine]")
 
 
 def test_gsm8k_stays_where_it_is_for_socratic(project):
@@ -207,7 +222,8 @@ def test_no_number_is_right_where_there_is_no_answer():
         assert [found[g] for g in ("strict", "numeric", "flexible")] == [right] * 3 and (found["class"] == "right") is right
 
 
-def test_trained_on_ones_own_and_asked_on_several(project):
+def test_trained_on_ones_own_and_asked_on_several(project, capsys):
+    from gsm8k_sft.analysis import main as compare
     from gsm8k_sft.train import train
     run = train(load_config("toy", "lora", "mine", overrides=f"{BRIEF} evaluation.datasets=[main,gsm_plus,svamp]"))
     names = run["evaluations"]
@@ -221,6 +237,8 @@ def test_trained_on_ones_own_and_asked_on_several(project):
     base = evaluate_base(cfg, [0, 2], progress=False)
     assert [(r["model_type"], r["dataset"]) for r in base] == [(f"base-{k}shot", d) for k in (0, 2) for d in ("svamp", "gsm_plus")]
     table = comparison_table("toy")
+    compare("toy")
+    assert capsys.readouterr().out.split("\n\n")[1].count(" svamp ") == 3 # a row a model, in the last of two tables
     assert "test problems of svamp" in headline(table) and set(format_table(table)["data set"]) >= {"main", "svamp", "gsm_plus"}
     files = {k: v for n in (*names, base[0]["name"]) for k, v in evaluation_files(n, project / "eval_results").items()}
     add_files(project / "kept", files)
@@ -253,8 +271,6 @@ def test_text_without_final_answers_is_for_training_only(project):
     write(project / "talk.jsonl", jsonl({"question": f"Say {i}", "answer": f"All right, {i}."} for i in range(9)))
     entry = "data: {source: folder, folder: ., files: {train: talk.jsonl}, finals: text, licence: own}\n"
     write(project / "configs" / "dataset" / "talk.yaml", entry)
-    with pytest.raises(ConfigError, match="train.validation_samples: data.finals is text"): load_config("toy", dataset="talk")
-    write(project / "configs" / "dataset" / "talk.yaml", entry + "train: {validation_samples: 0}\n")
     cfg = load_config("toy", dataset="talk")
     assert load_gsm8k(cfg)["train"][0]["answer"].startswith("All right")
     with pytest.raises(DataError, match="talk has no final answers to grade; name other sets"): load_evaluated(cfg)
@@ -279,6 +295,7 @@ def test_a_mixture_with_weights(project):
 
 @pytest.mark.parametrize("mix, says", [
     ("{main: 0}", "data.mix.main: 0.0 is outside"), ("{man: 1}", "Did you mean 'main'"), ("{svamp: 1}", "svamp is for testing only"),
+    ("{mine: 1, gsm_symbolic: 1}", "gsm_symbolic is for testing only"), # there is no data for it here
     ("{copy: 1, mine: 1}", "of train is the question of .*, which is held out"), ("{both: 1}", "data.mix.both: is a mixture itself"),
     ("{copy: {a: 1}}", "data.mix.copy: .* is outside")])
 def test_a_mixture_that_cannot_be(project, mix, says):
@@ -288,6 +305,22 @@ def test_a_mixture_that_cannot_be(project, mix, says):
     write(project / "configs" / "dataset" / "copy.yaml", text)
     write(project / "configs" / "dataset" / "both.yaml", f"data: {{mix: {mix}, validation_fraction: 0.4}}\n")
     with pytest.raises((ConfigError, DataError), match=says): load_gsm8k(load_config("toy", dataset="both"))
+
+
+def test_a_mixture_of_formulas_numbers_and_texts_is_trained(project):
+    "Validation during training grades what has a final answer, by graders that all answers have"
+    from gsm8k_sft.train import train
+    for name, answer, finals in (
+            ("forms", "\\boxed{x^2}", "latex, final: boxed"), ("talk", "All right.", "text"), ("sums", "#### 7", "number")):
+        write(project / f"{name}.jsonl", jsonl({"question": f"{name} {i}?", "answer": answer} for i in range(9)))
+        write(project / "configs" / "dataset" / f"{name}.yaml",
+              f"data: {{source: folder, folder: ., files: {{train: {name}.jsonl}}, finals: {finals}, licence: own}}\n")
+    for mix, verdicts in (("forms: 1, talk: 1, sums: 1", [(0, 0)]), ("talk: 1", [(None, None)])):
+        write(project / "configs" / "dataset" / "all.yaml", f"data: {{mix: {{{mix}}}, validation_fraction: 0.3}}\n")
+        cfg = load_config("toy", dataset="all", overrides="train.max_steps=2 train.eval_steps=2 evaluation.max_new_tokens=8")
+        log = project / "runs" / "toy" / train(cfg, evaluate=False)["run_name"] / "log.jsonl"
+        found = [e for line in log.read_text().splitlines() if "eval_loss" in (e := json.loads(line))]
+        assert [(e.get("eval_accuracy_strict"), e.get("eval_accuracy_flexible")) for e in found] == verdicts, mix
 
 
 def test_math_500_in_its_published_layout(project):
@@ -402,6 +435,7 @@ def test_saved_answers_under_platinums_labels(project, capsys):
     main(relabel=str(path).replace(".predictions.jsonl", ".json"), dataset="gsm8k_platinum")
     assert "11 of them" in (said := capsys.readouterr().out) and "synthetic-main/test/7" in said and path.read_bytes() == before
     with pytest.raises(EvaluationError, match="none of its 12 questions"): rescore(result["name"], rows.select([]))
+    with pytest.raises(SystemExit, match="mine has no test split"): main(relabel=str(path), dataset="mine")
 
 
 def test_leakage_between_any_two_sets(project):

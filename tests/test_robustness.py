@@ -81,6 +81,7 @@ def test_the_gap_is_a_difference_of_differences():
     assert gain_gap(b, a, fixed="b").difference == pytest.approx(-by_hand) and gain_gap(b, a, fixed="b").error == pytest.approx(e.error)
     assert gain_gap((a[0], a[0]), (b[0], b[0]), fixed="a").difference == 0
     with pytest.raises(ValueError, match="30 and 29 groups"): gain_gap(a, tuple(x[:, 1:] for x in b))
+    with pytest.raises(ValueError, match="a number of each"): gain_gap(a, (b[0], b[1] * np.nan))
 
 
 def test_the_gap_s_interval_holds_the_truth():

@@ -316,7 +316,8 @@ def test_seeds_paired_and_fixed():
     assert seed_estimate(a[:1], gain, fixed="a").error < seed_estimate(a[:1], gain).error
     for change, words in (({"a": a[0]}, "one seed of a list"), ({"a": a * 2}, "right or wrong"), ({"a": a[:, :7]}, "a has 7 problems"),
                          ({"a": a[:2], "paired": True}, "a has 2 seeds and b 4"), ({"a": a[:, :1], "b": a[:, :1]}, "at least two"),
-                         ({"pooled": [a[0]]}, "one seed of a list"), ({"a": a[:0]}, "are needed")):
+                         ({"pooled": [a[0]]}, "one seed of a list"), ({"a": a[:0]}, "are needed"), ({"b": gain * np.nan}, "are needed"),
+                         ({"pooled": [np.where(a, np.nan, 1)]}, "are needed")):
         with pytest.raises(ValueError, match=words): seed_estimate(**{"a": a, "b": gain} | change)
     with pytest.raises(ValueError, match="confidence=95"): seed_difference(a, gain, 95)
 
@@ -360,7 +361,9 @@ def test_templates_count_once():
     assert np.mean(held) == pytest.approx(0.95, abs=0.027)
     gap = mean_gap(a, b[:80], groups, groups[:80])
     assert gap.difference == pytest.approx(b[:80].mean() - a.mean()) and gap.dof < 20
-    for wrong, words in (((one, two, groups), "400 of them for 60"), ((one[:1], two[:1]), "at least two")):
+    for wrong, words in (
+            ((one, two, groups), "400 of them for 60"), ((one[:1], two[:1]), "at least two"), ((one, two[:9]), "two flat lists"),
+            ((one, two * np.nan), "with NaN"), ((one[:1], two), "two flat lists"), ((one[None], two[None]), "two flat lists")):
         with pytest.raises(ValueError, match=words): mean_difference(*wrong)
 
 
@@ -399,7 +402,8 @@ def test_plans():
     assert hopeless["problems"] is None and "no number of problems is enough" in plan_text(0.3, 0.01, seed_sd=0.02, seeds=2)
     assert "GPU minutes of 10 runs: 30." in plan_text(0.10, 0.02, minutes_per_run=3)
     for wrong in ({"accuracy": 0}, {"difference": 2}, {"difference": -0.02}, {"accuracy": 0.99}, {"power": 80}, {"seeds": 1},
-                  {"problems": 0}, {"accuracy": float("nan")}):
+                  {"problems": 0}, {"accuracy": float("nan")}, {"draws": 0}, {"seed_sd": -0.01}, {"seed_sd": float("nan")}, {"within": 1},
+                  {"between": 2}, {"drawn": -1}):
         with pytest.raises(ValueError): plan_seeds(**{"accuracy": 0.10, "difference": 0.02} | wrong)
 
 

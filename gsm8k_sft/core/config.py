@@ -203,7 +203,7 @@ class EvaluationConfig:
 class TrainConfig(StepConfig):
     "How the weights are trained"
     num_train_epochs: float = within(POSITIVE)
-    max_steps: int = within("[-1, inf)", "-1 follows num_train_epochs")
+    max_steps: int = within("[-1, inf)", "-1 is train.num_train_epochs")
     learning_rate: float = within(POSITIVE)
     weight_decay: float = within(FROM_0)
     adam_beta1: float = within(SHARE)
@@ -264,7 +264,7 @@ def _check_ranges(cfg):
             if v is None or low < v < high or (v == low and interval[0] == "[") or (v == high and interval[-1] == "]"): continue
             hint = f"; {f.metadata['hint']}" if f.metadata["hint"] else ""
             raise ConfigError(f"{key}: {v} is outside {interval}{hint}")
-    if OmegaConf.select(cfg, "train.max_steps") == 0: raise ConfigError("train.max_steps: 0 trains nothing; -1 follows num_train_epochs")
+    if OmegaConf.select(cfg, "train.max_steps") == 0: raise ConfigError("train.max_steps: 0 trains nothing; -1 is train.num_train_epochs")
 
 # %% ../../nbs/core/config.ipynb #2db6d7a1
 def _fits(value, annotation):
@@ -316,7 +316,7 @@ def _check_training(cfg):
         raise ConfigError("train.early_stopping_patience: needs train.eval_steps and data.validation_fraction above 0")
     if t.save_steps != t.eval_steps:
         raise ConfigError(f"train.save_steps: early stopping returns to the best checkpoint, "
-                          f"so save_steps ({t.save_steps}) must equal eval_steps ({t.eval_steps})")
+                          f"so train.save_steps ({t.save_steps}) must equal train.eval_steps ({t.eval_steps})")
 
 # %% ../../nbs/core/config.ipynb #a1d5c0e2
 REPORTERS = ("wandb", "tensorboard", "trackio")
@@ -342,6 +342,9 @@ def _check_entry(d):
         raise ConfigError(f"data.dataset: {d.dataset!r} is your own, so its file must say where it lies: {{source: folder, folder: ...}}, "
                           "{source: hub, hub_name: ...}, {source: generator, generator: module.function} or {mix: {main: 1, ...}}")
     if not (d.licence or d.mix): raise ConfigError(f"data.licence: is missing; the file of {d.dataset!r} must name it, as in MIT")
+    base = read_yaml(CONFIGS / "base.yaml").data if d.mix else {}
+    if own := [k for k in ENTRY if d.mix and k not in ("mix", "source", "trainable", "licence", "link") and d[k] != base[k]]:
+        raise ConfigError(f"data.{own[0]}: a mixture has none of its own; put it into the files of {', '.join(d.mix)}")
     for name, weight in (d.mix or {}).items():
         if OmegaConf.select(read_yaml(config_file("dataset", name)), "data.mix"): raise ConfigError(f"data.mix.{name}: is a mixture itself")
         if not (isinstance(weight, int | float) and 0 < weight <= 100): raise ConfigError(f"data.mix.{name}: {weight} is outside (0, 100]")
@@ -364,7 +367,7 @@ def check_config(
     _check_lora(OmegaConf.to_container(cfg.lora_config))
     _check_training(cfg)
     reporters(cfg)
-    e, d, name = cfg.evaluation, cfg.data, cfg.run_name
+    e, d, run = cfg.evaluation, cfg.data, cfg.run_name
     _check_entry(d)
     for name in e.datasets: config_file("dataset", name)
     if e.samples > 1 and not e.temperature:
@@ -372,8 +375,8 @@ def check_config(
                           "greedy ones are all the same")
     if e.engine == "transformers" and (e.temperature or e.calculator):
         raise ConfigError("evaluation.engine: transformers answers greedily and without a calculator; use auto or slots")
-    if name is not None and not (re.fullmatch(r"\w[\w.+=-]*(?<!\.previous)", name) and len(name.encode()) <= 150):
-        raise ConfigError(f"run_name: {name[:99]!r} can't be a folder below runs/<preset>; use at most 150 letters, digits and . _ - + =")
+    if run is not None and not (re.fullmatch(r"\w[\w.+=-]*(?<!\.previous)", run) and len(run.encode()) <= 150):
+        raise ConfigError(f"run_name: {run[:99]!r} can't be a folder below runs/<preset>; use at most 150 letters, digits and . _ - + =")
 
 # %% ../../nbs/core/config.ipynb #5d1c0de1
 def device() -> str: # cuda; mps for a process alone on an Apple machine; else cpu
@@ -587,12 +590,10 @@ def load_config(
         bf16 = gpu_has_bf16() if bf16 is None else bf16
         _choose_precision(cfg, bf16, training)
     if training: _check_hardware(cfg, bf16); reporters(cfg, installed=True)
-    if training and cfg.data.finals == "text" and cfg.train.eval_steps and cfg.train.validation_samples:
-        raise ConfigError("train.validation_samples: data.finals is text, so there is no answer to grade; set it to 0")
     if training and not cfg.data.trainable:
         raise ConfigError(f"dataset: {cfg.data.dataset} is for testing only (data.trainable); train on another, as in dataset=main "
                           f"overrides=evaluation.datasets=[{cfg.data.dataset}]")
-    cfg.run_name = cfg.run_name or _run_name(cfg, config, overrides)
+    cfg.run_name = cfg.run_name or re.sub(r"[^\w.+=-]", "-", _run_name(cfg, config, overrides)) # files may have other names
     return cfg
 
 # %% ../../nbs/core/config.ipynb #cf8a73ad

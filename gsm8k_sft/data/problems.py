@@ -33,8 +33,8 @@ def data_help(
     if data.dataset in DATASETS: return DATA_HELP
     files = ", ".join((data.files or {}).get(split, f"{split}.jsonl") for split in published_splits(data))
     where = project_path("data", data.subfolder or data.dataset)
-    return (f"Set data.folder to a folder with {files}, or put it into {where}; data.question, data.answer and data.final say how its rows "
-            "are read, and data.finals=text that there are no final answers.")
+    return (f"Set data.folder to a folder with {files} (data.files names others), or put it into {where}; data.question, "
+            "data.answer and data.final say how its rows are read, and data.finals=text that there are no final answers.")
 
 def data_folder(
     cfg, # from `load_config`
@@ -180,7 +180,7 @@ def read_problem(
 class Problems(list):
     "What is wrong with the data; `stop` raises if there is anything"
     help = DATA_HELP
-    def add(self, where, what): self.append(f"{where}: {what}")
+    def add(self, where, what): self.append(f"{where}: {what.rstrip('.')}")
 
     def stop(self, limit=10):
         if not self: return
@@ -194,7 +194,7 @@ def _parse_line(line):
     if not line.strip(): return None, "the line is blank"
     try: return json.loads(line.decode("utf-8")), None
     except UnicodeDecodeError as e: return None, f"not UTF-8: byte 0x{line[e.start]:02x} at byte {e.start + 1}"
-    except json.JSONDecodeError as e: return None, f"not valid JSON: {e.msg} at character {e.colno}"
+    except json.JSONDecodeError as e: return None, f"not valid JSON: {e.msg} at {f'line {e.lineno} ' * (e.lineno > 1)}character {e.colno}"
     except (ValueError, RecursionError) as e: return None, f"not valid JSON: {e}"
 
 # %% ../../nbs/data/problems.ipynb #fd01a184
@@ -206,17 +206,16 @@ def read_jsonl(
     try: data = path.read_bytes()
     except OSError as e: data, wrong = b"", f"can't be read: {e.strerror}"
     else: wrong = None if data.strip() else "the file is empty"
+    if path.suffix.lower() not in (".jsonl", ".json"): wrong = "is neither JSONL (.jsonl, .json) nor parquet; save it as one of them"
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)): wrong = "encoded as UTF-16; save it as UTF-8"
-    if wrong:
-        problems.add(path, wrong)
-        return []
+    if wrong: return problems.add(path, wrong) or []
     if data.startswith(codecs.BOM_UTF8):
         problems.add(f"{path} line 1", "starts with a byte order mark; save it as UTF-8 without one")
         data = data.removeprefix(codecs.BOM_UTF8)
-    if path.suffix == ".json" and data.lstrip()[:1] == b"[":
+    if path.suffix == ".json":
         rows, wrong = _parse_line(data)
-        if wrong: problems.add(path, wrong)
-        return [(f"{path} row {i}", row) for i, row in enumerate(rows or [])]
+        if not wrong: return [(f"{path} row {i}", row) for i, row in enumerate(rows if isinstance(rows, list) else [rows])]
+        if data.lstrip()[:1] == b"[": return problems.add(path, wrong) or []
     lines = data.removesuffix(b"\n").split(b"\n")
     parsed = [(f"{path} line {i}", *_parse_line(line)) for i, line in enumerate(lines, 1)]
     for where, _, wrong in parsed:
@@ -225,30 +224,25 @@ def read_jsonl(
 
 # %% ../../nbs/data/problems.ipynb #8c850bfd
 def read_parquet(
-    paths: list[Path], # the shards of one split
+    path: Path, # a parquet file
     problems: Problems, # what is wrong is added here
 ) -> list[tuple[str, dict]]: # (file and row, row); rows are counted from 0, as on the hub
-    "The rows of parquet files"
+    "The rows of a parquet file"
     import pyarrow as pa, pyarrow.parquet as pq
     def as_text(value): # anything but UTF-8 stays as it is, for `check_row` to report
         try: return value.decode("utf-8") if isinstance(value, bytes) else value
         except UnicodeDecodeError: return value
-    rows = []
-    for path in paths:
-        try:
-            table = pq.ParquetFile(path).read()
-            table.select(table.column_names) # refuses two columns of one name
-        except (pa.ArrowException, OSError, KeyError) as e:
-            problems.add(path, f"not readable as parquet: {e}")
-            continue
-        if not len(table): problems.add(path, "the file is empty")
-        columns = {}
-        for name in table.column_names:
-            column = table[name]
-            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type): column = column.cast(pa.large_binary())
-            columns[name] = [as_text(v) for v in column.to_pylist()]
-        rows += [(f"{path} row {i}", {k: v[i] for k, v in columns.items()}) for i in range(len(table))]
-    return rows
+    try:
+        table = pq.ParquetFile(path).read()
+        table.select(table.column_names) # refuses two columns of one name
+    except (pa.ArrowException, OSError, KeyError) as e: return problems.add(path, f"not readable as parquet: {e}") or []
+    if not len(table): problems.add(path, "the file is empty")
+    columns = {}
+    for name in table.column_names:
+        column = table[name]
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type): column = column.cast(pa.large_binary())
+        columns[name] = [as_text(v) for v in column.to_pylist()]
+    return [(f"{path} row {i}", {k: v[i] for k, v in columns.items()}) for i in range(len(table))]
 
 # %% ../../nbs/data/problems.ipynb #fd05b5e9
 def check_problems(

@@ -74,7 +74,9 @@ def mean_difference(
     groups: Sequence | None = None, # for each problem what it was made from; None: all are independent
 ) -> Estimate: # of the mean of `b` minus that of `a`
     "A paired difference with its cluster-robust standard error"
-    d = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
+    n, m = np.shape(a), np.shape(b)
+    if n != m or len(n) != 1 or not np.isfinite(d := np.subtract(b, a, dtype=float)).all():
+        raise ValueError(f"mean_difference: two flat lists of as many numbers are needed, not of the shapes {n} and {m}, or with NaN")
     labels = np.arange(len(d)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     if len(labels) != len(d): raise ValueError(f"groups: {len(labels)} of them for {len(d)} problems")
     sums = np.bincount(labels, d - d.mean())

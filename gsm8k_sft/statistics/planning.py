@@ -79,7 +79,9 @@ def plan_seeds(
         f"accuracy={accuracy}, difference={difference}: shares above 0 are needed, together below 1; two points are 0.02")
     if not 0.05 < power < 1: raise ValueError(f"power={power}: a probability above 0.05 and below 1 is needed, such as 0.8")
     if assumed.get("seeds", 3) < 2: raise ValueError("seeds: at least 2 of each method are needed; one says nothing of the spread")
-    if min(assumed.get("problems", 1319), assumed.get("methods", 2)) < 2: raise ValueError("problems, methods: at least 2 are needed")
+    shares = dict.fromkeys(("seed_sd", "within", "between", "drawn"), (0, 1))
+    for name, (low, end) in {"problems": (2, np.inf), "methods": (2, np.inf), "draws": (1, np.inf), **shares}.items():
+        if not low <= assumed.get(name, low) < end: raise ValueError(f"{name}={assumed[name]}: at least {low} and below {end} is needed")
     def reached(**more): return seed_power(**({"difference": difference, "accuracy": accuracy} | assumed | more))
     def enough(name, numbers): return next((n for n in numbers if reached(**{name: n}) >= power), None)
     largest = 0.999 - accuracy

@@ -60,7 +60,7 @@ def seed_estimate(
 ) -> Estimate: # of the mean accuracy of `b` minus that of `a`
     "The difference of two methods, over seeds and problems"
     a, b, *others = [np.asarray(x, dtype=float) for x in (a, b, *(() if pooled is None else pooled))]
-    if any(x.ndim != 2 or not x.size or x.min() < 0 or x.max() > 1 for x in (a, b, *others)):
+    if any(x.ndim != 2 or not x.size or not (x.min() >= 0 and x.max() <= 1) for x in (a, b, *others)):
         raise ValueError("seed_estimate: arrays (seeds, problems) of right or wrong are needed; x[None] makes one seed of a list")
     if a.shape[1] != b.shape[1]: raise ValueError(f"a has {a.shape[1]} problems and b {b.shape[1]}: the same problems are needed")
     if paired and len(a) != len(b): raise ValueError(f"paired: a has {len(a)} seeds and b {len(b)}: the same runs are needed")

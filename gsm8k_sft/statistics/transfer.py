@@ -18,9 +18,9 @@ def gain_gap(
     fixed: Sequence[str] = (), # "a" or "b" if no seed changes it, as an untuned model's greedy answers
 ) -> Estimate: # of the change of `b` minus that of `a`: the gain on versions minus the gain on originals
     "Difference in differences over seeds and groups"
-    x, y = changes = [np.atleast_2d(perturbed) - np.atleast_2d(original) for original, perturbed in (a, b)]
-    if x.shape[1] != y.shape[1] or x.shape[1] < 2:
-        raise ValueError(f"gain_gap: {x.shape[1]} and {y.shape[1]} groups; the same ones are needed, and at least two")
+    x, y = changes = [np.subtract(*np.atleast_2d(perturbed, original), dtype=float) for original, perturbed in (a, b)]
+    if x.shape[1] != y.shape[1] or x.shape[1] < 2 or not all(np.isfinite(c).all() for c in changes):
+        raise ValueError(f"gain_gap: {x.shape[1]} and {y.shape[1]} groups; the same ones are needed, at least two, and a number of each")
     d, n = y.mean(axis=0) - x.mean(axis=0), x.shape[1]
     free = [c for name, c in zip("ab", changes) if name not in fixed]
     problems = max(((d - d.mean()) ** 2).sum(), 0.5) / (n - 1) / n # at least half a problem: equal answers don't prove equal models

@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from types import MethodType
 from torch.utils._triton import has_triton
 from ..core.config import ConfigError
+from ..core.runs import print_once
 from .packing import PACKED, PackedCollator
 
 # %% ../../nbs/training/graphs.ipynb #32f2b61d
@@ -149,6 +150,7 @@ def choose_speedup(
     if cfg.tuning_method == "qlora": why_not = "4-bit weights"
     if cfg.train.gradient_checkpointing: why_not = "train.gradient_checkpointing=true"
     if cfg.model.precision == "fp16": why_not = "a scaled loss (model.precision=fp16)"
+    if cfg.model.precision == "fp32": why_not = "attention that pads every example to data.max_length (model.precision=fp32)"
     if asked in ("compile", "record") and not cfg.train.packing:
         raise ConfigError(f"train.speedup={asked} needs train.packing=true")
     if asked == "record" and why_not:
@@ -168,7 +170,7 @@ def speedup_of(
     first = next(model.parameters())
     found = choose_speedup(cfg, sum(p.numel() for p in model.parameters()), first.is_cuda, processes)
     if found != "compile" or has_triton() or cfg.train.speedup == "compile": return found
-    print("train.speedup: Triton is missing, so layers are not compiled; training is about a fifth slower")
+    print_once("train.speedup: Triton is missing, so layers are not compiled; training is about a fifth slower")
     return "none"
 
 def packed_collator(

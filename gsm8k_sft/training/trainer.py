@@ -22,7 +22,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer_callback import PrinterCallback
 from ..core.config import device, setting
-from ..core.runs import peak_memory
+from ..core.runs import peak_memory, print_once
 from ..data.datasets import Collator
 from ..evaluate import quick_accuracy
 from .callbacks import EarlyStopping, Progress, RunLog, StopOnSignal, tracked_name, trackers
@@ -55,7 +55,7 @@ def training_arguments(
         disable_tqdm=True, report_to=trackers(cfg), run_name=tracked_name(cfg, folder), project=setting("wandb", "project"),
         ddp_find_unused_parameters=False, ddp_broadcast_buffers=False, dataloader_pin_memory=gpu, accelerator_config={"non_blocking": gpu})
     if device() == "cpu" and torch.accelerator.is_available(): # such as Intel's XPU
-        print(f"{torch.accelerator.current_accelerator().type} isn't used: training runs on the CPU, in {cfg.model.precision}", flush=True)
+        print_once(f"{torch.accelerator.current_accelerator().type} isn't used: training runs on the CPU, in {cfg.model.precision}")
     if args.n_gpu > 1:
         print(f"{args.n_gpu} GPUs are visible and this process uses one. For all of them: "
               f"accelerate launch --num_processes {args.n_gpu} -m gsm8k_sft.train ...", flush=True)
@@ -235,9 +235,9 @@ def build_trainer(
     log, signals = RunLog(folder), StopOnSignal()
     callbacks = [log, signals, Progress(log)]
     if cfg.train.early_stopping_patience: callbacks.append(EarlyStopping(cfg.train.early_stopping_patience))
-    n = min(cfg.train.validation_samples, len(rows.get("validation", ())))
+    sample = [i for i, row in enumerate(rows.get("validation", ())) if row["final"]][:cfg.train.validation_samples] # texts have none
     trainer = GSM8KTrainer(
-        cfg, rows["validation"].select(range(n)) if n else None, model=model, args=args, train_dataset=train_rows,
+        cfg, rows["validation"].select(sample) if sample else None, model=model, args=args, train_dataset=train_rows,
         eval_dataset=tensors("validation") if args.eval_strategy != "no" else None,
         data_collator=Collator(tokenizer.pad_token_id), processing_class=tokenizer, callbacks=callbacks)
     trainer.fast_path = {"packing": not_packed or "equal to transformers"} if cfg.train.packing or not_packed else {}
