@@ -6,7 +6,8 @@ from transformers import AutoModelForCausalLM
 from gsm8k_sft.core.config import load_config
 from gsm8k_sft.data.datasets import Collator
 from gsm8k_sft.training.loss import linear_cross_entropy, packed_loss
-from gsm8k_sft.training.packing import PACKED, PackedCollator, first_fit
+from gsm8k_sft.generation.kv_cache import plain_prefill
+from gsm8k_sft.training.packing import PACKED, Packed, PackedCollator, first_fit
 from gsm8k_sft.training.graphs import RecordedStep, compiled_layers, joined_forward, joins, training_mode
 from gsm8k_sft.train import load_for_training, train
 from gsm8k_sft.training.trainer import build_trainer
@@ -281,3 +282,16 @@ def test_gpu_soft_cap(speedup, checkpointing, monkeypatch):
     exact, plain = gradient(False), gradient(True)
     error = lambda g: float((g - exact).norm() / exact.norm())
     assert error(found) < 1.25 * error(plain), (error(found), error(plain))
+
+
+def test_plain_attention_has_one_shape_whatever_the_examples_are():
+    "A CUDA graph can record it: nothing waits for the lengths, which fake tensors don't have"
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    packed, (q, k, v) = Packed(torch.tensor([0, 3, 5, 5, 8], dtype=torch.int32), 4), torch.randn(3, 8, 2, 16)
+    found = plain_prefill(packed, q, k, v, 0.25, None, None)
+    for own in (slice(0, 3), slice(3, 5), slice(5, 8)):
+        alone = plain_prefill(Packed(torch.tensor([0, own.stop - own.start], dtype=torch.int32), 3), q[own], k[own], v[own], 0.25, None, None)
+        torch.testing.assert_close(found[own], alone)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        bounds, *same = (fake.from_tensor(t) for t in (packed.bounds, q, k, v))
+        assert plain_prefill(Packed(bounds, 4), *same, 0.25, 2, None).shape == found.shape

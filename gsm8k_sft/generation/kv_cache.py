@@ -60,10 +60,12 @@ def plain_prefill(cache, query, key, value, scale, window, softcap):
     "Whole prompts: each token sees those before it in its prompt, within the window"
     if "rows" not in cache.memo:
         i, first, count = torch.arange(cache.longest, device=query.device), cache.bounds[:-1, None].long(), cache.bounds.diff()[:, None]
-        cache.memo |= {"rows": torch.where(i < count, first + i, 0), "real": i < count, "behind": i[:, None] - i}
+        token = torch.arange(len(query), device=query.device)
+        row = torch.searchsorted(cache.bounds[1:], token.int(), right=True) # a CUDA graph can't select by a mask, only by position
+        cache.memo |= {"rows": torch.where(i < count, first + i, 0), "own": (row, token - cache.bounds[row]), "behind": i[:, None] - i}
     rows, behind = cache.memo["rows"], cache.memo["behind"]
     seen = ((behind >= 0) & (behind < (window or cache.length)))[None]
-    return _grouped_attention(query[rows], key[rows], value[rows], seen, scale, softcap)[cache.memo["real"]]
+    return _grouped_attention(query[rows], key[rows], value[rows], seen, scale, softcap)[cache.memo["own"]]
 
 # %% ../../nbs/generation/kv_cache.ipynb #2b959c06
 def _plain_decode(cache, query, key, value, scale, window, softcap):

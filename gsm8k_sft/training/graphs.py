@@ -149,6 +149,7 @@ def choose_speedup(
     if cfg.tuning_method == "qlora": why_not = "4-bit weights"
     if cfg.train.gradient_checkpointing: why_not = "train.gradient_checkpointing=true"
     if cfg.model.precision == "fp16": why_not = "a scaled loss (model.precision=fp16)"
+    if cfg.model.precision == "fp32": why_not = "attention that pads every example to data.max_length (model.precision=fp32)"
     if asked in ("compile", "record") and not cfg.train.packing:
         raise ConfigError(f"train.speedup={asked} needs train.packing=true")
     if asked == "record" and why_not:
