@@ -51,10 +51,7 @@ def command_parser(
     command: str, # one of `COMMANDS`
 ) -> argparse.ArgumentParser: # of the command's arguments
     "The arguments of a command, from the source of its `main`"
-    if command == "notebook":
-        parser = argparse.ArgumentParser("gsm8k-sft notebook", description=notebook.__doc__)
-        parser.add_argument("folder", nargs="?", default=".", help="made if need be (default: the working folder)")
-        return parser
+    if command == "notebook": return anno_parser(notebook, prog="gsm8k-sft notebook", pos=["folder"])
     path = find_spec(COMMANDS[command][0]).origin
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     found = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")

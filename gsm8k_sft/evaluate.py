@@ -14,7 +14,7 @@ from fastcore.script import call_parse
 from omegaconf import DictConfig
 from .core.config import (
     ConfigError, check_config, device, dotlist, for_dataset, load_config, merge_layer, project_path, project_root, tuning_of)
-from .core.runs import environment, meet, peak_memory, plain_errors, read_config, read_json
+from .core.runs import environment, meet, peak_memory, plain_errors, print_once, read_config, read_json
 from .data.datasets import COLUMNS, load_evaluated, load_gsm8k, question_key, refuse_test
 from .data.prompts import Renderer
 from .evaluation.results import (
@@ -76,8 +76,7 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
                         **{k: v for k, v in rows[i].items() if k not in COLUMNS}})
             if len(new) >= e.save_every: new = append_lines(file, new) or []
     except BaseException:
-        where = f"interrupted: the answers so far are in {Path(file.name).name}, and the same evaluation goes on from there"
-        if not process: print(where, flush=True)
+        print_once(f"interrupted: the answers so far are in {Path(file.name).name}, and the same evaluation goes on from there")
         raise
     finally: append_lines(file, new)
     if processes > 1: torch.distributed.barrier()
@@ -151,10 +150,9 @@ def _results_folder(folder):
     "Where results go; that they can be written, and that every process is here, is known before a model is loaded"
     meet("evaluate")
     folder = Path(folder or project_path("eval_results"))
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise EvaluationError(f"{folder}: results can't be written here ({e.strerror})") from None
-    if not os.access(folder, os.W_OK): raise EvaluationError(f"{folder}: results can't be written here (no permission)")
-    return folder
+    there = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p)) # it is made with the first answer
+    if there.is_dir() and os.access(there, os.W_OK): return folder
+    raise EvaluationError(f"{folder}: results can't be written here ({there} is a file, or you may not write there)")
 
 def _reuse(name, done, grader, rows, folder, progress):
     "A result that is there already, graded again if older graders gave its verdicts"

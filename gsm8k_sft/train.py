@@ -11,9 +11,8 @@ import torch
 from types import SimpleNamespace
 from fastcore.script import call_parse
 from omegaconf import DictConfig
-from transformers import set_seed
 from .core.config import load_config, tuning_of
-from .core.runs import environment, peak_memory, plain_errors
+from .core.runs import environment, peak_memory, plain_errors, print_once
 from .data.datasets import TRAINING_SPLITS, data_fingerprint, load_evaluated, load_gsm8k, tokenize_split
 from .data.prompts import Renderer, tokenize_texts
 from .evaluate import evaluate_run
@@ -28,6 +27,7 @@ from .training.checkpoints import Run, TrainingError, TrainingInterrupted, open_
 from .training.graphs import forget_run
 from .training.memory import check_fits, fit_tokens, memory_record
 from .training.trainer import build_trainer, check_trained, save_weights, weight_norms
+from transformers import set_seed
 
 # %% ../nbs/02_train.ipynb #40372252
 def load_for_training(
@@ -40,7 +40,7 @@ def load_for_training(
     renderer, tokens, reports = Renderer(tokenizer, cfg.data.prompt_style), {}, {}
     for split in rows:
         tokens[split], reports[split] = tokenize_split(rows[split], tokenizer, renderer, longest)
-        if n := reports[split]["n_too_long"]: print(f"{split}: {n} examples are longer than data.max_length={longest} and left out")
+        if n := reports[split]["n_too_long"]: print_once(f"{split}: {n} examples are longer than data.max_length={longest} and left out")
     if not len(tokens["train"]): raise TrainingError("no training example is left; check data.max_length and data.train_samples")
     if cfg.train.eval_steps and cfg.data.validation_fraction and not len(tokens["validation"]):
         raise TrainingError("no validation example is left; check data.max_length and data.validation_fraction, or set train.eval_steps=0")
@@ -129,12 +129,12 @@ def train(
     "Train one variant, resuming what was interrupted; save weights and record; evaluate"
     with open_run(cfg) as run:
         if run.record.get("status") == "complete":
-            if run.main: print(f"{run.folder} is complete and reused (train.when_done=reuse)")
+            print_once(f"{run.folder} is complete and reused (train.when_done=reuse)")
             return run.record
         asked, cfg = load_evaluated(cfg) if evaluate else None, cfg.copy() # the copy gets a number for train.max_tokens=null
         loaded = _check_asked(load_for_training(cfg), asked or [])
         trackers(cfg) # one without a key is refused too, and until here nothing was touched
-        if run.main: print(f"going on from {run.checkpoint}" if run.checkpoint else f"the run is written to {os.path.relpath(run.folder)}")
+        print_once(f"going on from {run.checkpoint}" if run.checkpoint else f"the run is written to {os.path.relpath(run.folder)}")
         run.clear()
         with reporting(cfg, run.folder, run.main) as summary:
             fit(cfg, run, loaded)

@@ -1,5 +1,5 @@
 "Configuration, settings, files of one's own, ranges, LoRA's settings by PEFT, run names, the console command"
-import configparser, dataclasses, json, os, subprocess, sys, typing
+import ast, configparser, dataclasses, json, os, re, subprocess, sys, typing
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,25 @@ def empty(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in [n for n in os.environ if n.startswith("GSM8K_SFT_")]: monkeypatch.delenv(name)
     return tmp_path
+
+
+# Messages
+
+def test_messages_name_keys_in_full():
+    "What a message says of a setting can be pasted: evaluation.max_new_tokens, not max_new_tokens"
+    cfg, free = OmegaConf.to_container(empty_config()), ("lora_config.", "train.lr_scheduler_kwargs.", "model.save_pretrained")
+    keys = {f"{section}.{key}" for section, found in cfg.items() if isinstance(found, dict) for key in found}
+    short = {key.partition(".")[2] for key in keys if "_" in key.partition(".")[2]}
+    arguments = {("sampling.py", "top_p"), ("generate.py", "batch_size"), ("generate.py", "max_new_tokens"), ("config.py", "hub_name")}
+    def said(path): # the texts of its errors and of what it prints
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) or getattr(getattr(node, "func", None), "id", "") in ("print", "print_once", "within"):
+                yield from (n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+    words = [(path.name, word) for path in (ROOT / "gsm8k_sft").rglob("*.py") if path.name != "_modidx.py"
+             for text in said(path) for word in re.findall(r"(?<![\w.-])[a-z_]+(?:\.[a-z_]+)*(?!\w)", text)]
+    wrong = {(name, word) for name, word in words if word in short
+             or word.partition(".")[0] in cfg and "." in word and word not in keys and not word.startswith(free)}
+    assert wrong == arguments and ("config.py", "train.num_train_epochs") in words
 
 
 # Settings
@@ -164,7 +183,7 @@ def test_every_range_refuses_what_lies_outside():
     ("data.train_samples=-1", r"data.train_samples: -1 is outside \[1, inf\); null means all"),
     ("data.test_samples=-1", "null means all"), ("train.learning_rate=inf", "train.learning_rate: inf"),
     ("train.adam_beta1=2", r"\[0, 1\)"),
-    ("train.max_steps=0", "-1 follows num_train_epochs"), ("train.learning_rate=.nan", "nan"), ("seed=-1", "seed: -1")])
+    ("train.max_steps=0", "-1 is train.num_train_epochs"), ("train.learning_rate=.nan", "nan"), ("seed=-1", "seed: -1")])
 def test_numbers_that_libraries_take(given, says):
     with pytest.raises(ConfigError, match=says): load(given)
 

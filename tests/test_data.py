@@ -165,10 +165,17 @@ def test_damaged_parquet_rows(folder, columns, says):
     with pytest.raises(DataError, match=re.escape(says)): load_gsm8k(config(folder))
 
 
-def test_hub_unreachable_says_what_to_do():
+def test_hub_unreachable_says_what_to_do(monkeypatch):
     start = time.perf_counter()
-    with pytest.raises(DataError, match="use the preset toy"): load_gsm8k(config(source="hub", hub_name="nobody/no-such-data"))
-    assert time.perf_counter() - start < 20
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="use the preset toy") as e: load_gsm8k(config(source="hub", hub_name="nobody/no-such-data"))
+    assert time.perf_counter() - start < 20 and "variable. Set data.folder" in str(e.value), "one full stop"
+
+
+def test_what_a_library_says_ends_in_one_full_stop(folder):
+    parquet(folder)
+    (folder / "main" / "train-00000-of-00001.parquet").write_bytes(b"no parquet, but long enough for a footer")
+    with pytest.raises(DataError, match=r"not readable as parquet: .*[a-z]\. Correct the file, or"): load_gsm8k(config(folder))
 
 
 def test_hub_loading(folder):
@@ -256,7 +263,7 @@ def test_tokenizer_kinds(kind):
     renderer = Renderer(tok)
     assert (renderer.style, renderer.end_token, tok.convert_ids_to_tokens(renderer.stop_ids)) == (style, end, stops)
     for row in ROWS:
-        example = check_labels(encode(row, tok, renderer), tok, renderer, 4096, row)
+        example = check_labels(encode(row, tok, renderer), tok, renderer, 4096)
         prompt = example["input_ids"][:example["prompt_length"]]
         assert tok.bos_token is None or prompt.count(tok.bos_token_id) == n_bos
         assert tok.decode(prompt) == renderer.prompt(row["question"]) and example["input_ids"][-1] == renderer.end_token_id

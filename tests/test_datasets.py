@@ -170,7 +170,7 @@ def test_testing_only(project):
 
 def test_the_same_as_under_the_sets_own_name(project):
     "Asked by evaluation.datasets or as `dataset`, a base model's evaluation has one configuration and one name"
-    cfg = load_config("toy", overrides="evaluation.datasets=[main,svamp,gsm_plus]", training=False)
+    cfg = load_config("toy", overrides=f"evaluation.datasets=[main,{CONFIGS}/dataset/svamp.yaml,gsm_plus]", training=False)
     for asked in evaluated_datasets(cfg):
         alone = load_config("toy", dataset=asked.data.dataset, training=False)
         assert asked.data == alone.data and asked.one_shot_example == alone.one_shot_example
@@ -279,6 +279,7 @@ def test_a_mixture_with_weights(project):
 
 @pytest.mark.parametrize("mix, says", [
     ("{main: 0}", "data.mix.main: 0.0 is outside"), ("{man: 1}", "Did you mean 'main'"), ("{svamp: 1}", "svamp is for testing only"),
+    ("{mine: 1, gsm_symbolic: 1}", "gsm_symbolic is for testing only"), # there is no data for it here
     ("{copy: 1, mine: 1}", "of train is the question of .*, which is held out"), ("{both: 1}", "data.mix.both: is a mixture itself"),
     ("{copy: {a: 1}}", "data.mix.copy: .* is outside")])
 def test_a_mixture_that_cannot_be(project, mix, says):

@@ -86,6 +86,14 @@ def test_imports_stand_alone(path):
         assert not imports or len(imports) == len(lines) or source(cell).startswith(("#| export", "#| hide")), source(cell)
 
 
+def test_chapters_that_users_run_begin_without_a_warning():
+    "gsm8k_sft silences bitsandbytes, which transformers and peft import"
+    for path in (ROOT / "nbs").glob("*.ipynb"):
+        code = "\n".join(source(c) for c in cells(path) if c["cell_type"] == "code")
+        names = re.findall(r"^(?:from|import) (gsm8k_sft|transformers|peft)\b", code, re.M)
+        assert names[:1] in ([], ["gsm8k_sft"]), path.name
+
+
 def test_lines_of_code_end_in_sight():
     "No line of a code cell or a test is longer than 140 characters"
     lines = [(path, l) for path in NOTEBOOKS for cell in cells(path) if cell["cell_type"] == "code" for l in source(cell).splitlines()]

@@ -14,6 +14,7 @@ from gsm8k_sft.evaluation.archive import unpack
 from gsm8k_sft.train import load_for_training, train
 from gsm8k_sft.training.graphs import training_mode
 from gsm8k_sft.training.loss import COMPILED_ROWS, packed_loss
+from gsm8k_sft.training import memory
 from gsm8k_sft.training.checks import checked_config
 from gsm8k_sft.training.memory import (
     CARDS, CONSTANTS, KINDS, LiveBytes, MemoryPlanError, TOKENS, UnknownMemory, _layer_ledger, _linear_sizes, _optimizer_bytes,
@@ -255,7 +256,7 @@ def test_a_pass_is_as_large_as_the_card_allows(tuning):
     assert sizes == sorted(set(sizes))
     assert chosen("H100 80", "16").train.max_tokens < chosen("H100 80").train.max_tokens, "no more than a step has"
 
-def test_a_pass_is_chosen_only_where_it_is_asked_for():
+def test_a_pass_is_chosen_only_where_it_is_asked_for(monkeypatch):
     for overrides in ("train.max_tokens=2048", "train.max_tokens=null train.packing=false"):
         cfg = config(overrides=overrides)
         fit_tokens(before := cfg.copy(), free=usable("L4 24"))
@@ -266,6 +267,10 @@ def test_a_pass_is_chosen_only_where_it_is_asked_for():
     small = config("gemma-2-9b-it", overrides="train.max_tokens=null")
     fit_tokens(small, free=usable("T4 16")) # nothing fits: `check_fits` will say so
     assert small.train.max_tokens == 1024
+    monkeypatch.setattr(memory, "plan_memory", lambda *args, **kwargs: asked.append(1) or plan_memory(*args, **kwargs))
+    asked, huge = [], config("gemma-3-270m", overrides="train.max_tokens=null train.per_device_train_batch_size=4000")
+    fit_tokens(huge, free=usable("T4 16"))
+    assert 1 < len(asked) <= 66 and plan_memory(huge).total <= usable("T4 16"), "of a step of 800 times 1,024 tokens"
     with pytest.raises(MemoryPlanError, match="fine-tuning of google/gemma-2-9b-it will need"): check_fits(small, CARDS["T4 16"])
 
 

@@ -290,7 +290,8 @@ def test_plain_attention_has_one_shape_whatever_the_examples_are():
     packed, (q, k, v) = Packed(torch.tensor([0, 3, 5, 5, 8], dtype=torch.int32), 4), torch.randn(3, 8, 2, 16)
     found = plain_prefill(packed, q, k, v, 0.25, None, None)
     for own in (slice(0, 3), slice(3, 5), slice(5, 8)):
-        alone = plain_prefill(Packed(torch.tensor([0, own.stop - own.start], dtype=torch.int32), 3), q[own], k[own], v[own], 0.25, None, None)
+        only = Packed(torch.tensor([0, own.stop - own.start], dtype=torch.int32), 3)
+        alone = plain_prefill(only, q[own], k[own], v[own], 0.25, None, None)
         torch.testing.assert_close(found[own], alone)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         bounds, *same = (fake.from_tensor(t) for t in (packed.bounds, q, k, v))

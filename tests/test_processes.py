@@ -228,11 +228,13 @@ def test_two_processes_answer_as_one(tmp_path, monkeypatch):
     "Each question by one of them, the same files and texts as by one process; an interrupted evaluation goes on"
     overrides = "evaluation.max_new_tokens=24 evaluation.batch_size=4 evaluation.save_every=3"
     trained, _ = settings(tmp_path, 4, True)
-    script = EVALUATED.replace("OVERRIDES", repr(overrides)).replace("TRAINED", repr(f"{trained} train.max_steps=2 train.eval_steps=2"))
+    trained = f"{trained} train.max_steps=2 train.eval_steps=2 data.max_length=150"
+    script = EVALUATED.replace("OVERRIDES", repr(overrides)).replace("TRAINED", repr(trained))
     (tmp_path / "two" / "runs").mkdir(parents=True)
     done = launched(tmp_path / "two", "full", True, "fsdp2", script)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("the run is written to") == 1
+    said = [l for l in done.stdout.splitlines() if "the run is written to" in l or "longer than data.max_length=150 and left out" in l]
+    assert len(said) == len(set(said)) == 3, "once each: train, validation, where"
     assert "evaluate: process 1 of 2 (the first is 0) did not call it within 1 s" in done.stdout
     for key, value in settings(tmp_path / "one", 1, False)[1].items(): monkeypatch.setenv(key, value)
     one, two = tmp_path / "one" / "eval_results", tmp_path / "two" / "eval_results"

@@ -15,7 +15,7 @@ from gsm8k_sft.data.datasets import load_gsm8k
 from gsm8k_sft.evaluation.archive import glob_files, read_record, unpack
 from gsm8k_sft.experiments.runner import collect, run_study, skip_kept
 from gsm8k_sft.experiments.study import (
-    Setting, choose_rate, chosen_setting, open_jobs, read_study, result_names, run_jobs, search_job, search_state)
+    Job, Setting, choose_rate, chosen_setting, open_jobs, read_study, result_names, run_jobs, search_job, search_state)
 from gsm8k_sft.experiments.tables import (
     choice_table, contamination_table, forgetting_table, headline_table, missing_jobs, outcome_table, pair_table,
     split_table)
@@ -116,11 +116,15 @@ def test_a_list_grows_by_factors_of_two_until_its_best_rate_is_inside(steps):
     assert drive(lambda r: -r, given, limit=0) == (None, given) and drive(lambda r: r, [1e-4]) == (1e-4, [1e-4])
 
 
-def test_a_test_set_is_read_once_for_all_jobs(tmp_path, monkeypatch):
+def test_a_test_set_is_read_once_for_all_jobs_of_a_study(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr("gsm8k_sft.experiments.study.load_gsm8k", lambda *asked: read.append(1) or load_gsm8k(*asked))
     jobs = run_jobs(study(tmp_path, train=31), "full", Setting(1e-3)) # a number of problems that no other test has
     assert len({name for j in jobs for name in result_names(j) if "first12" in name}) == 8 and len(read) == 2, "main and socratic"
+    result_names(Job("toy", "plain", None, overrides=("data.test_samples=12", "data.prompt_style=plain", "data.max_length=99"), shots=(0,)))
+    assert len(read) == 2, "the same problems"
+    study(tmp_path, train=31)
+    assert result_names(jobs[0]) and len(read) == 3, "a study that is read anew sees the data of now"
 
 
 def search(folder, outcomes, bare=(), **keys):

@@ -1,5 +1,5 @@
 "Training as it is used: killed and resumed, stopped, diverging, reported, and run by papermill"
-import os, re, signal, subprocess, sys, time, weakref
+import fcntl, os, re, signal, subprocess, sys, time, weakref
 import pytest
 import torch
 from commands import finish
@@ -185,7 +185,20 @@ def test_two_processes_cannot_own_one_folder(training):
     with lock_run(run_folder(cfg)):
         _, out = finish(training("lora", SMALL))
         assert f"belongs to process {os.getpid()}" in out and "run_name=" in out and "Traceback" not in out
-    assert not run_folder(cfg).exists()
+    assert not run_folder(cfg).parent.exists(), "a run that is refused leaves nothing"
+
+
+def test_a_lock_that_its_owner_removes_meanwhile_is_not_taken(tmp_path, monkeypatch):
+    "Else a third process could make the file anew and own the folder too"
+    lock, path = fcntl.flock, tmp_path / "runs" / "toy" / ".mine.lock"
+    def late(file, how):
+        path.unlink()
+        lock(file, how)
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", late)
+        with pytest.raises(TrainingError, match="belongs to"), lock_run(tmp_path / "runs" / "toy" / "mine"): pass
+    with lock_run(tmp_path / "runs" / "toy" / "mine"): assert path.exists()
+    assert not list(tmp_path.iterdir())
 
 
 def interrupted(overrides, tuning="lora", step=6):
@@ -259,7 +272,7 @@ def test_a_validation_part_without_examples_is_refused_before_the_first_step(pac
 
 def test_answers_without_room_are_refused_before_the_first_step():
     cfg = load_config(overrides=f"{SMALL} train.max_steps=2 evaluation.max_new_tokens=2040 run_name=no-room")
-    with pytest.raises(GenerationError, match=r"2048 positions; set max_new_tokens to at most \d+"): train(cfg)
+    with pytest.raises(GenerationError, match=r"2048 positions; set evaluation.max_new_tokens \(infer: .*\) to \d+"): train(cfg)
     assert not (run_folder(cfg) / "record.json").exists()
 
 

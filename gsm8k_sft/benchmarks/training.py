@@ -255,17 +255,14 @@ def training_table(
 # %% ../../nbs/benchmarks/training.ipynb #dd430e18
 def plot_waterfall(
     record: dict, # from `main`
-    preset: str = "gemma-2b-it", # whose shape
-    call: str = "8", # settings of which call, where the record has several
-    axes=None, # two matplotlib Axes, full and LoRA; new ones by default
-): # the Axes
+): # two Axes, full and LoRA
     "From stock Trainer to ours, one optimization at a time, and TRL"
     from gsm8k_sft.reporting.figures import COLOURS, figure_style
     words = []
     with figure_style() as plt:
-        if axes is None: axes = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True, layout="constrained")[1]
+        axes = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True, layout="constrained")[1]
         for ax, (tuning, title) in zip(axes, (("full", "full fine-tuning"), ("lora", "LoRA"))):
-            chosen = lambda i: (i["preset"], i["tuning"], str(i.get("call", call))) == (preset, tuning, call)
+            chosen = lambda i: (i["preset"], i["tuning"], str(i.get("call", 8))) == ("gemma-2b-it", tuning, "8") # its last call
             items = [i for i in record["items"] if chosen(i) and "error" not in i and not i["name"].startswith("ours")]
             speeds, whose = [i["tokens_per_second"] for i in items], [i["trainer"] for i in items]
             starts = [min(b, s) if who == "ours" else 0 for who, s, b in zip(whose, speeds, [0, *speeds])]

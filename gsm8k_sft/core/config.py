@@ -203,7 +203,7 @@ class EvaluationConfig:
 class TrainConfig(StepConfig):
     "How the weights are trained"
     num_train_epochs: float = within(POSITIVE)
-    max_steps: int = within("[-1, inf)", "-1 follows num_train_epochs")
+    max_steps: int = within("[-1, inf)", "-1 is train.num_train_epochs")
     learning_rate: float = within(POSITIVE)
     weight_decay: float = within(FROM_0)
     adam_beta1: float = within(SHARE)
@@ -264,7 +264,7 @@ def _check_ranges(cfg):
             if v is None or low < v < high or (v == low and interval[0] == "[") or (v == high and interval[-1] == "]"): continue
             hint = f"; {f.metadata['hint']}" if f.metadata["hint"] else ""
             raise ConfigError(f"{key}: {v} is outside {interval}{hint}")
-    if OmegaConf.select(cfg, "train.max_steps") == 0: raise ConfigError("train.max_steps: 0 trains nothing; -1 follows num_train_epochs")
+    if OmegaConf.select(cfg, "train.max_steps") == 0: raise ConfigError("train.max_steps: 0 trains nothing; -1 is train.num_train_epochs")
 
 # %% ../../nbs/core/config.ipynb #2db6d7a1
 def _fits(value, annotation):
@@ -316,7 +316,7 @@ def _check_training(cfg):
         raise ConfigError("train.early_stopping_patience: needs train.eval_steps and data.validation_fraction above 0")
     if t.save_steps != t.eval_steps:
         raise ConfigError(f"train.save_steps: early stopping returns to the best checkpoint, "
-                          f"so save_steps ({t.save_steps}) must equal eval_steps ({t.eval_steps})")
+                          f"so train.save_steps ({t.save_steps}) must equal train.eval_steps ({t.eval_steps})")
 
 # %% ../../nbs/core/config.ipynb #a1d5c0e2
 REPORTERS = ("wandb", "tensorboard", "trackio")
@@ -364,7 +364,7 @@ def check_config(
     _check_lora(OmegaConf.to_container(cfg.lora_config))
     _check_training(cfg)
     reporters(cfg)
-    e, d, name = cfg.evaluation, cfg.data, cfg.run_name
+    e, d, run = cfg.evaluation, cfg.data, cfg.run_name
     _check_entry(d)
     for name in e.datasets: config_file("dataset", name)
     if e.samples > 1 and not e.temperature:
@@ -372,8 +372,8 @@ def check_config(
                           "greedy ones are all the same")
     if e.engine == "transformers" and (e.temperature or e.calculator):
         raise ConfigError("evaluation.engine: transformers answers greedily and without a calculator; use auto or slots")
-    if name is not None and not (re.fullmatch(r"\w[\w.+=-]*(?<!\.previous)", name) and len(name.encode()) <= 150):
-        raise ConfigError(f"run_name: {name[:99]!r} can't be a folder below runs/<preset>; use at most 150 letters, digits and . _ - + =")
+    if run is not None and not (re.fullmatch(r"\w[\w.+=-]*(?<!\.previous)", run) and len(run.encode()) <= 150):
+        raise ConfigError(f"run_name: {run[:99]!r} can't be a folder below runs/<preset>; use at most 150 letters, digits and . _ - + =")
 
 # %% ../../nbs/core/config.ipynb #5d1c0de1
 def device() -> str: # cuda; mps for a process alone on an Apple machine; else cpu

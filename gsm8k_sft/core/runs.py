@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'PACKAGES', 'run_folder', 'set_aside', 'write_text', 'write_json', 'read_json', 'save_config',
-           'read_config', 'git_commit', 'environment', 'peak_memory', 'meet', 'plain_errors', 'main']
+           'read_config', 'git_commit', 'environment', 'peak_memory', 'print_once', 'meet', 'plain_errors', 'main']
 
 # %% ../../nbs/core/runs.ipynb #7c2940b8
 import importlib.metadata, json, os, platform, re, subprocess, sys
@@ -134,6 +134,13 @@ def peak_memory() -> int: # bytes
 # %% ../../nbs/core/runs.ipynb #5a11e002
 _PATIENCE = 600 # seconds: weights may be read more slowly by one than by another
 
+def print_once(
+    text: str, # a line
+    **how, # as for `print`
+) -> None:
+    "Print once for all processes of a launch: in the first alone"
+    if os.environ.get("RANK", "0") == "0": print(text, flush=True, **how)
+
 def meet(
     what: str, # the function that all must call
 ) -> None:
@@ -141,10 +148,13 @@ def meet(
     import torch.distributed as dist
     if not dist.is_initialized(): return
     store, rank, several = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
-    n = store.add(f"{what}/{rank}", 1) # how often this process has called it
-    keys = [f"{what}/{n}/{r}" for r in range(several)]
-    store.set(keys[rank], "")
-    try: store.wait(keys, timedelta(seconds=_PATIENCE))
+    try:
+        n = store.add(f"{what}/{rank}", 1) # how often this process has called it
+        keys = [f"{what}/{n}/{r}" for r in range(several)]
+        store.set(keys[rank], "")
+        store.wait(keys, timedelta(seconds=_PATIENCE))
+    except dist.DistNetworkError:
+        raise ConnectionError(f"{what}: the process through which the others meet has ended; what it said last is the reason") from None
     except RuntimeError:
         missing = ", ".join(str(r) for r, key in enumerate(keys) if not store.check([key]))
         raise TimeoutError(f"{what}: process {missing} of {several} (the first is 0) did not call it within {_PATIENCE} s; "

@@ -41,7 +41,8 @@ def _from_hub(cfg, split):
     except Exception as e: reason, constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = e, True, True
     try: rows = datasets.load_dataset(name, config, split=split, revision=d.hub_revision)
     except Exception as e:
-        raise DataError(f"{name} ({config}, {split}) can't be loaded from the hub: {reason or e}. {data_help(d)}") from None
+        reason = " ".join(str(reason or e).split()).rstrip(".")
+        raise DataError(f"{name} ({config}, {split}) can't be loaded from the hub: {reason}. {data_help(d)}") from None
     finally: constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = was
     return [(f"{name} {config}/{split} row {i}", row) for i, row in enumerate(rows.to_list())]
 
@@ -134,10 +135,12 @@ def data_fingerprint(
 # %% ../../nbs/data/datasets.ipynb #83acce8c
 def _mixed(cfg):
     "Train and validation of the sets of `data.mix`; an epoch shows each training problem as often as its set's weight says"
-    parts, seed, train = {name: load_gsm8k(for_dataset(cfg, name)) for name in cfg.data.mix}, cfg.data.validation_seed, []
+    sets, seed, train = {name: for_dataset(cfg, name) for name in cfg.data.mix}, cfg.data.validation_seed, []
+    if tests := [name for name, c in sets.items() if "train" not in published_splits(c.data)]:
+        raise DataError(f"data.mix: {tests[0]} is for testing only; take it out of the mixture")
+    parts = {name: load_gsm8k(c) for name, c in sets.items()}
     held = {question_key(r["question"]): r["id"] for part in parts.values() for s in part if s != "train" for r in part[s]}
     for name, weight in cfg.data.mix.items():
-        if "train" not in parts[name]: raise DataError(f"data.mix: {name} is for testing only")
         rows = [{c: r[c] for c in COLUMNS} for r in parts[name]["train"]]
         once_more = {r["id"] for r in carve(rows, weight % 1, seed)[1]}
         train += [r for r in rows for _ in range(int(weight) + (r["id"] in once_more))]

@@ -56,15 +56,13 @@ def check_labels(
     tokenizer, # the model's
     renderer: Renderer, # made for that tokenizer
     max_length: int | None = None, # tokens; an example at this length without its end was cut
-    row: dict | None = None, # the problem it was made from, if at hand: shows any cut
 ) -> dict: # `encoded`
     "Raise a `LabelError` if an example must not be trained on"
     ids, labels, start, end = encoded["input_ids"], encoded["labels"], encoded["prompt_length"], renderer.end_token_id
     name, n = encoded.get("id", "example"), len(ids)
-    whole = len(encode(row, tokenizer, renderer)["input_ids"]) if row else n
     if len(labels) != n: raise LabelError(f"{name}: {n} tokens but {len(labels)} labels")
-    if max_length and n > max_length: raise LabelError(f"{name}: {n} tokens, more than max_length ({max_length}): it would be cut")
-    if n < whole or (n == max_length and ids[-1] != end): raise LabelError(f"{name}: the example was cut, after {n} tokens")
+    if max_length and n > max_length: raise LabelError(f"{name}: {n} tokens, more than data.max_length ({max_length}): it would be cut")
+    if n == max_length and ids[-1] != end: raise LabelError(f"{name}: the example was cut, after {n} tokens")
     if wrong := _bos_problem(ids, renderer) or _mask_problem(ids, labels, start, end): raise LabelError(f"{name}: {wrong}")
     return encoded
 
@@ -110,11 +108,10 @@ def inspect_labels(
     tokenizer, # the model's
     renderer: Renderer, # made for that tokenizer
     n: int = 2, # how many are shown
-    max_length: int | None = None, # tokens, for `check_labels`
     check: bool = True, # False shows damaged examples instead of raising
 ) -> LabelInspector: # shows itself in a notebook
     "Check the first examples and show which of their tokens are supervised"
     first = [dict(e) for e, _ in zip(examples, range(n))]
     shown = [e if "input_ids" in e else {"id": e.get("id", "example"), **encode(e, tokenizer, renderer)} for e in first]
-    for e in shown if check else (): check_labels(e, tokenizer, renderer, max_length)
+    for e in shown if check else (): check_labels(e, tokenizer, renderer)
     return LabelInspector(shown, tokenizer)

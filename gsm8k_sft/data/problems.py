@@ -180,7 +180,7 @@ def read_problem(
 class Problems(list):
     "What is wrong with the data; `stop` raises if there is anything"
     help = DATA_HELP
-    def add(self, where, what): self.append(f"{where}: {what}")
+    def add(self, where, what): self.append(f"{where}: {what.rstrip('.')}")
 
     def stop(self, limit=10):
         if not self: return

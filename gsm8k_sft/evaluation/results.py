@@ -193,7 +193,7 @@ def refuse_trained(
         trained = _trained_questions(run)
         if seen := [r["id"] for r in rows if fingerprint(question_key(r["question"])) in trained]:
             raise EvaluationError(f"{run}: was trained on {len(seen)} of the {len(rows)} problems asked, {seen[0]} among them. Leave "
-                                  "validation_seed, validation_fraction and the data as they are in its config.yaml, or ask split=test")
+                                  "data.validation_seed, data.validation_fraction and data as in its config.yaml, or ask the test split")
 
 # %% ../../nbs/evaluation/results.ipynb #8b8b7300
 def _by_problem(answers):
@@ -346,14 +346,12 @@ def write_result(
 def complete_result(
     folder: Path | str, # eval_results, or a folder in an archive
     name: str, # from `result_name`
-    protocol: str | None = None, # only under the protocol with this fingerprint
 ) -> dict | None: # the result; None if there is none, or its predictions are not the ones it was made from
     "The result of a finished evaluation"
     path, predictions = Path(folder) / f"{name}.json", read_bytes(Path(folder) / f"{name}.predictions.jsonl")
     if predictions is None or read_bytes(path) is None: return None
     record = read_record(path)
-    same = protocol in (None, record.get("protocol", {}).get("fingerprint"))
-    return record if same and record.get("predictions_sha256") == sha256(predictions).hexdigest() else None
+    return record if record.get("predictions_sha256") == sha256(predictions).hexdigest() else None
 
 def read_predictions(
     name: str | dict, # a result's name, or the result

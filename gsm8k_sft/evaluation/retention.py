@@ -74,17 +74,13 @@ def loss_increase(
     before: list[dict], # from `held_out_loss`, a model or seed each
     after: list[dict], # the same of the models to compare with
     kind: str, # code or prose
-    confidence: float = 0.95, # of the interval
-    n_resamples: int = 10_000, # times that all texts are drawn anew
-    seed: int = 0, # of the draws
-) -> tuple[float, float, float]: # mean increase of the loss, low, high; nats per token
+) -> tuple[float, float, float]: # mean increase of the loss, and its 95 % interval; nats per token
     "By how much the loss has risen from `before` to `after`"
     from scipy.stats import bootstrap
     if len({m["texts"] for m in [*before, *after]}) > 1:
         raise ValueError("loss_increase: the models were given different texts, as other versions of Python have; measure them with one")
     differences = np.mean([m[kind] for m in after], axis=0) - np.mean([m[kind] for m in before], axis=0)
-    drawn = bootstrap((differences,), np.mean, confidence_level=confidence, n_resamples=n_resamples, method="percentile",
-                      random_state=np.random.default_rng(seed))
+    drawn = bootstrap((differences,), np.mean, n_resamples=10_000, method="percentile", random_state=np.random.default_rng(0))
     return float(differences.mean()), float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 # %% ../../nbs/evaluation/retention.ipynb #afbf54dd

@@ -67,11 +67,10 @@ def _shares(table, versions, model):
 def _points(e): return [round(100 * v, 1) + 0.0 for v in (e.difference, *e.interval())]
 
 def drop_table(
-    table: pd.DataFrame, # from `study_answers`
-    calculator: bool = False, # of the tuned models
+    table: pd.DataFrame, # from `study_answers`; answers with the calculator are left out
 ) -> pd.DataFrame: # a row a set of versions and model: percent right, their difference in points, its interval
     "Accuracy on versions against originals"
-    table, rows = table[(table.calculator == calculator) | (table.model == "base")], []
+    table, rows = table[~table.calculator], []
     for name, versions in version_sets(table).items():
         for model in versions.model.unique():
             o, v = _shares(table, versions, model)

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from omegaconf import DictConfig, MISSING, OmegaConf
 from ..core.config import (
-    ConfigError, check_choice, choices, config_file, empty_config, evaluated_datasets, load_config, merge_layer,
+    READ, ConfigError, check_choice, choices, config_file, empty_config, evaluated_datasets, load_config, merge_layer,
     method_of, project_path, read_yaml, setting)
 from ..data.datasets import load_gsm8k
 from ..evaluation.compare import compare
@@ -79,6 +79,8 @@ def _check_lists(study, path):
         if len(pair) != 2: raise ConfigError(f"{path}: pairs: {list(pair)}: a pair has two experiments")
 
 # %% ../../nbs/experiments/study.ipynb #45e0622e
+_sizes = {} # how many test problems a configuration's data has: read once for all jobs, see `result_names`
+
 def read_study(
     name: str, # of configs/study (the package's or your own), folder/name of another folder of configs, or a YAML file's path
 ) -> DictConfig: # a `Study`, checked
@@ -86,6 +88,7 @@ def read_study(
     kind, _, stem = name.rpartition("/") if not name.endswith((".yaml", ".yml")) else ("", "", name)
     if kind and not choices(kind): raise ConfigError(f"study {name!r}: no folder {kind} of configs has a YAML file")
     path = config_file(kind or "study", stem)
+    if _sizes: _sizes.clear(), result_names.cache_clear() # the data may have changed since
     study = merge_layer(OmegaConf.structured(Study), read_yaml(path), str(path))
     if lacking := sorted(OmegaConf.missing_keys(study)): raise ConfigError(f"{path}: {lacking[0]}: is missing")
     study.archive = "/".join(filter(None, (kind, study.preset)))
@@ -202,8 +205,6 @@ def job_config(
     return load_config(job.preset, job.tuning or "full", job.dataset, job.seed, overrides=overrides, training=False)
 
 # %% ../../nbs/experiments/study.ipynb #3d4de02b
-_sizes = {} # how many test problems a configuration's data has: read once, whatever the job
-
 @cache
 def result_names(
     job: Job, # of a study
@@ -212,7 +213,7 @@ def result_names(
     kinds = [(f"base-{k}shot", "") for k in job.shots] if not job.tuning else [(job.tuning, ask) for ask in job.ask]
     def first(cfg): # of a set that isn't larger all are asked
         n = cfg.data.test_samples if cfg.evaluation.split == "test" else None
-        key = OmegaConf.to_yaml(cfg.data)
+        key = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg.data, ["dataset", "test_samples", *READ]))
         if n and key not in _sizes: _sizes[key] = len(load_gsm8k(cfg, ["test"])["test"])
         return n if n and _sizes[key] == n else None
     return [result_name(cfg, kind, first(cfg)) for kind, ask in kinds for cfg in evaluated_datasets(job_config(job, ask))]

@@ -10,6 +10,7 @@ import os, sys, time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from ..core.runs import print_once
 from ..data.prompts import special_tokens
 from .batches import Request, batch_answers, first_stop
 from .calculator import Calculator
@@ -60,7 +61,7 @@ def check_prompts(
         if not ids: raise GenerationError(f"{name}: the prompt is empty")
         if max(ids) >= known: raise GenerationError(f"{name}: its token {max(ids)} is beyond the model's {known} embeddings; leave it out")
         if not room or len(ids) + max_new_tokens <= room: continue
-        advice = f"set max_new_tokens to at most {room - len(ids)}" if len(ids) < room else "leave it out"
+        advice = f"set evaluation.max_new_tokens (infer: --max_new_tokens) to {room - len(ids)}" if len(ids) < room else "leave it out"
         raise GenerationError(f"{name}: {len(ids)} prompt tokens and up to {max_new_tokens} new ones "
                               f"exceed the model's {room} positions; {advice}")
 
@@ -135,7 +136,7 @@ def _choose(model, tokenizer, token_ids, max_new_tokens, batch_size, engine, dra
         raise GenerationError("engine: transformers answers greedily and without a calculator; " + (
             f"slots aren't possible for {type(model).__name__} ({choice.why})" if choice.why else "use engine=slots"))
     if (text := f"{type(model).__name__} is answered by transformers' own generate: {choice.why}") not in _SAID and choice.why:
-        print(text, file=sys.stderr, flush=True)
+        print_once(text, file=sys.stderr)
         _SAID.add(text)
     return choice
 

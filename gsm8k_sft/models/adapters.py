@@ -10,7 +10,7 @@ __all__ = ['linear_layers', 'add_adapter', 'prepare_for_training', 'enable_check
 import json, re, sys, warnings
 from pathlib import Path
 from ..core.config import device
-from ..core.runs import read_config, read_json
+from ..core.runs import print_once, read_config, read_json
 from .loading import adapter_folder, load_adapter, load_model, load_tokenizer, load_weights, torch_dtype
 from .sources import ModelError, check_folder, resolve_model, weights_fingerprint
 
@@ -107,7 +107,7 @@ def check_base(
     own = next((p for p in (Path(run) / "adapter" / "adapter_config.json", Path(run) / "adapter_config.json") if p.exists()), None)
     name = own and not expected and json.loads(own.read_text(encoding="utf-8")).get("base_model_name_or_path")
     if name and Path(name).name != Path(source).name and f"models--{name.replace('/', '--')}" not in Path(source).parts:
-        print(f"{own.parent}: made for {name}, and put on {source}", file=sys.stderr, flush=True)
+        print_once(f"{own.parent}: made for {name}, and put on {source}", file=sys.stderr)
     if not expected or expected in (weights_fingerprint(base), weights_fingerprint(source)): return
     raise ModelError(f"{run}: the adapter was trained on other base weights (fingerprint {expected[:12]}…) than those of {source}; "
                      "model.name, model.path or model.revision must lead to the same ones")
@@ -127,7 +127,7 @@ def load_tuned(
         return model, load_tokenizer(full)
     adapter = adapter_folder(folder)
     if quantized is None and cfg.tuning_method == "qlora" and device() != "cuda":
-        print(f"{folder}: trained on 4-bit weights; without a CUDA GPU the base is loaded dense", file=sys.stderr, flush=True)
+        print_once(f"{folder}: trained on 4-bit weights; without a CUDA GPU the base is loaded dense", file=sys.stderr)
         quantized = False
     base = load_model(cfg, dtype=dtype, quantized=cfg.tuning_method == "qlora" if quantized is None else quantized)
     check_base(folder, base, resolve_model(cfg.model))

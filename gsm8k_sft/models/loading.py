@@ -168,7 +168,6 @@ def adapter_folder(
 def load_adapter(
     model, # transformers model, the adapter's base
     path: Path | str, # an adapter's folder, or a run folder
-    trainable: bool = False, # train it further
 ): # PeftModel
     "Put a saved adapter on its base model, every tensor of it"
     from peft import PeftModel
@@ -181,7 +180,7 @@ def load_adapter(
             tensors = load_peft_weights(str(folder), device="cpu")
             rows = max((len(t) for n, t in tensors.items() if n.endswith(("embed_tokens.weight", "wte.weight"))), default=0)
             if rows > embedding.num_embeddings: model.resize_token_embeddings(rows, mean_resizing=False)
-            adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+            adapted = PeftModel.from_pretrained(model, folder)
             unused = sorted(set_peft_model_state_dict(adapted, tensors).unexpected_keys)
         except Exception as e: raise ModelError(f"{folder}: this adapter doesn't fit the base model: {error_text(e)}") from e
     if unused:
@@ -190,7 +189,7 @@ def load_adapter(
                          f"have no place there: {names} …")
     if bad := [n for n, t in tensors.items() if not t.isfinite().all()]:
         raise ModelError(f"{folder}: {bad[0]} holds values that are not finite; take another checkpoint of this adapter")
-    return adapted if trainable else adapted.eval()
+    return adapted.eval()
 
 # %% ../../nbs/models/loading.ipynb #bb916a66
 @call_parse

@@ -148,13 +148,12 @@ def check_merges(
 # %% ../../nbs/models/sources.ipynb #6feb38c9
 def tie_copies(
     model, # a causal language model
-    most: float = 0.2, # difference up to which both count as one: root mean square, relative to the head
 ) -> bool: # whether they were tied
     "Tie embedding and head that are copies of each other"
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or head.weight is embedding.weight or head.weight.shape != embedding.weight.shape: return False
     a, b = (w.detach()[:: max(1, len(w) // 4096)].float() for w in (embedding.weight, head.weight))
-    if not (a - b).square().mean() <= most ** 2 * b.square().mean(): return False
+    if not (a - b).square().mean() <= 0.2 ** 2 * b.square().mean(): return False # relative to the head
     embedding.weight = head.weight
     model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = True
     model.tie_weights()

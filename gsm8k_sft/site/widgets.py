@@ -259,11 +259,10 @@ def stream_pair(
     tokenizer, # of both
     question: str, # a problem in words
     max_new_tokens: int = 256, # at most so many new tokens each
-    prompt_style: str = "auto", # chat, plain; auto: chat if the tokenizer has a template
 ): # yields (text of the base model, text of the tuned model), a token more each time
     "Two greedy answers as they grow"
     if not question.strip(): raise ValueError("the question is empty; type a word problem")
-    bare, renderer = base is None or base is getattr(tuned, "get_base_model", lambda: None)(), Renderer(tokenizer, prompt_style)
+    bare, renderer = base is None or base is getattr(tuned, "get_base_model", lambda: None)(), Renderer(tokenizer)
     if bare and not hasattr(tuned, "disable_adapter"):
         raise ValueError("base: this tuned model has no adapter to switch off; give its base model")
     ids = tokenizer(renderer.prompt(question), add_special_tokens=False, verbose=False)["input_ids"]
@@ -289,7 +288,6 @@ def playground(
     tokenizer, # of both
     names: tuple[str, str] = ("base", "tuned"), # titles of the two answers
     max_new_tokens: int = 256, # at most so many new tokens each
-    prompt_style: str = "auto", # chat, plain or auto
 ) -> ipywidgets.VBox: # `controls` holds its widgets by name
     "Ask two models the same question"
     w = {"question": ipywidgets.Textarea(placeholder="A word problem", layout={"width": "98%", "height": "5em"}),
@@ -297,7 +295,7 @@ def playground(
     def ask(_):
         w["ask"].disabled, w["state"].value, texts, drawn = True, "answering …", ("", ""), 0.0
         try:
-            for texts in stream_pair(base, tuned, tokenizer, w["question"].value, max_new_tokens, prompt_style):
+            for texts in stream_pair(base, tuned, tokenizer, w["question"].value, max_new_tokens):
                 if time.monotonic() - drawn > 0.1: w["pane"].value, drawn = _both(names, texts), time.monotonic()
             w["pane"].value, w["state"].value = _both(names, texts), "done"
         except KeyboardInterrupt: w["state"].value = "stopped"

@@ -104,9 +104,8 @@ def equivalence(
 @patch
 def detectable(
     self: Estimate,
-    power: float = 0.8, # probability of finding the difference
     alpha: float = 0.05, # level of the two-sided test
 ) -> float: # a share
-    "The minimum detectable effect of a comparison with this standard error"
+    "The minimum detectable effect of a comparison with this standard error, at 80 % power"
     from scipy.special import stdtrit
-    return float((stdtrit(self.dof, 1 - alpha / 2) + stdtrit(self.dof, power)) * self.error)
+    return float((stdtrit(self.dof, 1 - alpha / 2) + stdtrit(self.dof, 0.8)) * self.error)

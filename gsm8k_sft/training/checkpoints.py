@@ -7,7 +7,7 @@ __all__ = ['TrainingError', 'TrainingInterrupted', 'last_checkpoint', 'lock_run'
 
 # %% ../../nbs/training/checkpoints.ipynb #d4f370b6
 import fcntl, json, os, platform, zipfile
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from ..core.config import check_config, device
-from ..core.runs import meet, read_config, read_json, run_folder, save_config, set_aside, write_json
+from ..core.runs import meet, print_once, read_config, read_json, run_folder, save_config, set_aside, write_json
 
 # %% ../../nbs/training/checkpoints.ipynb #ee32a835
 class TrainingError(RuntimeError):
@@ -60,7 +60,9 @@ def lock_run(
     path = folder.with_name(f".{folder.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as file:
-        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(file.fileno()).st_nlink: raise BlockingIOError # whose it was has removed it just now
         except BlockingIOError:
             file.seek(0)
             raise TrainingError(f"{folder} belongs to {file.read().strip()}, which is training in it. "
@@ -68,7 +70,10 @@ def lock_run(
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
-        yield
+        try: yield
+        finally:
+            path.unlink(missing_ok=True)
+            with suppress(OSError): path.parent.rmdir(), path.parents[1].rmdir() # they are empty if the run was refused
 
 # %% ../../nbs/training/checkpoints.ipynb #65bfb40a
 @dataclass
@@ -106,7 +111,7 @@ def begin(self: Run,
                                 "Give the run another name (run_name=...) or move its folder away to start anew.")
     versions, packages = self.record.get("environment", {}).get("packages", {}), opening["environment"]["packages"]
     changed = [f"{k} {v} is now {packages.get(k)}" for k, v in versions.items() if packages.get(k) != v]
-    if self.checkpoint and changed: print("going on with other versions: " + ", ".join(changed))
+    if self.checkpoint and changed: print_once("going on with other versions: " + ", ".join(changed))
     step = int(self.checkpoint.name.split("-")[1]) if self.checkpoint else 0
     session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "from_step": step, **opening["environment"]}
     self.record = opening | {"sessions": [*self.record.get("sessions", []), session]}

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from ..core.runs import print_once
 from ..data.datasets import Collator
 from ..generation.checks import difference, foreign_parts, remembered, tolerance
 from .graphs import training_mode
@@ -86,11 +87,11 @@ def checked_config(
 ) -> tuple[DictConfig, str]: # the configuration to train with; why it isn't packed, where it should have been
     "Packed steps only where they are right"
     if not cfg.train.packing: return cfg, ""
-    fault, state = [packing_fault(model, rows, pad, half)], PartialState()
-    if state.num_processes > 1: broadcast_object_list(fault)
+    fault = [packing_fault(model, rows, pad, half)]
+    if PartialState().num_processes > 1: broadcast_object_list(fault)
     if not fault[0]: return cfg, ""
     name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
-    if state.is_main_process: print(f"{name} is trained on padded batches, not packed ones: {fault[0]}", flush=True)
+    print_once(f"{name} is trained on padded batches, not packed ones: {fault[0]}")
     cfg, batch, longest = cfg.copy(), cfg.train.per_device_train_batch_size, max(len(r["input_ids"]) for r in rows)
     room = min(cfg.train.max_tokens, TOKENS) # padded, with all logits, far fewer fit than packed
     part = next(n for n in range(batch, 0, -1) if batch % n == 0 and n * longest <= max(room, longest))

@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from types import MethodType
 from torch.utils._triton import has_triton
 from ..core.config import ConfigError
+from ..core.runs import print_once
 from .packing import PACKED, PackedCollator
 
 # %% ../../nbs/training/graphs.ipynb #32f2b61d
@@ -169,7 +170,7 @@ def speedup_of(
     first = next(model.parameters())
     found = choose_speedup(cfg, sum(p.numel() for p in model.parameters()), first.is_cuda, processes)
     if found != "compile" or has_triton() or cfg.train.speedup == "compile": return found
-    print("train.speedup: Triton is missing, so layers are not compiled; training is about a fifth slower")
+    print_once("train.speedup: Triton is missing, so layers are not compiled; training is about a fifth slower")
     return "none"
 
 def packed_collator(

@@ -16,6 +16,7 @@ from itertools import product
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from ..core.config import check_choice, config_file, load_config, read_yaml
+from ..core.runs import print_once
 from ..models.parameters import model_config
 from .graphs import choose_speedup
 
@@ -564,7 +565,8 @@ def fit_tokens(
     try:
         known, total = example_tokens(model_shape(cfg), cfg.data.dataset)
         most = rows * (mean or total / N_TRAIN) + rows**0.5 * (longest or known) # of a step whose examples happen to be long
-        sizes = range(math.ceil(most / 1024) * 1024, 0, -1024) if free else []
+        step = 1024 * math.ceil(most / 2**16) # 65 sizes at most are tried
+        sizes = [*range(math.ceil(most / step) * step, 0, -step), 1024] if free else []
         for t.max_tokens in sizes: # from the whole step downwards; where none fits, the smallest, and `check_fits` says more
             if plan_memory(cfg, longest=longest, **_launched()).total <= free: break
     except UnknownMemory: t |= asked # such a model may not be packed after all: its batches stay small
@@ -630,7 +632,7 @@ def check_fits(
     text = (f"{cfg.tuning_method} fine-tuning of {cfg.model.name} will need {needed.total / 2**30:.1f} GiB ({needed.stage}), "
             f"and {free / 2**30:.1f} GiB can be had on this GPU")
     if not cfg.train.check_memory:
-        print(f"{text}; it is tried all the same (train.check_memory=false)", flush=True)
+        print_once(f"{text}; it is tried all the same (train.check_memory=false)")
         return needed
     if needed.stage != "traced": nearest = nearest_fit(cfg, free, longest, **changes)
     raise MemoryPlanError(f"{text}; nothing was trained. Nearest: {nearest} To try it all the same: train.check_memory=false")

@@ -22,7 +22,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer_callback import PrinterCallback
 from ..core.config import device, setting
-from ..core.runs import peak_memory
+from ..core.runs import peak_memory, print_once
 from ..data.datasets import Collator
 from ..evaluate import quick_accuracy
 from .callbacks import EarlyStopping, Progress, RunLog, StopOnSignal, tracked_name, trackers
@@ -55,7 +55,7 @@ def training_arguments(
         disable_tqdm=True, report_to=trackers(cfg), run_name=tracked_name(cfg, folder), project=setting("wandb", "project"),
         ddp_find_unused_parameters=False, ddp_broadcast_buffers=False, dataloader_pin_memory=gpu, accelerator_config={"non_blocking": gpu})
     if device() == "cpu" and torch.accelerator.is_available(): # such as Intel's XPU
-        print(f"{torch.accelerator.current_accelerator().type} isn't used: training runs on the CPU, in {cfg.model.precision}", flush=True)
+        print_once(f"{torch.accelerator.current_accelerator().type} isn't used: training runs on the CPU, in {cfg.model.precision}")
     if args.n_gpu > 1:
         print(f"{args.n_gpu} GPUs are visible and this process uses one. For all of them: "
               f"accelerate launch --num_processes {args.n_gpu} -m gsm8k_sft.train ...", flush=True)

@@ -142,6 +142,8 @@ QUICK = { # configuration: seen before anything is loaded
     "a preset of one's own with an unknown key": (a_file("configs/preset/mine.yaml", "modl: 1\n", lambda f: train(preset=f)), "'modl'"),
     "a run's name that is an absolute path": (lambda box: train(f"run_name={box.path}/x"), "can't be a folder below runs"),
     "a run's name that leaves its folder": (lambda box: train("run_name=../x"), "can't be a folder below runs"),
+    "a run's name that leaves its folder, with data sets to ask": (lambda box: train("run_name=../x", "evaluation.datasets=[main]"),
+                                                                 "can't be a folder below runs"),
     "a run's name with spaces": (lambda box: train("'run_name=a b'"), "letters, digits and"),
     "a run's name of 300 letters": (lambda box: train("run_name=" + "ж" * 300), "at most 150 letters"),
     "settings.ini cut off": (a_file("settings.ini", "[paths]\nruns = r\n[wan", lambda f: train()), "settings.ini: can't be read"),
@@ -317,7 +319,7 @@ def meet(name, path, template):
             code, said = (e.code, err.getvalue()) if isinstance(e.code, int) else (1, str(e.code))
             if code and "is written to" in out.getvalue(): said += "\nannounced, and then refused"
         finally: os.chdir(here)
-    new = {p.name for p in set(path.rglob("*")) - before if p.is_file() and "cache" not in p.parts and p.suffix not in (".lock", ".png")}
+    new = {p.name for p in set(path.rglob("*")) - before if "cache" not in p.parts and p.suffix != ".png" and not (p.is_dir() and any(p.iterdir()))}
     return code, said.strip().replace(str(path), "…"), new # tokens that are cached and figures that are drawn are whole by themselves
 
 
