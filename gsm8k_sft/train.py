@@ -17,6 +17,7 @@ from .data.datasets import TRAINING_SPLITS, data_fingerprint, load_evaluated, lo
 from .data.prompts import Renderer, tokenize_texts
 from .evaluate import evaluate_run
 from .evaluation.results import keep_trained
+from .evaluation.retention import held_out_texts
 from .generation.generate import check_prompts
 from .models.adapters import enable_checkpointing, prepare_for_training
 from .models.loading import load_model, load_tokenizer
@@ -63,10 +64,10 @@ def load_for_training(
 # %% ../nbs/02_train.ipynb #3180216d
 def _check_asked(loaded, asked): # what the model has no room to answer is refused before it is trained
     for c, rows in asked:
+        if n := c.evaluation.other_texts: held_out_texts(n)
         texts = map(Renderer(loaded.tokenizer, c.data.prompt_style).prompt, rows["question"])
         check_prompts(loaded.model, tokenize_texts(loaded.tokenizer, texts), c.evaluation.max_new_tokens, rows["id"])
     return loaded
-
 def first_record(cfg, loaded):
     "What is known before the first step"
     train, validation = loaded.reports["train"], loaded.reports.get("validation", {})

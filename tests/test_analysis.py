@@ -236,7 +236,7 @@ def test_commands_without_records(tmp_path):
     assert result.returncode == 1 and "make demo" in result.stdout
     assert "nothing to draw" in shell("gsm8k_sft.analysis", "--figures", **empty).stdout
     planned = shell("gsm8k_sft.experiments.runner", "--dry-run", GSM8K_SFT_SWEEP_SEED="5", GSM8K_SFT_SWEEP_TUNING="lora")
-    assert planned.stdout == "toy lora_main-s5\n"
+    assert planned.stdout.splitlines() == ["toy lora_main-s5 test", "1 jobs now, 0 runs wait for a learning rate"]
     wrong = shell("gsm8k_sft.experiments.runner", "--dry-run", GSM8K_SFT_SWEEP_TUNING="lorra")
     assert wrong.returncode and "Did you mean 'lora'" in wrong.stderr and "Traceback" not in wrong.stderr
 

@@ -183,6 +183,8 @@ def test_every_range_refuses_what_lies_outside():
     ("data.train_samples=-1", r"data.train_samples: -1 is outside \[1, inf\); null means all"),
     ("data.test_samples=-1", "null means all"), ("train.learning_rate=inf", "train.learning_rate: inf"),
     ("train.adam_beta1=2", r"\[0, 1\)"),
+    ("evaluation.temperature=1e-45", r"outside \[0.001, inf\); 0 is greedy"),
+    ("train.learning_rate=???", "train.learning_rate: \\?{3} is no value"),
     ("train.max_steps=0", "-1 is train.num_train_epochs"), ("train.learning_rate=.nan", "nan"), ("seed=-1", "seed: -1")])
 def test_numbers_that_libraries_take(given, says):
     with pytest.raises(ConfigError, match=says): load(given)
@@ -265,7 +267,9 @@ def test_an_adapter_with_peft_fields_is_saved_and_loaded_again(tmp_path):
     ("r=many", "could not be converted to Integer"),
     ("modules_to_save=lm_head", "is not of the type"), ("task_type=CAUSAL_LM", "gsm8k_sft sets it"),
     ("inference_mode=true", "gsm8k_sft sets it"), ("layers_to_transform=[0]", "PEFT refuses it"),
-    ("init_lora_weights=eva", "a pass over the data"),
+    ("init_lora_weights=eva", "a pass over the data"), ("init_lora_weights=pissa_niter_4", "by chance.*use pissa"),
+    ("alora_invocation_tokens=[5]", "aLoRA"), ("rank_pattern.q_proj=0", "rank_pattern: q_proj: 0 must be above 0"),
+    ("alpha_pattern.q_proj=-1", "alpha_pattern: q_proj: -1 must be above 0"),
     ("lora_dropout=1.5", "is outside"), ("target_modules=q_proj", "neither 'all-linear' nor a list"), ("target_modules=[]", "neither")])
 def test_what_peft_does_not_take(given, says):
     for tuning in ("lora", "full"):
@@ -274,7 +278,7 @@ def test_what_peft_does_not_take(given, says):
 
 @pytest.mark.parametrize("given", [
     "modules_to_save=[nothing]", "modules_to_save=['(']", "rank_pattern.q_prj=2", "init_lora_weights=nonsense", "bias=sometimes",
-    "trainable_token_indices=[9999]"])
+    "trainable_token_indices=[9999]", "trainable_token_indices=[-1]"])
 def test_what_the_model_does_not_have(given):
     from gsm8k_sft.models.adapters import add_adapter
     from gsm8k_sft.models.loading import load_model

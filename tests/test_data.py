@@ -301,11 +301,21 @@ def test_styles_that_cannot_be():
                            ("{% for m in messages %}{{ m['content'] }}{% endfor %}{{ missing.key }}", "can't write"),
                            (CHATML.replace("m['content']", "''"), "leaves out"), # neither question nor answer
                            (CHATML.replace("m['content']", "m['content'] if m['role'] == 'user' else ''"), "leaves out"),
-                           (CHATML.replace("m['content']", "m['content'] | map(attribute='text') | join"), "leaves out")): # lists of parts
+                           (CHATML.replace("m['content']", "m['content'] | map(attribute='text') | join"), "leaves out"), # lists of parts
+                           (CHATML.replace("m['content']", "m['content'] | replace('3', '')"), "or changes them"),
+                           (CHATML.replace("m['content']", "m['content'][:100]"), "or changes them"),
+                           (CHATML.replace("m['content']", "(m['content'] | e if m['role'] == 'user' else m['content'])"),
+                            "or changes them")):
         with pytest.raises(DataError, match=says): Renderer(tokenizer(template=template, extra=IM))
     mistral = ("{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' if m['role'] == 'user'"
                " else m['content'] + eos_token }}{% endfor %}")
     assert Renderer(tokenizer(template=mistral)).prompt("Why?") == "[INST] Why? [/INST]" # needs no generation prompt
+
+
+def test_a_template_that_drops_earlier_turns_shows_no_examples():
+    last = Renderer(tokenizer(template=CHATML.replace("in messages", "in messages[-1:]"), extra=IM))
+    assert "Why?" in last.prompt("Why?")
+    with pytest.raises(DataError, match=r"leaves out earlier turns.*evaluation.shots=\[0\]"): last.prompt("Why?", [SHOT])
 
 
 def test_a_template_with_todays_date_writes_the_same_each_day():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration, TrainerCallback
-from families import FAMILIES, tiny
+from families import FAMILIES, MODERN, MOE, tiny
 from gsm8k_sft.core.config import load_config
 from gsm8k_sft.core.runs import run_folder
 from gsm8k_sft.data.datasets import Collator
@@ -122,6 +122,36 @@ def test_answers_are_transformers(family, tokenizer):
     choice = which_engine(model, "auto", tokenizer, tokenizer(PROMPTS)["input_ids"])
     assert choice.engine == "slots" or family not in SLOTS
     assert bool(choice.why) == (choice.engine == "transformers")
+
+
+ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [3.0 + i for i in range(8)]}
+LATE = {"phimoe": lambda n: dict(MOE, sliding_window=n, router_jitter_noise=0.0), # its window is in the mask alone
+        "phi3": lambda n: dict(MODERN, original_max_position_embeddings=n, rope_parameters={**ROPE, "original_max_position_embeddings": n})}
+
+@pytest.mark.parametrize("family", LATE)
+def test_a_length_that_only_answers_reach(family, tokenizer, monkeypatch):
+    "Prompts of 8 and 22 tokens, a model that changes at 40, and the verdict on shorter answers in the cache"
+    monkeypatch.setitem(FAMILIES, family, LATE[family](40))
+    model, prompts = tiny(family), ["<bos>Tom has 3 apples", PROMPTS[1]]
+    token_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    assert which_engine(model, "auto", tokenizer, token_ids, 8).engine == "slots"
+    found = sorted(generate(model, tokenizer, prompts, 60, 4, [], progress=False), key=lambda g: g.index)
+    assert [g.text for g in found] == [tokenizer.decode(answer(model, ids, 60), skip_special_tokens=True) for ids in token_ids]
+
+
+def test_a_length_that_few_examples_reach(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "phimoe", LATE["phimoe"](260))
+    assert packing_fault(tiny("phimoe"), examples(), 0) == ""
+    rows = examples((280, 20, 30, 12))
+    loss, gradients = plain_step(tiny("phimoe"), rows)
+    its_loss, its_gradients, packed = trained_step(tiny("phimoe"), rows, tokenizer, tmp_path)
+    assert not packed and its_loss == pytest.approx(loss, rel=1e-4) and error(its_gradients, gradients) < 1e-3
+
+
+def test_the_loss_of_routers_is_seen_in_half_precision(monkeypatch):
+    "A thousandth of it, Mixtral's default, is less than rounding"
+    monkeypatch.setitem(FAMILIES, "mixtral", dict(FAMILIES["mixtral-aux"], router_aux_loss_coef=0.001))
+    assert "spread over experts" in packing_fault(tiny("mixtral"), examples(), 0, torch.bfloat16)
 
 
 @pytest.mark.parametrize("lengths,taken", [((300, 40, 256, 30, 700), [30, 256]), ((900, 600), [600, 600]), ((12,), [12, 12])])

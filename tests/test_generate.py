@@ -174,11 +174,12 @@ def test_longest_first_and_quiet(tokenizer, capfd):
 def test_time_is_shared_out(tokenizer, monkeypatch):
     "A clock that goes on by a second a step: the answers' seconds add up to the steps"
     from gsm8k_sft.generation import engine
+    texts = ["<bos>" + "Tom has 3 apples. " * n for n in (1, 5, 2, 4)]
+    list(generate(make(), tokenizer, texts, 30, 3, [1], progress=False)) # the check of the engine takes steps of its own
     now, step = [0.0], Engine.step
     monkeypatch.setattr(engine, "time", type("clock", (), {"perf_counter": lambda: now[0]}))
     def timed(self, n): now[0] += 1; return step(self, n)
     monkeypatch.setattr(Engine, "step", timed)
-    texts = ["<bos>" + "Tom has 3 apples. " * n for n in (1, 5, 2, 4)]
     found = list(generate(make(), tokenizer, texts, 30, 3, [1], progress=False))
     assert now[0] > 30 and sum(g.seconds for g in found) == pytest.approx(now[0]) and min(g.seconds for g in found) > 5
 
@@ -367,3 +368,20 @@ def test_gpu_padded_batches_with_one_key_head(tokenizer, tmp_path):
     make().save_pretrained(tmp_path)
     model = load_weights(tmp_path, "fp32")
     assert model.device.type == "cuda" and [padding_fault(model, tokenizer, prompts((n, 9))) for n in (63, 64, 128)] == ["", "", ""]
+
+
+def test_what_a_generation_config_asks_for_and_does_not_get_is_said(tokenizer, capsys):
+    model = make("gemma", 1)
+    answers = []
+    for penalty in (None, 1.37):
+        if penalty: model.generation_config.update(repetition_penalty=penalty, num_beams=1, do_sample=True, top_p=0.9)
+        answers.append([g.text for g in generate(model, tokenizer, ["<bos>3*8"], 5, 1, [1], progress=False)])
+        assert ("asks for repetition_penalty=1.37: left out" in capsys.readouterr().err) is bool(penalty)
+    assert answers[0] == answers[1]
+
+
+def test_a_model_that_cannot_be_run_is_one_sentence(tokenizer):
+    model = make("gemma", 1)
+    model.model.layers[0].mlp.down_proj.weight.data = torch.ones(32, 63)
+    with pytest.raises(GenerationError, match="GemmaForCausalLM can't be answered: transformers' own generate fails"):
+        list(generate(model, tokenizer, ["<bos>3*8"], 5, 1, [1], progress=False, engine="transformers"))

@@ -858,6 +858,28 @@ def test_adapter_of_another_shape_is_refused(toy, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 4}))
     with pytest.raises(ModelError, match="doesn't fit the base model"): load_adapter(load_weights(toy, "fp32"), tmp_path)
 
+@pytest.mark.parametrize("given, says", [
+    (dict(peft_type="PROMPT_TUNING", num_virtual_tokens=4), "PROMPT_TUNING does more than change weights"),
+    (dict(alora_invocation_tokens=[5]), "aLoRA does more than change weights"), (dict(init_lora_weights="pissa_niter_4"), "by chance")])
+def test_adapters_that_are_not_there_in_the_model_inside_are_refused(given, says, toy, tmp_path):
+    add_adapter(load_weights(toy, "fp32"), config()).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    kept = json.loads(path.read_text()) if "peft_type" not in given else {"task_type": "CAUSAL_LM"}
+    path.write_text(json.dumps(kept | given))
+    with pytest.raises(ModelError, match=f"doesn't fit the base model: .*{says}"): load_adapter(load_weights(toy, "fp32"), tmp_path)
+
+def test_repeated_layers_are_not_merged(toy):
+    cfg = config()
+    cfg.lora_config.layer_replication = [[0, 2], [1, 3]]
+    with pytest.raises(ModelError, match="layer_replication.*can't be merged"): merge_adapter(add_adapter(load_weights(toy, "fp32"), cfg))
+
+@pytest.mark.skipif(not HAS_BNB, reason="needs bitsandbytes")
+def test_weights_in_8_bits_are_not_trained_in_full(toy, tmp_path):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    whole = AutoModelForCausalLM.from_pretrained(toy, quantization_config=BitsAndBytesConfig(load_in_8bit=True), dtype=torch.float32)
+    cfg = load_config("toy")
+    with pytest.raises(ModelError, match="full, but .* are stored as whole numbers.*use tuning=lora"): prepare_for_training(whole, cfg)
+
 def test_pickled_or_missing_adapter(tmp_path, toy):
     with pytest.raises(ModelError, match="no adapter here"): adapter_folder(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")

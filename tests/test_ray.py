@@ -1,6 +1,8 @@
 "Workers by Ray, on two nodes that this machine plays: nodes, drivers and jobs that die, memory, two studies at once"
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -8,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from gsm8k_sft.core.config import ConfigError
-from gsm8k_sft.experiments.runner import do_jobs, main, run_study
+from gsm8k_sft.experiments.runner import _Queue, do_jobs, main, run_study
 from gsm8k_sft.experiments.study import Job, open_jobs, read_study
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" # loopback, as the runner has it; read at the import of Ray
@@ -107,6 +109,20 @@ def test_a_job_that_fails_one_that_dies_and_one_short_of_memory(tmp_path):
     assert do_jobs(todo, do)["done"] == 5 and ends(tmp_path / "b") == ends(tmp_path / "a"), "and without Ray"
 
 
+def test_where_the_jobs_stand(tmp_path):
+    "What another process did while it ran here is not counted twice; with one worker there is no larger share to put a job back with"
+    queue = _Queue(lambda: (JOBS[:2], 0), say=lambda line: None)
+    [job, other] = [job for job, _ in queue.open()]
+    queue.running += [job, other]
+    queue.todo = lambda: ([], 0)
+    assert not queue.open() and queue.state().startswith("0 done, 2 running, 0 open")
+    assert queue.report(job, "failed", "OutOfMemoryError: too little") == "short" and queue.outcomes[job][0] == "failed"
+    shared = _Queue(lambda: (JOBS[:1], 0), say=lambda line: None, share=0.5)
+    shared.running += [job for job, _ in shared.open()]
+    shared.report(JOBS[0], "failed", "OutOfMemoryError: too little")
+    assert shared.open() == [(JOBS[0], 1)]
+
+
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"workers": -2}, {"minutes": -1}, {"minutes": float("nan")}])
 def test_what_cannot_be_is_refused_before_anything_runs(tmp_path, wrong):
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))}.* at least"): do_jobs(*work(tmp_path), **wrong)
@@ -120,9 +136,16 @@ def test_without_ray_several_workers_are_refused(tmp_path, monkeypatch):
     assert do_jobs(*work(tmp_path / "a"))["done"] == 6
 
 
+def test_a_cluster_that_listens_elsewhere_than_ray_looks_for_it(tmp_path, monkeypatch):
+    "Ray takes 127.0.0.1 for this machine's own address, and would look there for minutes"
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.2")
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(ConfigError, match="for Ray 127.0.0.2: "):
+        do_jobs(*work(tmp_path), address=f"127.0.0.1:{server.getsockname()[1]}")
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:many", "no.such.host.invalid:6379"])
 def test_a_cluster_that_is_not_there_is_said(tmp_path, address):
-    with pytest.raises(ConfigError, match=f"no Ray cluster answers at {address}: "): do_jobs(*work(tmp_path), address=address)
+    with pytest.raises(ConfigError, match=f"no Ray cluster answers at {address}, "): do_jobs(*work(tmp_path), address=address)
 
 
 @pytest.mark.slow
@@ -147,9 +170,12 @@ def test_the_driver_is_killed_and_two_go_on(tmp_path, cluster):
     "The two have the same jobs: what one is doing isn't done by the other"
     text = DRIVER.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "a"), address=cluster.address)
     def start(): return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
-    first = start()
-    while not ends(tmp_path / "a") and first.poll() is None: time.sleep(0.1)
-    first.kill()
+    def stop(driver, number):
+        while not ends(tmp_path / "a") and driver.poll() is None: time.sleep(0.1)
+        driver.send_signal(number)
+        return driver.wait(timeout=120)
+    assert stop(start(), signal.SIGTERM) == -signal.SIGINT, "as Ctrl-C; Ray's own handler would abort"
+    stop(start(), signal.SIGKILL)
     both = [start(), start()]
     assert [p.communicate(timeout=300)[0].split()[-1] for p in both] == ["[]", "[]"] and once(tmp_path / "a")
     assert not [p for p in both if p.returncode]

@@ -10,9 +10,9 @@ from statsmodels.stats.proportion import proportion_confint
 
 from gsm8k_sft.evaluation.compare import compare, compare_seeds
 from gsm8k_sft.statistics import (
-    Estimate, mcnemar, mean_difference, mean_gap, mean_interval, minimum_detectable_effect, newcombe_interval, paired_bootstrap, pass_at_k,
-    holm, plan_seeds, seed_difference, seed_estimate, seed_interval, seed_power, seed_spread, variance_components, wilson_interval)
-from gsm8k_sft.statistics.planning import MINUTES, plan_text
+    Estimate, mcnemar, mean_difference, mean_gap, mean_interval, newcombe_interval, paired_bootstrap, pass_at_k,
+    holm, seed_difference, seed_estimate, seed_interval, seed_spread, variance_components, wilson_interval)
+from gsm8k_sft.statistics.planning import MINUTES, minimum_detectable_effect, plan_seeds, plan_text, seed_power
 
 PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 

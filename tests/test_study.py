@@ -9,13 +9,13 @@ import threading
 import time
 from pathlib import Path
 import pytest
-from gsm8k_sft.core.config import ConfigError, choices
+from gsm8k_sft.core.config import ConfigError, choices, load_config
 from gsm8k_sft.core.runs import read_json, write_json
 from gsm8k_sft.data.datasets import load_gsm8k
 from gsm8k_sft.evaluation.archive import glob_files, read_record, unpack
-from gsm8k_sft.experiments.runner import collect, run_study, skip_kept
+from gsm8k_sft.experiments.runner import collect, main, run_notebook, run_study, skip_kept
 from gsm8k_sft.experiments.study import (
-    Job, Setting, choose_rate, chosen_setting, open_jobs, read_study, result_names, run_jobs, search_job, search_state)
+    Job, Setting, check_jobs, choose_rate, chosen_setting, open_jobs, read_study, result_names, run_jobs, search_job, search_state)
 from gsm8k_sft.experiments.tables import (
     choice_table, contamination_table, forgetting_table, headline_table, missing_jobs, outcome_table, pair_table,
     split_table)
@@ -190,9 +190,62 @@ def test_what_a_model_knew_before_by_a_command(tmp_path):
     assert contamination_table(tmp_path).empty
 
 
-def test_a_split_that_there_is_not(tmp_path):
-    (path := tmp_path / "bad.yaml").write_text(STUDY.format(train=24, epochs=1, more="").replace("split: validation", "split: train"))
-    with pytest.raises(ConfigError, match="base.split"): read_study(str(path))
+@pytest.mark.parametrize("old,new,why", [
+    ("split: validation", "split: train", r"base\[2\]: .*evaluation.split"),
+    ("[1.0e-3]", "[.nan, 1.0e-3]", r"methods.full.learning_rates: needs .* not \[nan, 0.001\]"),
+    ("[1.0e-3]", "[1.0e-3], epochs: [1, 1.0]", r"methods.full.epochs: .* each once"),
+    ("seeds: [0, 1]", "seeds: [5000000000]", r"runs.full: seed: 5000000000 is outside"),
+    ("evaluation.calculator=true", "evaluation.samples=2", r"runs.full: evaluation.samples: .* need evaluation.temperature"),
+    ("evaluation.calculator=true", "'evaluation.datasets=[none]'", r"runs.full: dataset: 'none' is not one of"),
+    ("evaluation.calculator=true", "evaluation.split=validation", r"runs.full: .* the study itself sets"),
+    ("train.weight_decay=0.1", "train.learning_rate=0.1", r"runs.full-wd: .* the study itself sets"),
+    ("train.weight_decay=0.1", "train.weight_decay=-1", r"runs.full-wd: train.weight_decay: -1.0 is outside"),
+    ("data.prompt_style=plain", "data.prompt_stile=plain", r"base\[1\]: .* Did you mean 'data.prompt_style'"),
+    ("  full-wd:", "  a:\n    {method: full, tuning: lora}\n  full:", r"duplicate key"),
+    ("[full_main, full-wd_main]", "[full_main, full_main]", r"a pair has two experiments"),
+    ("methods:\n  full: {", "methods:\n  - {", r"methods: a mapping of keys is needed"),
+    ("preset: toy", "preset: toy", None)])
+def test_what_cannot_be_is_said_before_the_first_job(tmp_path, old, new, why):
+    (path := tmp_path / "bad.yaml").write_text(text := STUDY.format(train=24, epochs=1, more="").replace(old, new))
+    assert new in text
+    if not why:
+        check_jobs(read_study(str(path)))
+        return
+    with pytest.raises(ConfigError, match=why): check_jobs(read_study(str(path)))
+    with pytest.raises(SystemExit, match="ConfigError: "): main(str(path))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_trainings_of_one_name_and_pairs_of_what_there_is(tmp_path):
+    "A run is found by its name; a run without changes goes by that of its method"
+    def read(text):
+        (path := tmp_path / "a.yaml").write_text("preset: toy\nmethods: {a: {tuning: full, learning_rates: [1.0e-3]}}\n" + text)
+        check_jobs(read_study(str(path)))
+    read("runs: {b: {method: a, ask: [evaluation.calculator=true]}, c: {method: a}}\npairs: [[base, a_main]]")
+    with pytest.raises(ConfigError, match="pairs: 'b_main' is not one of base, a_main"):
+        read("runs: {b: {method: a}}\npairs: [[base, b_main]]")
+    with pytest.raises(ConfigError, match="runs.a: another training of this study is called a_main-lr1e-3-s0 too"):
+        read("runs: {a: {method: a, overrides: [train.max_steps=3]}}")
+
+
+def test_the_untuned_model_asked_in_two_ways_of_one_name(tmp_path):
+    (path := tmp_path / "a.yaml").write_text("preset: toy\noverrides: [data.test_samples=2, evaluation.max_new_tokens=4]\n"
+                                             "base: [{shots: [0]}, {shots: [1]}]\n")
+    assert run_study(read_study(str(path)))["done"] == 2 and len(list((tmp_path / "eval_results").glob("*.json"))) == 2
+
+
+def test_options_of_a_study_without_one():
+    for options in ({"overrides": "train.max_steps=2"}, {"keep": True}, {"rest": True}):
+        with pytest.raises(SystemExit, match="go with a study's name"): main(**options)
+
+
+def test_a_value_with_a_blank_reaches_the_notebook(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("papermill.execute_notebook", lambda *files, parameters, **how: seen.update(parameters))
+    job = Job("toy", "full_main-s0", "full", overrides=("one_shot_example.question=Two words?",))
+    monkeypatch.setattr("gsm8k_sft.experiments.runner.do_job", lambda job: "")
+    run_notebook(job)
+    assert load_config("toy", overrides=seen["overrides"], training=False).one_shot_example.question == "Two words?"
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import pytest
 import torch
 from commands import finish
 from safetensors.torch import load_file
-from gsm8k_sft.core.config import load_config, project_root
+from gsm8k_sft.core.config import load_config, project_path, project_root
 from gsm8k_sft.core.runs import read_json, run_folder, write_json
 from gsm8k_sft.data.datasets import load_gsm8k
 from gsm8k_sft.data.problems import DataError
@@ -364,3 +364,9 @@ def test_papermill_stops_early_at_a_wrong_parameter(name, value, says, tmp_path)
     done = papermill("-p", name, value, output=tmp_path / "out.ipynb")
     assert done.returncode != 0 and says in done.stderr
     assert not (tmp_path / "runs").exists(), "nothing has begun"
+
+
+def test_more_other_texts_than_there_are_is_refused_before_training():
+    with pytest.raises(ValueError, match="evaluation.other_texts: 100000 .* texts asked for"):
+        train(load_config("toy", overrides="evaluation.other_texts=100000 run_name=texts data.train_samples=8 data.test_samples=2"))
+    assert not list(project_path("runs").glob("**/texts*"))

@@ -3,7 +3,7 @@ import pytest, torch
 from gsm8k_sft.core.config import ConfigError, load_config, method_of, tuning_of
 from gsm8k_sft.core.runs import run_folder
 from gsm8k_sft.evaluation.results import read_evaluations
-from gsm8k_sft.experiments.study import Job, matrix_jobs, read_study, result_names, run_overrides
+from gsm8k_sft.experiments.study import Job, check_jobs, matrix_jobs, read_study, result_names, run_overrides
 from gsm8k_sft.models.adapters import load_tuned
 from gsm8k_sft.reporting.tables import comparison_table, format_table
 from gsm8k_sft.train import train
@@ -51,4 +51,4 @@ def test_a_form_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setenv("GSM8K_SFT_SWEEP_TUNING", "tinny")
     with pytest.raises(ConfigError, match="tuning: 'tinny' is not one of .* Did you mean 'tiny'"): matrix_jobs()
     (tmp_path / "study.yaml").write_text("preset: toy\nmethods: {a: {tuning: doora, learning_rates: [1.0e-3]}}\n")
-    with pytest.raises(ConfigError, match="methods.a.tuning: 'doora'"): read_study("study.yaml")
+    with pytest.raises(ConfigError, match="methods.a: tuning: 'doora'.* Did you mean 'dora'"): check_jobs(read_study("study.yaml"))

@@ -12,7 +12,7 @@ from fastcore.script import call_parse
 from importlib.util import find_spec
 from .training import at_most, synchronized_time
 from ..core.config import load_config
-from ..core.runs import environment, write_json
+from ..core.runs import environment, plain_errors, write_json
 from ..models.sources import error_text
 
 # %% ../../nbs/benchmarks/generation.ipynb #f862b7bc
@@ -183,6 +183,7 @@ def bench_answers(
 
 # %% ../../nbs/benchmarks/generation.ipynb #21ae3a9b
 @call_parse
+@plain_errors()
 def main(
     out: str = "results/benchmark/generation.json", # the record to write
     adapter: str = "", # a run's folder with a LoRA adapter of Gemma 3 270M

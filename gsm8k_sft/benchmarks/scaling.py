@@ -12,7 +12,7 @@ from fastcore.script import call_parse
 from omegaconf import OmegaConf
 from .training import bench_examples, matmul_rate, measure_training
 from ..core.config import CONFIGS, device, fingerprint, load_config, read_yaml
-from ..core.runs import environment, peak_memory, read_json, write_json
+from ..core.runs import environment, peak_memory, plain_errors, read_json, write_json
 from ..models.parameters import model_config
 from ..training.memory import random_training_model
 
@@ -86,6 +86,7 @@ def _compared(found, earlier):
 
 # %% ../../nbs/benchmarks/scaling.ipynb #5ca1e016
 @call_parse
+@plain_errors()
 def main(
     processes: str = "1,2", # numbers of processes, one a GPU; more than there are GPUs are left out
     out: str = "results/benchmark/scaling.json", # the record to write

@@ -15,7 +15,7 @@ from fastcore.script import call_parse
 from omegaconf import OmegaConf
 from transformers import TrainerCallback
 from ..core.config import CONFIGS, TUNINGS, load_config, read_yaml
-from ..core.runs import environment, read_json, write_json
+from ..core.runs import environment, plain_errors, read_json, write_json
 from ..models.parameters import count_parameters, model_config
 from ..models.sources import error_text
 from ..training.graphs import forget_run
@@ -209,6 +209,7 @@ def _describe(row):
 
 # %% ../../nbs/benchmarks/training.ipynb #2a7bb28b
 @call_parse
+@plain_errors()
 def main(
     out: str = "results/benchmark/training.json", # the record; written after each setting
     names: str = "", # only settings whose preset, tuning or name has one of these, separated by commas
@@ -222,8 +223,7 @@ def main(
     rows = bench_examples(load_tokenizer(load_config("gemma-3-270m", training=False)), 2000)
     wanted, done = [n.strip() for n in names.split(",") if n.strip()] or [""], [name(i) for i in record["items"]]
     cases = [c for c in training_cases() if name(c) not in done and any(n in name(c) for n in wanted)]
-    for k, case in enumerate(cases[:1] + cases): # the first one warms up the process
-        if k == 0: case = case | {"steps": 6, "warm": 4}
+    for k, case in enumerate([c | {"steps": 6, "warm": 4} for c in cases[:1]] + cases): # the first one warms up the process
         try:
             with at_most(max(seconds, case.get("seconds", 0))): row = measure_training(case, rows, steps)
         except Exception as e: # what a setting can't do is a result

@@ -171,7 +171,7 @@ class QloraSettings:
 @dataclass
 class StepConfig:
     "How a step is made of examples"
-    per_device_train_batch_size: int = within(COUNT)
+    per_device_train_batch_size: int = within("[1, 1000000]")
     gradient_accumulation_steps: int = within(COUNT)
     gradient_checkpointing: bool = MISSING
     train_sampling_strategy: Literal["random", "group_by_length"] = MISSING
@@ -189,7 +189,7 @@ class EvaluationConfig:
     batch_size: int | None = within(COUNT, "null takes as many as fit")
     max_new_tokens: int = within(COUNT)
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = MISSING
-    samples: int = within(COUNT)
+    samples: int = within("[1, 10000]")
     temperature: float = within(FROM_0, "0 is greedy")
     top_p: float = within("(0, 1]")
     seed: int = within(SEED)
@@ -202,7 +202,7 @@ class EvaluationConfig:
 @dataclass
 class TrainConfig(StepConfig):
     "How the weights are trained"
-    num_train_epochs: float = within(POSITIVE)
+    num_train_epochs: float = within("(0, 1000000]")
     max_steps: int = within("[-1, inf)", "-1 is train.num_train_epochs")
     learning_rate: float = within(POSITIVE)
     weight_decay: float = within(FROM_0)
@@ -265,6 +265,8 @@ def _check_ranges(cfg):
             hint = f"; {f.metadata['hint']}" if f.metadata["hint"] else ""
             raise ConfigError(f"{key}: {v} is outside {interval}{hint}")
     if OmegaConf.select(cfg, "train.max_steps") == 0: raise ConfigError("train.max_steps: 0 trains nothing; -1 is train.num_train_epochs")
+    if 0 < (OmegaConf.select(cfg, "evaluation.temperature") or 0) < 0.001:
+        raise ConfigError(f"evaluation.temperature: {cfg.evaluation.temperature} is outside [0.001, inf); 0 is greedy")
 
 # %% ../../nbs/core/config.ipynb #2db6d7a1
 def _fits(value, annotation):
@@ -276,6 +278,19 @@ def _fits(value, annotation):
     return type(value) is kind or (kind is float and type(value) is int)
 
 # %% ../../nbs/core/config.ipynb #64024cb1
+def _check_forms(settings):
+    "Raise a `ConfigError` at a form of LoRA that would not be trained, saved or evaluated right"
+    if settings.get("alora_invocation_tokens"):
+        raise ConfigError("lora_config.alora_invocation_tokens: aLoRA, which acts only after certain tokens, is not evaluated right")
+    for key in ("rank_pattern", "alpha_pattern"):
+        for name, value in (settings.get(key) or {}).items():
+            if type(value) not in (int, float) or not value > 0: raise ConfigError(f"lora_config.{key}: {name}: {value!r} must be above 0")
+    if str(start := settings.get("init_lora_weights")).startswith("pissa_niter"):
+        raise ConfigError(f"lora_config.init_lora_weights: {start} changes the base weights by chance, so it can't be saved; use pissa")
+    if start in ("eva", "corda", "lora_ga"):
+        raise ConfigError(f"lora_config.init_lora_weights: {start} needs a pass over the data before training, which is not done here")
+
+# %% ../../nbs/core/config.ipynb #5b1ade05
 SET_BY_US = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
              "runtime_config")
 
@@ -294,8 +309,7 @@ def _check_lora(settings):
         hint = f" Did you mean '{near[0]}'?" if near else ""
         if key not in types: raise ConfigError(f"lora_config.{key}: peft.LoraConfig has no such field.{hint}")
         if not _fits(settings[key], types[key]): raise ConfigError(f"lora_config.{key}: {settings[key]!r} is not of the type {types[key]}")
-    if (start := settings.get("init_lora_weights")) in ("eva", "corda", "lora_ga"):
-        raise ConfigError(f"lora_config.init_lora_weights: {start} needs a pass over the data before training, which is not done here")
+    _check_forms(settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try: LoraConfig(task_type="CAUSAL_LM", **settings)
@@ -495,10 +509,11 @@ def merge_layer(
     "Merge with names and types checked"
     try:
         layer = OmegaConf.from_dotlist([layer]) if isinstance(layer, str) else OmegaConf.create(layer)
+        if empty := OmegaConf.missing_keys(layer) - {"preset", "variant"}: raise ConfigError(f"{source}: {min(empty)}: ??? is no value")
         return OmegaConf.unsafe_merge(base, layer)
     except YAMLError as e: raise ConfigError(f"{source}: not readable as YAML: {' '.join(str(e).split())}") from None
     except (TypeError, OmegaConfBaseException) as e:
-        mappings = [p for k, f in _fields() for p in (k.rpartition(".")[0], k if "dict" in str(f.type) else "") if p]
+        mappings = [*(k for k in base if OmegaConf.is_dict(base._get_node(k))), *(k for k, f in _fields() if "dict" in str(f.type))]
         wrong = next((k for k in mappings if not isinstance(OmegaConf.select(layer, k), DictConfig | None)), "")
         if wrong: raise ConfigError(f"{source}: {wrong}: a mapping of keys is needed, as in base.yaml") from None
         if isinstance(e, TypeError): raise ConfigError(f"{source}: an item alone can't be set; give the whole list, as [1,2]") from None

@@ -46,7 +46,6 @@ def _from_hub(cfg, split):
     finally: constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = was
     return [(f"{name} {config}/{split} row {i}", row) for i, row in enumerate(rows.to_list())]
 
-# %% ../../nbs/data/datasets.ipynb #e6a02709
 def _published(cfg, split, problems):
     "(where, row) pairs of a published split, from wherever the configuration says"
     source, dataset = cfg.data.source, cfg.data.dataset

@@ -79,7 +79,7 @@ def evaluation_protocol(
     e, renderer, examples = cfg.evaluation, Renderer(tokenizer, cfg.data.prompt_style), shot_examples(cfg, shots, rows)
     prompts = [renderer.prompt(q, examples) for q in rows["question"]]
     pair = tokenizer([min(prompts, key=len), max(prompts, key=len)], add_special_tokens=False, verbose=False)["input_ids"]
-    choice = which_engine(model, e.engine, tokenizer, pair)
+    choice = which_engine(model, e.engine, tokenizer, pair, e.max_new_tokens)
     protocol = {
         "prompts_fingerprint": fingerprint(prompts), "shots": examples, "prompt_style": renderer.style, "renderer": renderer.describe(),
         "decoding": {k: e[k] for k in ("temperature", "top_p", "samples", "seed")} if e.temperature else "greedy",

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from fastcore.script import call_parse
 from ..core.config import fingerprint, load_config, project_path
-from ..core.runs import environment, write_json
+from ..core.runs import environment, plain_errors, write_json
 from ..data.datasets import load_gsm8k
 from ..models.loading import load_model, load_tokenizer
 
@@ -99,6 +99,7 @@ def contamination_losses(
     return _measured(model, tokenizer, texts, batch_size=8)
 
 @call_parse
+@plain_errors()
 def main(
     preset: str, # its untuned model
     overrides: str = "", # key=value pairs, separated by spaces, as in model.path=...

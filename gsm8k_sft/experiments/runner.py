@@ -6,7 +6,7 @@
 __all__ = ['do_job', 'run_notebook', 'do_jobs', 'run_study', 'results_folder', 'all_jobs', 'collect', 'skip_kept', 'main']
 
 # %% ../../nbs/experiments/runner.ipynb #c353210d
-import os, re, signal, socket, sys, tempfile, textwrap, threading, time, traceback
+import os, re, shlex, signal, socket, sys, tempfile, textwrap, threading, time, traceback
 from collections import Counter
 from functools import partial
 from importlib.util import find_spec
@@ -22,8 +22,8 @@ from ..data.datasets import load_evaluated
 from ..evaluation.archive import add_files, evaluation_files, glob_files, read_bytes, read_record, run_files
 from ..evaluation.results import complete_result, is_plain
 from .study import (
-    Job, base_jobs, chosen_setting, find_result, is_done, job_config, matrix_jobs, open_jobs, read_study, result_names, run_jobs,
-    run_overrides, search_job, search_state)
+    Job, base_jobs, check_jobs, chosen_setting, find_result, is_done, job_config, matrix_jobs, open_jobs, read_study, result_names,
+    run_jobs, run_overrides, search_job, search_state)
 
 # %% ../../nbs/experiments/runner.ipynb #7e9d5f1e
 def do_job(
@@ -57,7 +57,7 @@ def run_notebook(
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists(): set_aside(out)
     if job.overrides: overrides.append(f"evaluation.split={job.split}")
-    parameters = {k: getattr(job, k) for k in ("preset", "tuning", "dataset", "seed")} | {"overrides": " ".join(overrides)}
+    parameters = {k: getattr(job, k) for k in ("preset", "tuning", "dataset", "seed")} | {"overrides": shlex.join(overrides)}
     papermill.execute_notebook(TRAIN_NOTEBOOK, out, parameters=parameters, cwd=project_root(), progress_bar=False, stdout_file=sys.stdout,
                                extra_arguments=["--IPKernelApp.log_level=40"]) # no word about the transport of a kernel on this machine
     return do_job(job) if job.overrides else os.path.relpath(out)
@@ -88,7 +88,7 @@ class _Queue: # jobs to do, how each ended, and where all of them stand
         kinds = {"OutOfMemoryError|MemoryPlanError": "short", ".*(belongs to|another) process": "locked"}
         kind = next((k for words, k in kinds.items() if outcome == "failed" and re.match(words, text)), outcome)
         self.back[job, kind] += 1
-        few, whole = self.back[job, kind] < 3, self.shares.get(job) == self.whole
+        few, whole = self.back[job, kind] < 3, self.shares.get(job, self.share) >= self.whole
         again = {"lost": few, "stopped": few, "locked": True, "short": not whole}.get(kind)
         if kind == "locked": self.until[job] = time.monotonic() + 10
         if kind == "short": self.shares[job] = min(self.whole, 2 * self.shares.get(job, self.share))
@@ -97,7 +97,7 @@ class _Queue: # jobs to do, how each ended, and where all of them stand
         self.say(f"{job.name} {job.split}: {text} ({'put back' if again else outcome}) | {self.state()}")
         return kind
     def state(self): # where all jobs stand, in a line
-        left, best = len(set(self.left) - set(self.outcomes)), f", best {self.best[0]:.1f} % ({self.best[1]})" if self.best[1] else ""
+        left, best = len({*self.left, *self.running} - {*self.outcomes}), ", best {:.1f} % ({})".format(*self.best) if self.best[1] else ""
         numbers = f"{sum(outcome == 'done' for outcome, _ in self.outcomes.values())} done, {len(self.running)} running"
         seconds = min((time.monotonic() - self.began) / max(1, len(self.outcomes)) * (left + self.waiting), self.end - time.monotonic())
         return f"{numbers}, {left - len(self.running)} open, {self.waiting} waiting{best}, {max(0, seconds) / 60:.0f} min left"
@@ -178,13 +178,15 @@ def _start_ray(address, **ours):
     try: import ray
     except ImportError: raise ConfigError("several workers need Ray: pip install 'gsm8k_sft[cluster]', or take one worker") from None
     host, _, port = address.rpartition("//")[2].rpartition(":")
+    if host in ("127.0.0.1", "localhost"): host = ray.util.get_node_ip_address() # as Ray reads it
     try: host and socket.create_connection((host, int(port)), 10).close() # Ray itself would try for minutes
-    except (OSError, ValueError) as e: raise ConfigError(f"no Ray cluster answers at {address}: {e}") from None
+    except (OSError, ValueError) as e: raise ConfigError(f"no Ray cluster answers at {address}, for Ray {host}: {e}") from None
     for tries in (2, 1, 0): # Ray gives its processes 30 s to start, which may be too few on a busy machine
-        try: return ray.init(address or "local", log_to_driver=False, logging_level="error", **({} if address else ours)) and ray
+        try: ray.init(address or "local", log_to_driver=False, logging_level="error", **({} if address else ours))
         except Exception as e:
             if tries and "timed out during startup" in str(e): continue
             raise ConfigError(f"Ray does not start: {textwrap.shorten(str(e), 300)} Try again, or take one worker") from e
+        return ray
 
 # %% ../../nbs/experiments/runner.ipynb #8377c9f2
 def _with_ray(queue, do, workers, address):
@@ -193,6 +195,7 @@ def _with_ray(queue, do, workers, address):
           tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as private):
         ray = _start_ray(address, num_cpus=workers, include_dashboard=False, object_store_memory=80 * 2**20, _temp_dir=f"{private}/ray")
         team = _Team(ray, queue, do, workers, bool(address), os.path.basename(mark.name))
+        if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, signal.default_int_handler) # Ray's aborts
         try:
             while (left := queue.end - time.monotonic()) > 0:
                 team.hand_out()
@@ -216,8 +219,7 @@ def _one_by_one(queue, do):
     except KeyboardInterrupt:
         if time.monotonic() < queue.end: raise
     finally:
-        if before: signal.setitimer(signal.ITIMER_REAL, 0)
-        for s, handler in before.items(): signal.signal(s, handler)
+        for s, handler in before.items(): signal.setitimer(signal.ITIMER_REAL, 0), signal.signal(s, handler)
 
 # %% ../../nbs/experiments/runner.ipynb #4a1c0011
 def do_jobs(
@@ -245,7 +247,7 @@ def run_study(
 ) -> dict: # likewise
     "Do what can be done of a study"
     seen, do = set(), {"process": do_job, "notebook": run_notebook}[study.how]
-    def is_known(job): return job.key in seen or (done(job) and not seen.add(job.key))
+    def is_known(job): return job in seen or (done(job) and not seen.add(job))
     return do_jobs(lambda: open_jobs(study, is_known), do, **how)
 
 # %% ../../nbs/experiments/runner.ipynb #49856e4e
@@ -319,12 +321,12 @@ def main(
     "Do what can be done of a study, or of the matrix of settings.ini; the same command goes on"
     if how: check_choice("how", how, ["process", "notebook"])
     options, study = dict(workers=workers, minutes=minutes, address=ray), read_study(name) if name else None
-    if study: study.overrides, study.how = [*study.overrides, *overrides.split()], how or study.how
+    if study: study.overrides, study.how = [*study.overrides, *shlex.split(overrides)], how or study.how
+    elif overrides or keep or rest: raise ConfigError("overrides, keep and rest go with a study's name; the matrix has none")
     if study and keep: return print(f"{len(collect(study))} evaluations are in {os.path.relpath(project_path('results', study.archive))}")
     done, do = study and (skip_kept(study) if rest else is_done), do_job if how == "process" else run_notebook
-    jobs, waiting = open_jobs(study, done) if study else (matrix_jobs(), 0)
-    lines, last = [f"{j.name} {j.split}" if study else f"{j.preset} {j.name}" for j in jobs], f"{waiting} runs wait for a learning rate"
-    if dry_run: return print(*lines, *([f"{len(jobs)} jobs now, {last}"] if study else []), sep="\n")
+    jobs, waiting = open_jobs(check_jobs(study), done) if study else (matrix_jobs(), 0)
+    if dry_run: return print(*jobs, f"{len(jobs)} jobs now, {waiting} runs wait for a learning rate", sep="\n")
     try: found = run_study(study, done, **options) if study else do_jobs(lambda: (jobs, 0), do, **options)
     except KeyboardInterrupt: sys.exit(130) # as a shell says it
     for m, (setting, right) in {m: chosen_setting(study, m) for m in (study and study.methods or ())}.items():

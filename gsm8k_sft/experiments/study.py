@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Method', 'Runs', 'Base', 'Study', 'read_study', 'Job', 'matrix_jobs', 'Setting', 'search_job', 'run_jobs',
-           'base_jobs', 'run_overrides', 'job_config', 'result_names', 'is_done', 'find_result', 'choose_rate',
-           'search_state', 'chosen_setting', 'open_jobs']
+           'base_jobs', 'run_overrides', 'job_config', 'check_jobs', 'result_names', 'is_done', 'find_result',
+           'choose_rate', 'search_state', 'chosen_setting', 'open_jobs']
 
 # %% ../../nbs/experiments/study.ipynb #1559b9c7
 import itertools, json
@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from omegaconf import DictConfig, MISSING, OmegaConf
 from ..core.config import (
-    READ, ConfigError, check_choice, choices, config_file, empty_config, evaluated_datasets, load_config, merge_layer,
+    READ, ConfigError, check_choice, choices, config_file, evaluated_datasets, load_config, merge_layer,
     method_of, project_path, read_yaml, setting)
 from ..data.datasets import load_gsm8k
 from ..evaluation.compare import compare
@@ -31,7 +31,6 @@ class Method:
     seeds: list[int] = field(default_factory=lambda: [0, 1]) # rates that the first doesn't tell apart are tried with all
     epochs: list[float] = field(default_factory=list) # the first while rates are tried, then all at the best one; empty: as the preset says
     overrides: list[str] = field(default_factory=list)
-
 @dataclass
 class Runs:
     "Runs at a method's learning rate"
@@ -49,7 +48,6 @@ class Base:
     shots: list[int] = field(default_factory=lambda: [0, 1])
     overrides: list[str] = field(default_factory=list) # as in data.prompt_style=plain
     split: str = "test" # or validation: the problems that learning rates are chosen on
-
 @dataclass
 class Study:
     "All of these for one preset"
@@ -63,20 +61,23 @@ class Study:
     archive: str = "" # folder of results/ that keeps it, set by `read_study`
 
 # %% ../../nbs/experiments/study.ipynb #45e0622d
+def _label(name, run): return name if run.overrides or run.tuning else run.method # a run without changes goes by its method's name
+_SET_BY_STUDY = ("run_name=", "train.when_done=", "train.learning_rate=", "evaluation.split=")
 def _check_lists(study, path):
-    "What a job would be refused for only when its turn comes"
-    parts = {f"{path}: {kind}.{name}": of for kind in ("methods", "runs") for name, of in study[kind].items()}
-    for where, of in (parts | {f"{path}: base[{i}]": b for i, b in enumerate(study.base)}).items():
-        for key in (k for k in ("learning_rates", "seeds", "datasets", "ask", "shots") if k in of):
-            if not of[key] or len({*of[key]}) < len(of[key]) or any(isinstance(v, int | float) and v < 0 for v in of[key]):
-                raise ConfigError(f"{where}.{key}: needs at least one value, each once and none negative, not {list(of[key])}")
+    "Lists without a value, or with one that can't be; overrides of what the study itself sets"
+    parts = [(f"{path}: {kind}.{name}", of) for kind in ("methods", "runs") for name, of in study[kind].items()]
+    for where, of in parts + [(f"{path}: base[{i}]", b) for i, b in enumerate(study.base)]:
+        for key in (k for k in ("learning_rates", "epochs", "seeds", "datasets", "ask", "shots") if k in of):
+            bad = any(v < 0 if isinstance(v, int) else isinstance(v, float) and not 0 < v < float("inf") for v in of[key])
+            if bad or len({*of[key]}) < len(of[key]) or not (of[key] or key == "epochs"):
+                raise ConfigError(f"{where}.{key}: needs at least one value, each once, none negative, rates above 0, not {list(of[key])}")
         asked = [o for ask in of.get("ask", ()) for o in ask.split()]
-        for o in (*study.overrides, *of.overrides, *asked): merge_layer(empty_config(), o, where)
-        for o in asked:
-            if not o.startswith(("evaluation.", "data.")):
+        for o in (*study.overrides, *of.overrides, *asked):
+            if o in asked and not o.startswith(("evaluation.", "data.")):
                 raise ConfigError(f"{where}.ask: {o!r} would change the training; only evaluation.* and data.* can be changed here")
+            if o.startswith(_SET_BY_STUDY): raise ConfigError(f"{where}: {o!r}: the study itself sets {' '.join(_SET_BY_STUDY)}")
     for pair in study.pairs:
-        if len(pair) != 2: raise ConfigError(f"{path}: pairs: {list(pair)}: a pair has two experiments")
+        if len({*pair}) != 2 or len(pair) != 2: raise ConfigError(f"{path}: pairs: {list(pair)}: a pair has two experiments")
 
 # %% ../../nbs/experiments/study.ipynb #45e0622e
 _sizes = {} # how many test problems a configuration's data has: read once for all jobs, see `result_names`
@@ -92,19 +93,15 @@ def read_study(
     study = merge_layer(OmegaConf.structured(Study), read_yaml(path), str(path))
     if lacking := sorted(OmegaConf.missing_keys(study)): raise ConfigError(f"{path}: {lacking[0]}: is missing")
     study.archive = "/".join(filter(None, (kind, study.preset)))
-    check_choice(f"{path}: preset", study.preset, choices("preset"))
     check_choice(f"{path}: how", study.how, ["process", "notebook"])
-    for name, m in study.methods.items(): method_of(m.tuning, f"{path}: methods.{name}.tuning")
     for name, r in study.runs.items():
         check_choice(f"{path}: runs.{name}.method", r.method, list(study.methods))
-        if r.tuning: method_of(r.tuning, f"{path}: runs.{name}.tuning")
         for d in r.datasets:
             if OmegaConf.select(read_yaml(config_file("dataset", d)), "data.trainable") is False:
                 raise ConfigError(f"{path}: runs.{name}.datasets: {d} is for testing only; ask: ['evaluation.datasets=[{d}]'] asks it")
-    for b in study.base: check_choice(f"{path}: base.split", b.split, ("test", "validation"))
-    experiments = ["base", *(f"{n}_{d}" for n, r in study.runs.items() for d in r.datasets)]
-    for name in itertools.chain(*study.pairs): check_choice(f"{path}: pairs", name, experiments)
     _check_lists(study, path)
+    experiments = ["base", *(f"{_label(n, r)}_{d}" for n, r in study.runs.items() for d in r.datasets)]
+    for name in itertools.chain(*study.pairs): check_choice(f"{path}: pairs", name, experiments)
     return study
 
 # %% ../../nbs/experiments/study.ipynb #d9a0be2a
@@ -120,9 +117,7 @@ class Job:
     split: str = "test"
     ask: tuple = ("",) # evaluation settings, one evaluation each
     shots: tuple = () # of the untuned model
-
-    @property
-    def key(self): return self.name, self.split, self.ask
+    def __str__(self): return f"{self.preset} {self.name} {self.split}"
 
 # %% ../../nbs/experiments/study.ipynb #650f308d
 def matrix_jobs() -> list[Job]: # one for each preset, tuning, data set and seed
@@ -142,7 +137,6 @@ def _rate_name(rate):
     "A learning rate as it stands in a run's name, as in 5e-5"
     mantissa, exponent = f"{rate:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
-
 @dataclass(frozen=True)
 class Setting:
     "A learning rate and a number of epochs"
@@ -150,7 +144,6 @@ class Setting:
     epochs: float | None = None # None: as the preset says
     first: bool = True # the number of epochs that rates are tried with: it isn't in a run's name
     seed: int = 0 # of the step of a search
-
     @property
     def name(self): return _rate_name(self.rate) + ("" if self.first else f"-{self.epochs:g}ep")
     @property
@@ -177,8 +170,7 @@ def run_jobs(
     "What is trained and evaluated on the test problems"
     r, m = study.runs[name], study.methods[study.runs[name].method]
     overrides = (*study.overrides, *m.overrides, *setting.overrides, *r.overrides)
-    label, tuning = name if r.overrides or r.tuning else r.method, r.tuning or m.tuning
-    return [Job(study.preset, f"{label}_{d}-lr{setting.name}-s{s}", tuning, d, s, overrides, ask=tuple(r.ask))
+    return [Job(study.preset, f"{_label(name, r)}_{d}-lr{setting.name}-s{s}", r.tuning or m.tuning, d, s, overrides, ask=tuple(r.ask))
             for s in r.seeds for d in r.datasets]
 
 def base_jobs(
@@ -203,6 +195,21 @@ def job_config(
     "The configuration of one of a job's evaluations"
     overrides = [*run_overrides(job), f"evaluation.split={job.split}", *ask.split()]
     return load_config(job.preset, job.tuning or "full", job.dataset, job.seed, overrides=overrides, training=False)
+
+# %% ../../nbs/experiments/study.ipynb #3d4de0c2
+def check_jobs(
+    study: DictConfig, # from `read_study`
+) -> DictConfig: # the same; a `ConfigError` at a job that would be refused when its turn comes, or that has another one's name
+    "Check the configurations of all jobs of a study"
+    at, called = {m: Setting(of.learning_rates[0], next(iter(of.epochs), None)) for m, of in study.methods.items()}, {}
+    jobs = [(f"methods.{m}", search_job(study, m, s)) for m, s in at.items()] + [(f"base[{i}]", j) for i, j in enumerate(base_jobs(study))]
+    jobs += [(f"runs.{name}", j) for name, r in study.runs.items() for j in run_jobs(study, name, at[r.method])]
+    for where, job, ask in [(w, j, a) for w, j in jobs for a in j.ask]:
+        try: evaluated_datasets(job_config(job, ask))
+        except ConfigError as e: raise ConfigError(f"{where}: {e}") from None
+        if job.tuning and called.setdefault(job.name, job.overrides) != job.overrides:
+            raise ConfigError(f"{where}: another training of this study is called {job.name} too; give it another name")
+    return study
 
 # %% ../../nbs/experiments/study.ipynb #3d4de02b
 @cache

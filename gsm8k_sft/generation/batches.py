@@ -51,6 +51,7 @@ def answer_batch(
     stop_ids: Sequence[int], # any of them ends an answer
 ) -> list[tuple[list[int], str]]: # per prompt its new tokens, stop token included, and stop or length
     "Greedy answers to a batch of tokenised prompts"
+    import torch
     from transformers import GenerationConfig
     pad, rows = tokenizer.pad_token_id, model.get_input_embeddings().weight.shape[0]
     pad = [*stop_ids, 0][0] if pad is None or pad >= rows else pad
@@ -60,6 +61,10 @@ def answer_batch(
     with evaluation_mode(model) as inner:
         before, inner.generation_config = inner.generation_config, config
         try: out = inner.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)
+        except (torch.OutOfMemoryError, GenerationError): raise
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as e:
+            raise GenerationError(f"{type(inner).__name__} can't be answered: transformers' own generate fails "
+                                  f"({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]})") from e
         finally: inner.generation_config = before
     rows = out[:, input_ids.shape[1]:].tolist()
     return [(row[:n], reason) for row in rows for n, reason in [first_stop(row, stop_ids)]]

@@ -26,25 +26,28 @@ class Choice:
     why: str = "" # why not slots, or why one at a time
     alone: bool = False # one prompt at a time
 
+# %% ../../nbs/generation/generate.ipynb #5b1ade03
 def which_engine(
     model, # a causal language model
     engine: str = "auto", # slots, transformers; auto: slots where the model allows it
     tokenizer=None, # the model's
     token_ids: Sequence[list[int]] = (), # prompts to check it with; without any, only the architecture is looked at
+    new_tokens: int = 0, # of an answer, at most
 ) -> Choice:
     "The engine that will answer"
     from gsm8k_sft.generation.checks import engine_fault, foreign_parts, padding_fault, remembered, two_prompts
     if engine not in ENGINES: raise GenerationError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
     inner, why = model.get_base_model() if hasattr(model, "get_base_model") else model, ""
+    longest = max(map(len, token_ids), default=0) + new_tokens
+    def pair(): return two_prompts(token_ids, model, longest)
     if engine != "transformers":
         why = "it has an encoder" if inner.config.is_encoder_decoder else foreign_parts(inner)
         if len(set(getattr(inner, "hf_device_map", {}).values())) > 1: why = "it is spread over several devices"
-        if token_ids and not why: why = remembered("engine", model, lambda: engine_fault(model, two_prompts(token_ids, model)))
+        if token_ids and not why: why = remembered("engine", model, lambda: engine_fault(model, pair()), longest)
         if why and engine == "slots":
             raise GenerationError(f"engine: {type(model).__name__} can't be answered in slots ({why}); use engine=transformers")
         if not why: return Choice("slots")
-    find = lambda: padding_fault(model, tokenizer, two_prompts(token_ids, model))
-    padding = remembered("padding", model, find) if token_ids else ""
+    padding = remembered("padding", model, lambda: padding_fault(model, tokenizer, pair()), longest) if token_ids else ""
     return Choice("transformers", "; ".join(filter(None, (why, padding and f"one prompt at a time: {padding}"))), bool(padding))
 
 # %% ../../nbs/generation/generate.ipynb #71c0e754
@@ -124,20 +127,34 @@ def _with_progress(answers, total, every=5.0):
                   f"about {(total - done) / rate:.0f} s left", flush=True)
         yield answer
 
+# %% ../../nbs/generation/generate.ipynb #6c0ffee2
+_STEERS = ("repetition_penalty encoder_repetition_penalty no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens "
+           "sequence_bias forced_bos_token_id forced_eos_token_id min_length min_new_tokens num_beams stop_strings guidance_scale "
+           "exponential_decay_length_penalty").split()
+
+def _left_out(model):
+    "What the model's generation_config.json asks for and answers here do without, as key=value"
+    own = model.generation_config.to_diff_dict()
+    return ", ".join(f"{k}={str(own[k])[:60]}" for k in _STEERS if own.get(k) not in (None, 0, 1, [], False))
+
+
 # %% ../../nbs/generation/generate.ipynb #76db00e5
 _SAID = set() # once a process
+
+def _say_once(text):
+    if text not in _SAID: print_once(text, file=sys.stderr)
+    _SAID.add(text)
 
 def _choose(model, tokenizer, token_ids, max_new_tokens, batch_size, engine, drawn):
     "The engine to use, said where it isn't what was to be expected; `drawn`: sampling or calculator"
     if (batch_size is not None and batch_size < 1) or max_new_tokens < 1:
         raise GenerationError(f"batch_size ({batch_size}) and max_new_tokens ({max_new_tokens}) must be at least 1")
-    choice = which_engine(model, engine, tokenizer, token_ids)
+    choice = which_engine(model, engine, tokenizer, token_ids, max_new_tokens)
     if choice.engine == "transformers" and drawn:
         raise GenerationError("engine: transformers answers greedily and without a calculator; " + (
             f"slots aren't possible for {type(model).__name__} ({choice.why})" if choice.why else "use engine=slots"))
-    if (text := f"{type(model).__name__} is answered by transformers' own generate: {choice.why}") not in _SAID and choice.why:
-        print_once(text, file=sys.stderr)
-        _SAID.add(text)
+    if choice.why: _say_once(f"{type(model).__name__} is answered by transformers' own generate: {choice.why}")
+    if left := _left_out(model): _say_once(f"its generation_config.json asks for {left}: left out, so that models are compared alike")
     return choice
 
 # %% ../../nbs/generation/generate.ipynb #a47b67ab

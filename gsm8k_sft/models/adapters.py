@@ -30,6 +30,9 @@ def _check_names(model, settings):
     if unknown := [t for t in targets if targets != "all-linear" and not any(f".{name}".endswith(f".{t}") for name in linear)]:
         raise ModelError(f"lora_config.target_modules: {', '.join(unknown)} is no linear layer of this model that can carry an adapter; "
                          f"it has {', '.join(sorted({name.rsplit('.', 1)[-1] for name in linear}))}")
+    tokens = settings.get("trainable_token_indices") or []
+    if any(i < 0 for ids in (tokens.values() if isinstance(tokens, dict) else [tokens]) for i in ids):
+        raise ModelError(f"lora_config.trainable_token_indices: {tokens} must be numbers of tokens, from 0")
     names, n = [name for name, _ in model.named_modules()], model.config.get_text_config().num_hidden_layers
     for key in ("modules_to_save", "rank_pattern", "alpha_pattern"):
         for name in settings.get(key) or []:
@@ -73,6 +76,9 @@ def prepare_for_training(
     if (cfg.tuning_method == "qlora") != quantized:
         held, other = ("4-bit", "qlora") if quantized else ("dense", "lora")
         raise ModelError(f"tuning_method: {cfg.tuning_method} on {held} weights: use tuning={other}, or a folder with other weights")
+    if whole := [n for n, p in model.named_parameters() if cfg.tuning_method == "full" and not p.is_floating_point()]:
+        raise ModelError(f"tuning_method: full, but {len(whole)} weights are stored as whole numbers ({whole[0]} ...) and can't be "
+                         "trained: use tuning=lora, or a folder with other weights")
     if cfg.tuning_method == "full": return model.requires_grad_(True).train()
     model.requires_grad_(False)
     if cfg.train.gradient_checkpointing: model.enable_input_require_grads()
@@ -93,6 +99,8 @@ def merge_adapter(
     "Add the adapter into the weights"
     if getattr(model, "is_loaded_in_4bit", False):
         raise ModelError("4-bit weights can't take up an adapter without rounding it away: load_tuned(folder, quantized=False), then merge")
+    if any(getattr(c, "layer_replication", None) for c in model.peft_config.values()):
+        raise ModelError("an adapter on repeated layers (lora_config.layer_replication) can't be merged: they share their weights")
     return model.merge_and_unload(safe_merge=True)
 
 # %% ../../nbs/models/adapters.ipynb #12710a09

@@ -166,12 +166,21 @@ def adapter_folder(
     return folder
 
 # %% ../../nbs/models/loading.ipynb #01213124
+def _check_kind(config):
+    "Raise a `ModelError` for an adapter that the model inside, which is asked and merged, lacks or has otherwise than trained"
+    kind = "aLoRA" if getattr(config, "alora_invocation_tokens", None) else config.peft_type.value
+    if config.is_prompt_learning or kind in ("aLoRA", "POLY", "XLORA"):
+        raise ModelError(f"{kind} does more than change weights, so it can't be evaluated or merged here")
+    if str(start := getattr(config, "init_lora_weights", None)).startswith("pissa_niter"):
+        raise ModelError(f"{start} changes the base weights by chance, anew in each loading; convert it to LoRA where it was trained")
+
+# %% ../../nbs/models/loading.ipynb #5b1ade04
 def load_adapter(
     model, # transformers model, the adapter's base
     path: Path | str, # an adapter's folder, or a run folder
 ): # PeftModel
     "Put a saved adapter on its base model, every tensor of it"
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from peft.utils import load_peft_weights, set_peft_model_state_dict
     folder, embedding = adapter_folder(path), model.get_input_embeddings()
     with warnings.catch_warnings():
@@ -181,6 +190,7 @@ def load_adapter(
             tensors = load_peft_weights(str(folder), device="cpu")
             rows = max((len(t) for n, t in tensors.items() if n.endswith(("embed_tokens.weight", "wte.weight"))), default=0)
             if rows > embedding.num_embeddings: model.resize_token_embeddings(rows, mean_resizing=False)
+            _check_kind(PeftConfig.from_pretrained(folder))
             adapted = PeftModel.from_pretrained(model, folder)
             unused = sorted(set_peft_model_state_dict(adapted, tensors).unexpected_keys)
         except Exception as e: raise ModelError(f"{folder}: this adapter doesn't fit the base model: {error_text(e)}") from e

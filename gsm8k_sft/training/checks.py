@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..core.runs import print_once
 from ..data.datasets import Collator
-from ..generation.checks import difference, foreign_parts, remembered, tolerance
+from ..generation.checks import difference, foreign_parts, outgrown, remembered, tolerance
 from .graphs import training_mode
 from .loss import packed_loss
 from .memory import TOKENS
@@ -22,11 +22,13 @@ from .packing import Packed, PackedCollator, soft_cap_blocks
 # %% ../../nbs/training/checks.ipynb #f81d6abb
 def two_examples(
     rows, # tokenised examples: input_ids and labels
+    beyond: int = 0, # the second is longer than this
 ) -> list[dict]: # two of them
     "The shortest example and the longest one up to 256 tokens, whole: without its beginning a text's gradient is mostly rounding"
     order = sorted(rows, key=lambda r: len(r["input_ids"]))
-    order = [r for r in order if len(r["input_ids"]) <= 256] or order[:1]
-    return [{k: torch.as_tensor(r[k]) for k in ("input_ids", "labels")} for r in (order[0], order[-1])]
+    usual = [r for r in order if len(r["input_ids"]) <= 256] or order[:1]
+    long = usual[-1] if len(usual[-1]["input_ids"]) > beyond else next(r for r in order if len(r["input_ids"]) > beyond)
+    return [{k: torch.as_tensor(r[k]) for k in ("input_ids", "labels")} for r in (order[0], long)]
 
 def _step(model, loss):
     "The loss of a step, the norm of its gradient, and the parameters that get one"
@@ -40,6 +42,7 @@ def _step(model, loss):
 def _compare(model, inner, examples, pad):
     "What is wrong with a packed step of `examples`"
     if wrong := foreign_parts(inner): return wrong
+    if getattr(inner.config.get_text_config(), "output_router_logits", False): return "its loss counts how tokens are spread over experts"
     to_device = lambda batch: {k: v.to(inner.device) if torch.is_tensor(v) else v for k, v in batch.items()}
     batch, chunk = to_device(Collator(pad)(examples)), to_device(PackedCollator(10**9)(examples)["chunks"][0])
     packed, allowed = Packed(chunk["bounds"], chunk["longest"], soft_cap_blocks(inner.config, chunk)), tolerance(model)
@@ -68,10 +71,11 @@ def packing_fault(
 ) -> str: # what is wrong, in words; empty if packed steps are right
     "Compare a packed step with transformers' padded one; the verdict is remembered"
     inner, modes = model.get_base_model() if hasattr(model, "get_base_model") else model, [m for m in model.modules() if m.training]
-    gpus = [inner.device.index or 0] if inner.device.type == "cuda" else []
+    gpus, longest = [inner.device.index or 0] if inner.device.type == "cuda" else [], max(len(r["input_ids"]) for r in rows)
     try:
         with torch.random.fork_rng(gpus), torch.autocast(inner.device.type, half, enabled=half is not None):
-            return remembered("packing", model, lambda: _compare(model.eval(), inner, two_examples(rows), pad))
+            pair = two_examples(rows, outgrown(model, longest))
+            return remembered("packing", model, lambda: _compare(model.eval(), inner, pair, pad), longest)
     finally:
         model.eval()
         for m in modes: m.training = True
