@@ -106,10 +106,8 @@ def fit(
     try:
         if cfg.train.packing and not trainer.cfg.train.packing: # padded after all: other memory
             loaded.plan = check_fits(trainer.cfg, longest=loaded.longest, held=torch.cuda.memory_reserved() - loaded.held)
-        run.lap("check")
         trainer.lap = log.lap = run.lap
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
-        run.lap("training")
         state, outcome = trainer.state, {"speedup": trainer.speedup, "processes": trainer.args.world_size}
         if signals.stopped and state.global_step < state.max_steps:
             raise TrainingInterrupted(f"{signals.stopped} at step {state.global_step} of {state.max_steps}: "
@@ -117,7 +115,6 @@ def fit(
         check_trained(trainer, norms)
         save_weights(trainer, run.folder, cfg.tuning_method)
         outcome |= {"status": "trained", "tuned_fingerprint": weights_fingerprint(trainer.model)}
-        run.lap("saving")
     except BaseException as e:
         stopped = isinstance(e, TrainingInterrupted)
         outcome = {"status": "interrupted"} if stopped else {"status": "failed", "error": f"{type(e).__name__}: {e}"}
@@ -126,7 +123,7 @@ def fit(
         signals.restore()
         run.update(**last_record(trainer, log, loaded), **outcome)
 
-# %% ../nbs/02_train.ipynb #53dc0600
+# %% ../nbs/02_train.ipynb #c0de0021
 def _summary(cfg, record, results):
     "What trackers are told at the end: numbers and texts by name"
     found = {k: v for k, v in record.items() if isinstance(v, (int, float, str))}
@@ -137,6 +134,7 @@ def _summary(cfg, record, results):
             found |= {f"{where}_{k}": v["value"], f"{where}_{k}_low": v["low"], f"{where}_{k}_high": v["high"]}
     return found
 
+# %% ../nbs/02_train.ipynb #53dc0600
 def train(
     cfg: DictConfig, # from `load_config`
     evaluate: bool = True, # ask the tuned model the problems of `cfg.evaluation.split`
@@ -149,15 +147,14 @@ def train(
         asked, cfg = load_evaluated(cfg) if evaluate else None, cfg.copy() # the copy gets a number for train.max_tokens=null
         loaded = None if run.trained else _check_asked(load_for_training(cfg), asked or [])
         trackers(cfg) # one without a key is refused too, and until here nothing was touched
-        how = "trained already, going on with the evaluation" if run.trained else f"going on from {run.checkpoint}" if run.checkpoint else ""
-        print_once(how or f"the run is written to {os.path.relpath(run.folder)}")
+        if run.trained: print_once("trained already, going on with the evaluation")
+        else: print_once(f"going on from {run.checkpoint}" if run.checkpoint else f"the run is written to {os.path.relpath(run.folder)}")
         run.clear()
         run.lap("loading")
         with reporting(cfg, run.folder, run.main) as summary:
-            if loaded: fit(cfg, run, loaded)
+            if loaded: fit(cfg, run, loaded), run.lap("saving")
             else: run.begin(run.record | {"environment": environment()})
-            tokenizer = loaded and loaded.tokenizer
-            del loaded # the base weights, trained by now: with them the optimizer's memory is free
+            tokenizer, loaded = loaded and loaded.tokenizer, None # without the trained weights the optimizer's memory is free
             forget_run(compiled=False)
             results = evaluate_run(run.folder, asked=asked, tokenizer=tokenizer) if evaluate else [] # by all processes
             run.lap("evaluation")

@@ -88,7 +88,8 @@ def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(training):
 
 def test_trained_and_not_yet_evaluated(monkeypatch, capsys):
     "After the last step there is no checkpoint; a run whose evaluation was stopped goes on with the evaluation"
-    cfg = load_config("toy", "lora", overrides=f"{SMALL} train.max_steps=4 train.save_steps=2 data.test_samples=4 evaluation.max_new_tokens=4")
+    few = "train.max_steps=4 train.save_steps=2 data.test_samples=4 evaluation.max_new_tokens=4"
+    cfg = load_config("toy", "lora", overrides=f"{SMALL} {few}")
     def stop(*args, **kwargs): raise KeyboardInterrupt
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr("gsm8k_sft.train.evaluate_run", stop)

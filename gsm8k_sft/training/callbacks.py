@@ -36,7 +36,9 @@ class RunLog(TrainerCallback):
     def on_evaluate(self, args, state, control, **kwargs): self._count("validation")
     def on_step_end(self, args, state, control, **kwargs): control.should_log |= state.global_step >= state.max_steps
 
+    def on_train_end(self, args, state, control, **kwargs): self.lap("training")
     def on_train_begin(self, args, state, control, **kwargs):
+        self.lap("check")
         if not state.is_world_process_zero: return
         earlier = read_log(self.path, strict=True) if self.path.exists() else []
         self.rows = [r for r in earlier if r["step"] <= state.global_step]

@@ -122,9 +122,9 @@ def _capped_attention(query, key, value, blocks, scale, softcap):
     attend = flex_attention if torch.compiler.is_compiling() else _compiled_flex() # a compiled layer compiles it itself
     return attend(query, key, value, score_mod=cap, block_mask=blocks, scale=scale, enable_gqa=True)
 
-# %% ../../nbs/training/packing.ipynb #7617617e
 _plain = torch.compiler.disable(plain_prefill)
 
+# %% ../../nbs/training/packing.ipynb #7617617e
 def packed_attention(
     module, # the attention layer
     query: torch.Tensor, # (1, heads, tokens, dimension)
