@@ -123,17 +123,6 @@ def fit(
         signals.restore()
         run.update(**last_record(trainer, log, loaded), **outcome)
 
-# %% ../nbs/02_train.ipynb #c0de0021
-def _summary(cfg, record, results):
-    "What trackers are told at the end: numbers and texts by name"
-    found = {k: v for k, v in record.items() if isinstance(v, (int, float, str))}
-    found |= {f"{group}/{k}": v for group in ("parameters", "seconds") for k, v in record[group].items()}
-    for r in results:
-        where = f"{r['split'] if r['dataset'] == cfg.data.dataset else r['dataset'] + '/' + r['split']}/accuracy"
-        for k, v in r["accuracy"].items():
-            found |= {f"{where}_{k}": v["value"], f"{where}_{k}_low": v["low"], f"{where}_{k}_high": v["high"]}
-    return found
-
 # %% ../nbs/02_train.ipynb #53dc0600
 def train(
     cfg: DictConfig, # from `load_config`
@@ -166,6 +155,16 @@ def train(
         return run.record
 
 # %% ../nbs/02_train.ipynb #087baade
+def _summary(cfg, record, results):
+    "What trackers are told at the end: numbers and texts by name"
+    found = {k: v for k, v in record.items() if isinstance(v, (int, float, str))}
+    found |= {f"{group}/{k}": v for group in ("parameters", "seconds") for k, v in record[group].items()}
+    for r in results:
+        where = f"{r['split'] if r['dataset'] == cfg.data.dataset else r['dataset'] + '/' + r['split']}/accuracy"
+        for k, v in r["accuracy"].items():
+            found |= {f"{where}_{k}": v["value"], f"{where}_{k}_low": v["low"], f"{where}_{k}_high": v["high"]}
+    return found
+
 @call_parse
 @plain_errors(TrainingError)
 def main(
