@@ -302,7 +302,7 @@ def test_the_trainer_is_gone_when_the_evaluation_begins(monkeypatch):
     def watched(trainer, *args):
         for o in (trainer, trainer.model, trainer.optimizer.optimizer, next(iter(trainer.optimizer.state))): alive.append(weakref.ref(o))
         return save_weights(trainer, *args)
-    def evaluation(folder, asked):
+    def evaluation(folder, asked, tokenizer):
         found.extend(r() is not None for r in alive)
         return [{"name": "none", "dataset": asked[0][0].data.dataset, "split": "test", "accuracy": {}}]
     monkeypatch.setattr("gsm8k_sft.train.save_weights", watched)
