@@ -9,6 +9,7 @@ __all__ = ['load_for_training', 'first_record', 'last_record', 'fit', 'train', '
 import os, shutil, sys
 import torch
 from types import SimpleNamespace
+from accelerate import PartialState
 from fastcore.script import call_parse
 from omegaconf import DictConfig
 from .core.config import load_config, tuning_of
@@ -77,7 +78,8 @@ def first_record(cfg, loaded):
             "tuning_method": tuning_of(cfg), "dataset": cfg.data.dataset, "lanes": int(os.environ.get("GSM8K_SFT_WORKERS", 1)),
             "base_model": cfg.model.path or cfg.model.name, "precision": cfg.model.precision, "dtypes": precision_of(loaded.model),
             "model_fingerprint": loaded.base_fingerprint, "data": data, "parameters": count_parameters(loaded.model),
-            "memory": memory_record(loaded.plan), "max_tokens": cfg.train.max_tokens, "environment": environment()}
+            "memory": memory_record(loaded.plan), "max_tokens": cfg.train.max_tokens, "environment": environment(),
+            "processes": PartialState().num_processes}
 
 def last_record(trainer, log, loaded):
     "What is known after the last step"
@@ -108,7 +110,7 @@ def fit(
             loaded.plan = check_fits(trainer.cfg, longest=loaded.longest, held=torch.cuda.memory_reserved() - loaded.held)
         trainer.lap = log.lap = run.lap
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
-        state, outcome = trainer.state, {"speedup": trainer.speedup, "processes": trainer.args.world_size}
+        state, outcome = trainer.state, {"speedup": trainer.speedup}
         if signals.stopped and state.global_step < state.max_steps:
             raise TrainingInterrupted(f"{signals.stopped} at step {state.global_step} of {state.max_steps}: "
                                       f"checkpoint-{state.global_step} is in {run.folder}. The same command goes on from there.")

@@ -241,7 +241,7 @@ def test_resume_wants_the_same_examples_and_lists_its_processes(capsys):
     path = run_folder(cfg) / "record.json"
     begun = read_json(path)
     write_json(path, begun | {"data": begun["data"] | {"fingerprint": "0123456789abcdef"}})
-    with pytest.raises(TrainingError, match="began with training examples 0123456789ab"): train(cfg, evaluate=False)
+    with pytest.raises(TrainingError, match="its training examples were 0123456789ab when it began"): train(cfg, evaluate=False)
     begun["environment"]["packages"]["torch"] = "1.0"
     write_json(path, begun)
     record = train(cfg, evaluate=False)

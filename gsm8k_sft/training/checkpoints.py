@@ -117,12 +117,13 @@ def begin(self: Run,
     opening: dict, # what is known before the first step: model_fingerprint, data, environment ...
 ) -> None:
     "Compare a resumed run with how it began; start the record and note this process"
-    known = {"base weights": self.record.get("model_fingerprint"), "training examples": (self.record.get("data") or {}).get("fingerprint")}
-    now = {"base weights": opening["model_fingerprint"], "training examples": opening["data"]["fingerprint"]}
-    for what, old in known.items() if self.checkpoint else ():
+    def known(record): return {"base weights": record.get("model_fingerprint"), "processes": record.get("processes"),
+                               "training examples": (record.get("data") or {}).get("fingerprint")}
+    now = known(opening)
+    for what, old in known(self.record).items() if self.checkpoint else ():
         if old not in (None, now[what]):
-            raise TrainingError(f"{self.folder}: the run began with {what} {old[:12]}, and they are now {now[what][:12]}. "
-                                "Give the run another name (run_name=...) or move its folder away to start anew.")
+            raise TrainingError(f"{self.folder}: its {what} were {str(old)[:12]} when it began and are {str(now[what])[:12]} now. Go on as it "
+                                "began, or give the run another name (run_name=...), or move its folder away to start anew.")
     versions, packages = self.record.get("environment", {}).get("packages", {}), opening["environment"]["packages"]
     changed = [f"{k} {v} is now {packages.get(k)}" for k, v in versions.items() if packages.get(k) != v]
     if self.checkpoint and changed: print_once("going on with other versions: " + ", ".join(changed))

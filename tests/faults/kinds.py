@@ -277,7 +277,7 @@ RUN = {
     "going on with a damaged record": (a_killed_run(cut("record.json")), "record.json: not valid JSON"),
     "going on with a damaged config.yaml": (a_killed_run(put("config.yaml", "a: [\n")), "config.yaml: not readable as YAML"),
     "going on with a damaged log": (a_killed_run(put("log.jsonl", '{"step": 1, "lo\n{"step": 1}\n')), "move the file away"),
-    "going on with other base weights": (a_killed_run(keys("record.json", model_fingerprint="0" * 64)), "Give the run another name"),
+    "going on with other base weights": (a_killed_run(keys("record.json", model_fingerprint="0" * 64)), "give the run another name"),
     "an evaluation's record cut off": (a_result(cut(f"{NAME}.json")), "delete it and run that step again"),
     "answers so far that are damaged": (a_file(f"eval_results/{NAME}.partial.jsonl", '{"a": 1}\n{"id": \n{}\n', lambda f: EVALUATE),
                                        "line 2: not valid JSON; delete"),
