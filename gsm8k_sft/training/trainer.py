@@ -276,7 +276,7 @@ def check_trained(
 @patch
 def _save_checkpoint(self: GSM8KTrainer, *args, **kwargs):
     self.lap("training")
-    kept = self.cfg.train.keep_checkpoints or self.args.load_best_model_at_end
+    kept = self.cfg.train.keep_checkpoints or self.args.load_best_model_at_end or self.is_fsdp_enabled
     if kept or self.state.global_step < self.state.max_steps: Trainer._save_checkpoint(self, *args, **kwargs)
 
 @patch
