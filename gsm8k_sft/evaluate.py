@@ -18,9 +18,8 @@ from .core.runs import environment, meet, peak_memory, plain_errors, print_once,
 from .data.datasets import COLUMNS, load_evaluated, question_key, refuse_test
 from .data.prompts import Renderer
 from .evaluation.results import (
-    EvaluationError, accuracies, append_lines, complete_result, deviations, evaluation_protocol, find_run, open_partial,
-    protocol_fingerprint, read_predictions, refuse_trained, result_name, same_answers,
-    move_to_previous, sampled_accuracies, whole_lines, write_result)
+    EvaluationError, accuracies, append_lines, complete_result, deviations, evaluation_protocol, find_run, move_to_previous, open_partial,
+    protocol_fingerprint, read_predictions, refuse_trained, result_name, same_answers, sampled_accuracies, whole_lines, write_result)
 from .evaluation.retention import held_out_loss
 from .generation.calculator import Calculator
 from .generation.generate import generate, stop_tokens
@@ -71,9 +70,8 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
         for a in answers:
             i, k = todo[a.index]
             new.append({"id": rows[i]["id"], "sample": k, "question": rows[i]["question"], "gold": rows[i]["final"], "prompt": prompts[i],
-                        "text": a.text, "n_tokens": a.n_tokens, "finish_reason": a.finish_reason,
-                        "seconds": round(a.seconds / processes, 5), "batch_size": a.batch_size,
-                        **{k: v for k, v in rows[i].items() if k not in COLUMNS}})
+                        "text": a.text, "n_tokens": a.n_tokens, "finish_reason": a.finish_reason, "batch_size": a.batch_size,
+                        "seconds": round(a.seconds / processes, 5), **{k: v for k, v in rows[i].items() if k not in COLUMNS}})
             if len(new) >= e.save_every: new = append_lines(file, new) or []
     except BaseException:
         print_once(f"interrupted: the answers so far are in {Path(file.name).name}, and the same evaluation goes on from there")

@@ -198,18 +198,16 @@ def tokenize_split(
         examples = [{"id": row["id"], **e, "n": len(e["input_ids"])} for row, e in zip(rows, encode_rows(rows, tokenizer, renderer))]
         kept = [check_labels(e, tokenizer, renderer, max_length) for e in examples if e["n"] <= max_length]
         too_long = [e["id"] for e in examples if e["n"] > max_length]
-        _write_tokens(path, kept, {
-            "n": len(kept), "n_rows": len(rows), "n_too_long": len(too_long), "too_long": too_long, "max_length": max_length,
-            "longest": max((e["n"] for e in examples), default=0), "tokens": sum(e["n"] for e in kept),
-            "supervised": sum(e["n"] - e["prompt_length"] for e in kept)})
+        _write_tokens(path, kept, {"n": len(kept), "n_rows": len(rows), "n_too_long": len(too_long), "too_long": too_long,
+                                   "max_length": max_length, "longest": max((e["n"] for e in examples), default=0),
+                                   "tokens": sum(e["n"] for e in kept), "supervised": sum(e["n"] - e["prompt_length"] for e in kept)})
     table, report = found or _read_tokens(path)
     return Dataset(table), {**report, "fingerprint": key, "cached": bool(found)}
 
 # %% ../../nbs/data/datasets.ipynb #0398b60f
 class Collator:
     "Pads examples to a batch; labels are −100 on the padding"
-    def __init__(
-        self,
+    def __init__(self,
         pad_token_id: int, # any id; its positions are masked
     ): self.pad_token_id = pad_token_id
 

@@ -30,9 +30,8 @@ def _load(run, folder, number):
     rows = read_predictions(name, folder)
     if isinstance(run, str): record = complete_result(folder, name)
     else: record = run if sha256(read_bytes(folder / f"{name}.predictions.jsonl")).hexdigest() == run["predictions_sha256"] else None
-    if record is None:
-        raise ValueError(f"{name}: no such result in {folder}, or its predictions there are not those that the result was made from; "
-                         "evaluate again, or give the predictions as a list")
+    if record is None: raise ValueError(f"{name}: no such result in {folder}, or its predictions there are not those that the result was "
+                                        "made from; evaluate again, or give the predictions as a list")
     kind, which = label(record["model_type"]).replace(", ", " "), record["configuration"].get("run_name") or record["base_model"]
     return SimpleNamespace(names=[kind, f"{kind} ({which})", record["name"]], rows=Predictions(rows, record))
 

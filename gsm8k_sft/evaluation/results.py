@@ -16,9 +16,8 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
-from ..core.config import (
-    CONFIGS, READ, TUNINGS, ConfigError, check_choice, choices, config_file, config_layers, fingerprint, for_dataset, merge_layers,
-    project_path, project_root, read_yaml, tuning_of)
+from ..core.config import (CONFIGS, READ, TUNINGS, ConfigError, check_choice, choices, config_file, config_layers, fingerprint,
+                                   for_dataset, merge_layers, project_path, project_root, read_yaml, tuning_of)
 from ..core.runs import read_config, read_json, write_json, write_text
 from ..data.datasets import data_fingerprint, load_gsm8k, question_key
 from ..data.problems import published_splits
@@ -238,8 +237,7 @@ def sampled_accuracies(
     ks, groups = sorted({2**i for i in range(samples.bit_length()) if 2**i <= samples} | {samples}), _by_problem(answers)
     mean = lambda values: sum(values) / len(groups)
     return {g: {f"maj@{samples}": mean([majority(group, g) for group in groups]),
-                **{f"pass@{k}": mean([pass_at_k(len(r), sum(a[g] for a in r), k) for r in groups]) for k in ks}}
-            for g in _graders(answers)}
+                **{f"pass@{k}": mean([pass_at_k(len(r), sum(a[g] for a in r), k) for r in groups]) for k in ks}} for g in _graders(answers)}
 
 # %% ../../nbs/evaluation/results.ipynb #dc53f685
 def whole_lines(
@@ -367,14 +365,6 @@ def read_predictions(
     return Predictions(rows, record)
 
 # %% ../../nbs/evaluation/results.ipynb #d1411bd1
-def _pick(answers, n, right, wrong, grader):
-    "So many right and wrong ones, spread over the file; what one kind lacks is filled up with the other"
-    kinds = {True: [a for a in answers if a[grader]], False: [a for a in answers if not a[grader]]}
-    right, wrong = (n + 1) // 2 if right is None else right, n // 2 if wrong is None else wrong
-    n_right = min(len(kinds[True]), max(right, right + wrong - len(kinds[False])))
-    n_wrong = min(len(kinds[False]), right + wrong - n_right)
-    return [kinds[k][i * len(kinds[k]) // m] for k, m in ((True, n_right), (False, n_wrong)) for i in range(m)]
-
 def show_answers(
     answers: list[dict] | dict | str, # predictions, or a result or its name
     n: int = 5, # how many
@@ -383,11 +373,15 @@ def show_answers(
     grader: str = "strict", # what counts as right: strict, numeric or flexible
     folder: Path | None = None, # eval_results by default
 ): # IPython HTML
-    "Some answers, right and wrong"
+    "Some answers, right and wrong, spread over the file; what one kind lacks is filled up with the other"
     from IPython.display import HTML
     cell, rows = '<td style="text-align:left;vertical-align:top;white-space:pre-wrap">{}</td>', []
     answers = answers if isinstance(answers, list) else read_predictions(answers, folder)
-    for a in _pick(answers, n, right, wrong, grader):
+    good, bad = [a for a in answers if a[grader]], [a for a in answers if not a[grader]]
+    right, wrong = (n + 1) // 2 if right is None else right, n // 2 if wrong is None else wrong
+    n_right = min(len(good), max(right, right + wrong - len(bad)))
+    picked = ((good, n_right), (bad, min(len(bad), right + wrong - n_right)))
+    for a in (kind[i * len(kind) // m] for kind, m in picked for i in range(m)):
         mark, end = "✓" if a[grader] else "✗", "" if a["finish_reason"] == "stop" else " … [cut]"
         texts = f"{mark} {a['id']}", a["question"], a["text"] + end, a["gold"]
         rows.append(f"<tr>{''.join(cell.format(html.escape(str(t))) for t in texts)}</tr>")

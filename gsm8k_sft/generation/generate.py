@@ -137,7 +137,6 @@ def _left_out(model):
     own = model.generation_config.to_diff_dict()
     return ", ".join(f"{k}={str(own[k])[:60]}" for k in _STEERS if own.get(k) not in (None, 0, 1, [], False))
 
-
 # %% ../../nbs/generation/generate.ipynb #76db00e5
 _SAID = set() # once a process
 

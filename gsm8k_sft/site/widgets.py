@@ -82,11 +82,9 @@ def read_pair(
     return pair_answers(answers[first], answers[second])
 
 # %% ../../nbs/site/widgets.ipynb #39ac66cb
-VERDICTS = {
-    "all": lambda a, b: True, "they differ": lambda a, b: a != b, "both right": lambda a, b: a and b,
-    "both wrong": lambda a, b: not (a or b), "first right": lambda a, b: a, "first wrong": lambda a, b: not a,
-    "second right": lambda a, b: b, "second wrong": lambda a, b: not b,
-}
+VERDICTS = {"all": lambda a, b: True, "they differ": lambda a, b: a != b, "both right": lambda a, b: a and b,
+            "both wrong": lambda a, b: not (a or b), "first right": lambda a, b: a, "first wrong": lambda a, b: not a,
+            "second right": lambda a, b: b, "second wrong": lambda a, b: not b}
 
 def filter_answers(
     pairs: list[dict], # from `pair_answers`

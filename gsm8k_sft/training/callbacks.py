@@ -22,8 +22,7 @@ from .checkpoints import TrainingError, last_checkpoint
 # %% ../../nbs/training/callbacks.ipynb #1a4b9d06
 class RunLog(TrainerCallback):
     "Write log.jsonl, and stop at a loss or gradient norm that is not finite"
-    def __init__(
-        self,
+    def __init__(self,
         folder: Path | str, # the run's folder
     ):
         self.path, self.rows, self.skips = Path(folder) / "log.jsonl", [], 0
@@ -111,8 +110,7 @@ def _progress_line(rows, max_steps):
 
 class Progress(TrainerCallback):
     "A line of text, and in a notebook a live chart, every few seconds"
-    def __init__(
-        self,
+    def __init__(self,
         log: RunLog, # whose rows are shown
         chart: bool | None = None, # draw the chart; by default only in a notebook
     ):

@@ -65,8 +65,7 @@ def training_arguments(
 # %% ../../nbs/training/trainer.ipynb #14b3db28
 class EpochSampler(Sampler):
     "A permutation for each epoch, from `seed` and the epoch alone; with `lengths`, neighbours are of similar length"
-    def __init__(
-        self,
+    def __init__(self,
         n: int, # number of examples
         seed: int, # the run's seed
         lengths: list[int] | None = None, # tokens of each example; None for a plain shuffle
@@ -98,8 +97,7 @@ def _shares(lengths, n):
 # %% ../../nbs/training/trainer.ipynb #59e3737e
 class GSM8KTrainer(Trainer):
     "`transformers.Trainer` with our order of examples, and generation accuracy in each evaluation"
-    def __init__(
-        self,
+    def __init__(self,
         cfg: DictConfig, # from `load_config`
         sample: Any = None, # validation problems (rows) to answer at each evaluation; None for none
         loss_options: dict | None = None, # switches of `packed_loss`: all_logits, compiled_softmax; for measurements
@@ -236,10 +234,9 @@ def build_trainer(
     callbacks = [log, signals, Progress(log)]
     if cfg.train.early_stopping_patience: callbacks.append(EarlyStopping(cfg.train.early_stopping_patience))
     sample = [i for i, row in enumerate(rows.get("validation", ())) if row["final"]][:cfg.train.validation_samples] # texts have none
-    trainer = GSM8KTrainer(
-        cfg, rows["validation"].select(sample) if sample else None, model=model, args=args, train_dataset=train_rows,
-        eval_dataset=tensors("validation") if args.eval_strategy != "no" else None,
-        data_collator=Collator(tokenizer.pad_token_id), processing_class=tokenizer, callbacks=callbacks)
+    trainer = GSM8KTrainer(cfg, rows["validation"].select(sample) if sample else None, model=model, args=args, train_dataset=train_rows,
+                           eval_dataset=tensors("validation") if args.eval_strategy != "no" else None,
+                           data_collator=Collator(tokenizer.pad_token_id), processing_class=tokenizer, callbacks=callbacks)
     trainer.fast_path = {"packing": not_packed or "equal to transformers"} if cfg.train.packing or not_packed else {}
     if cfg.train.packing: trainer.data_collator = packed_collator(cfg, trainer.speedup)
     trainer.remove_callback(PrinterCallback) # `Progress` says it in fewer lines
@@ -263,9 +260,8 @@ def check_trained(
     bad = next((n for n, x in after.items() if not math.isfinite(x)), "")
     changed = any(after[n] != before[n] for n in [n for n in after if "lora_B" in n] or after)
     counts = trainer.accelerator.gather(torch.tensor([int(bool(bad)), int(changed)], device=trainer.args.device)).view(-1, 2).sum(0)
-    if counts[0]:
-        raise TrainingError(f"weights are not finite after the last step ({bad or 'in another process'}); nothing was saved. "
-                            "Try a smaller train.learning_rate, and another run_name: the last checkpoint may have them too.")
+    if counts[0]: raise TrainingError(f"weights are not finite after the last step ({bad or 'in another process'}); nothing was saved. "
+                                      "Try a smaller train.learning_rate, and another run_name: the last checkpoint may have them too.")
     if not counts[1]:
         raise TrainingError("nothing was trained: the weights are what they were before the first step. Was the learning rate 0 "
                             "in all steps (train.max_steps, train.warmup_steps), are lora_config.target_modules never used, or did every "
