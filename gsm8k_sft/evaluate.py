@@ -270,9 +270,8 @@ def rescore(
     pairs = [(a, labels[key]) for a in old if (key := question_key(a["question"])) in labels]
     if not pairs: raise EvaluationError(f"{name}: none of its {len(old)} questions is in the other data set")
     before, after = [a for a, _ in pairs], [a | grade_answer(a["text"], r["answer"], a["finish_reason"]) for a, r in pairs]
-    sets = {f"{len(old)} answers": old, f"{len(pairs)} of them": before, "new labels": after}
     table = pd.DataFrame({k: {g: f"{100 * v['value']:.1f} [{100 * v['low']:.1f}, {100 * v['high']:.1f}]" for g, v in accuracies(a).items()}
-                          for k, a in sets.items()})
+                          for k, a in {f"{len(old)} answers": old, f"{len(pairs)} of them": before, "new labels": after}.items()})
     graders = list(table.index)
     changed = [(a["id"], a["gold"], r["final"], *(f"{a[g]} → {b[g]}" for g in graders), a["question"])
                for (a, r), b in zip(pairs, after) if any(a[g] != b[g] for g in graders)]

@@ -46,8 +46,7 @@ def check_choice(
 
 # %% ../../nbs/core/config.ipynb #21bfdde6
 SETTINGS = {
-    "paths": {"runs": "runs", "eval_results": "eval_results", "results": "results", "figures": "figures", "cache": ".cache", "data": "data",
-              "gsm8k": ""},
+    "paths": dict(runs="runs", eval_results="eval_results", results="results", figures="figures", cache=".cache", data="data", gsm8k=""),
     "wandb": {"mode": "off", "project": "gsm8k_sft", "entity": ""},
     "sweep": {"preset": "toy", "tuning": "full lora", "dataset": "main", "seed": "0 1 2"}}
 
@@ -262,7 +261,8 @@ def _check_ranges(cfg):
         if not (interval := f.metadata.get("interval")): continue
         (low, high), value = map(float, interval[1:-1].split(",")), OmegaConf.select(cfg, key)
         for v in value if OmegaConf.is_list(value) else [value]:
-            if v in (None, f.metadata["also"]) or low < v < high or (v == low and interval[0] == "[") or (v == high and interval[-1] == "]"): continue
+            included = (v == low and interval[0] == "[") or (v == high and interval[-1] == "]")
+            if v in (None, f.metadata["also"]) or low < v < high or included: continue
             hint = f"; {f.metadata['hint']}" if f.metadata["hint"] else ""
             raise ConfigError(f"{key}: {v} is outside {interval}{hint}")
 
@@ -591,9 +591,8 @@ def load_config(
     "The configuration of one experiment"
     layers = config_layers(preset, tuning, dataset, seed, config, overrides)
     check_config(cfg := merge_layers(layers))
-    given = layers[1][1]
     for name, key in [("preset", "preset"), ("tuning", "tuning_method"), ("dataset", "data.dataset"), ("seed", "seed")]:
-        if (found := OmegaConf.select(cfg, key)) != (value := OmegaConf.select(given, key)):
+        if (found := OmegaConf.select(cfg, key)) != (value := OmegaConf.select(layers[1][1], key)):
             raise ConfigError(f"{name}: the parameter says {value!r} but a file or an override says {found!r}. "
                               f"Pass {name}={found!r} as the parameter and leave it out elsewhere.")
     if training or "auto" in (cfg.model.precision, cfg.evaluation.dtype):

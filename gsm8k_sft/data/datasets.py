@@ -154,8 +154,7 @@ def _write_tokens(path, examples, report):
     "Write examples and report to the cache, whole or not at all"
     import pyarrow as pa, pyarrow.parquet as pq
     ints = pa.list_(pa.int32())
-    columns = {"input_ids": ints, "labels": ints, "id": pa.string(), "prompt_length": pa.int32()}
-    schema = pa.schema(columns, {"report": json.dumps(report)})
+    schema = pa.schema({"input_ids": ints, "labels": ints, "id": pa.string(), "prompt_length": pa.int32()}, {"report": json.dumps(report)})
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -210,7 +209,6 @@ class Collator:
     def __init__(self,
         pad_token_id: int, # any id; its positions are masked
     ): self.pad_token_id = pad_token_id
-
     def __call__(
         self,
         examples: list[dict], # each with input_ids and labels: lists or tensors

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATA_HELP', 'NOT_TEXT', 'NUMBER', 'COLUMN', 'DataError', 'data_help', 'data_folder', 'published_splits',
-           'split_files', 'check_row', 'columns', 'needed_columns', 'read_problem', 'Problems', 'read_jsonl',
-           'read_parquet', 'check_problems']
+           'split_files', 'check_row', 'columns', 'read_problem', 'Problems', 'read_jsonl', 'read_parquet',
+           'check_problems']
 
 # %% ../../nbs/data/problems.ipynb #89ef1374
 import codecs, json, os, re
@@ -121,10 +121,8 @@ def columns(
     "The column that a setting names, or those in braces"
     return COLUMN.findall(text) or ([] if text in ("####", "boxed") else [text])
 
-def needed_columns(
-    data, # `cfg.data`
-) -> dict[str, str]: # column -> the setting that names it
-    "The columns that rows of a data set must have"
+def _needed_columns(data):
+    "The columns that rows of a data set must have, and the setting that names each"
     texts = [*((k, data[k]) for k in ("question", "answer", "final")), *(("keep", t) for t in (data.keep or {}).values())]
     needed = {c: f"data.{key}" for key, text in texts for c in columns(text)} | {c: "data.only" for c in data.only or ()}
     if not data.messages: return needed
@@ -149,7 +147,7 @@ def _from_chat(turns):
 def read_problem(
     row: dict, # as read from the file
     data, # `cfg.data`
-    needed: dict[str, str], # from `needed_columns(data)`
+    needed: dict[str, str], # from `_needed_columns(data)`
 ) -> tuple[dict, list[str]]: # question, answer, final and what `data.keep` names; what is wrong with the row
     "A published row as a problem of GSM8K's form"
     if not isinstance(row, dict): return {}, [f"an object with question and answer is needed, not {type(row).__name__}"]
@@ -181,7 +179,6 @@ class Problems(list):
     "What is wrong with the data; `stop` raises if there is anything"
     help = DATA_HELP
     def add(self, where, what): self.append(f"{where}: {what.rstrip('.')}")
-
     def stop(self, limit=10):
         if not self: return
         if len(self) == 1: raise DataError(f"{self[0]}. Correct the file, or: {self.help}")
@@ -216,8 +213,7 @@ def read_jsonl(
         rows, wrong = _parse_line(data)
         if not wrong: return [(f"{path} row {i}", row) for i, row in enumerate(rows if isinstance(rows, list) else [rows])]
         if data.lstrip()[:1] == b"[": return problems.add(path, wrong) or []
-    lines = data.removesuffix(b"\n").split(b"\n")
-    parsed = [(f"{path} line {i}", *_parse_line(line)) for i, line in enumerate(lines, 1)]
+    parsed = [(f"{path} line {i}", *_parse_line(line)) for i, line in enumerate(data.removesuffix(b"\n").split(b"\n"), 1)]
     for where, _, wrong in parsed:
         if wrong: problems.add(where, wrong)
     return [(where, row) for where, row, wrong in parsed if not wrong]
@@ -251,7 +247,7 @@ def check_problems(
     data, # `cfg.data`: the columns
 ) -> dict[str, list[tuple[int, dict]]]: # split to (place in the file, problem) pairs
     "Raise a `DataError` unless every row is good and every question occurs once over all splits"
-    seen, good, needed = {}, {}, needed_columns(data)
+    seen, good, needed = {}, {}, _needed_columns(data)
     data = SimpleNamespace(**OmegaConf.to_container(data)) # a DictConfig takes a second for a few thousand rows
     for split, pairs in published.items():
         good[split], of_all = [], {c for _, row in pairs if isinstance(row, dict) for c in row}

@@ -47,8 +47,7 @@ def shot_examples(
     of = cfg if "train" in published_splits(cfg.data) else for_dataset(cfg, "main")
     train = [r for r in load_gsm8k(of, splits=["train"])["train"] if question_key(r["question"]) not in asked]
     if shots > len(train): raise EvaluationError(f"shots: {shots} examples asked for, but the training part has {len(train)} problems")
-    drawn = random.Random(cfg.evaluation.seed).sample(train, shots)
-    return [{"question": r["question"], "answer": r["answer"]} for r in drawn]
+    return [{"question": r["question"], "answer": r["answer"]} for r in random.Random(cfg.evaluation.seed).sample(train, shots)]
 
 # %% ../../nbs/evaluation/results.ipynb #7fa86d6c
 def protocol_fingerprint(
@@ -121,11 +120,9 @@ def deviations(
     how = words("evaluation", how | ({"seed": "seed{}"} if drawn or shots > 1 else {}))
     if base: how += words("model", {"attn_implementation": "{}", "revision": "{}"})
     if shots == 1 and other("one_shot_example"): how.append(f"example{fingerprint(dict(cfg.one_shot_example), 6)}")
-    carved = cfg.evaluation.split == "validation" or shots > 1
-    which = {"validation_fraction": "fraction{}", "validation_seed": "seed{}"} if carved else {}
+    which = {"validation_fraction": "fraction{}", "validation_seed": "seed{}"} if cfg.evaluation.split == "validation" or shots > 1 else {}
     which = words("data", which | ({"train_samples": "train{}"} if shots > 1 else {}))
-    read = [k for k in READ if other(f"data.{k}")]
-    origin = OmegaConf.to_container(OmegaConf.masked_copy(cfg.data, read))
+    origin = OmegaConf.to_container(OmegaConf.masked_copy(cfg.data, [k for k in READ if other(f"data.{k}")]))
     if origin.get("folder"): origin["folder"] = str((project_root() / Path(origin["folder"]).expanduser()).resolve())
     called = [Path(str(origin[k])).name for k in ("source", "folder", "hub_name", "hub_revision") if k in origin]
     origin = [*called, fingerprint(origin, 6)] if origin else []
@@ -211,8 +208,7 @@ def accuracies(
     for g in _graders(answers):
         shares = [sum(a[g] for a in group) / len(group) for group in groups]
         n, value = len(shares), sum(shares) / len(shares)
-        several = len(answers) > n and len(set(shares)) > 1
-        low, high = mean_interval(shares) if several else wilson_interval(round(value * n), n)
+        low, high = mean_interval(shares) if len(answers) > n and len(set(shares)) > 1 else wilson_interval(round(value * n), n)
         found[g] = {"k": sum(a[g] for a in answers), "n": len(answers), "value": value, "low": low, "high": high}
     return found
 

@@ -144,8 +144,7 @@ def load_model(
     "The model of a configuration, in the precision it states"
     dtype = dtype or weight_dtype(cfg, training)
     quantized = training and cfg.tuning_method == "qlora" if quantized is None else quantized
-    computed = "fp16" if training and cfg.model.precision == "fp16" else dtype
-    quantization = quantization_config(cfg, computed) if quantized else None
+    quantization = quantization_config(cfg, "fp16" if training and cfg.model.precision == "fp16" else dtype) if quantized else None
     return load_weights(resolve_model(cfg.model), dtype, cfg.model.attn_implementation, quantization)
 
 # %% ../../nbs/models/loading.ipynb #18f463a4

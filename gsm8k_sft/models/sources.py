@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOKENIZER_FILES', 'HUB_HELP', 'GEMMA_INSTALL', 'GEMMA_PACKAGE', 'BUILT_IN', 'ModelError', 'error_text', 'read_object',
-           'check_folder', 'download_model', 'sha256_file', 'check_merges', 'tie_copies', 'convert_gguf',
-           'prepare_gemma', 'resolve_model', 'weights_fingerprint']
+           'check_folder', 'download_model', 'sha256_file', 'check_merges', 'convert_gguf', 'prepare_gemma',
+           'resolve_model', 'weights_fingerprint']
 
 # %% ../../nbs/models/sources.ipynb #407d32c2
 import difflib, hashlib, importlib.util, json, os, shutil, sys, time
@@ -144,10 +144,8 @@ def check_merges(
                      "the converted folder can be copied to this machine and used as model.path.")
 
 # %% ../../nbs/models/sources.ipynb #6feb38c9
-def tie_copies(
-    model, # a causal language model
-) -> bool: # whether they were tied
-    "Tie embedding and head that are copies of each other"
+def _tie_copies(model):
+    "Tie embedding and head that are copies of each other; whether they were"
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or head.weight is embedding.weight or head.weight.shape != embedding.weight.shape: return False
     a, b = (w.detach()[:: max(1, len(w) // 4096)].float() for w in (embedding.weight, head.weight))
@@ -178,7 +176,7 @@ def _read_gguf(path, part):
     except Exception as e: raise ModelError(f"{path}: transformers can't read this GGUF file: {error_text(e)}") from e
     missing = sorted(info["missing_keys"])
     if missing: raise ModelError(f"{path}: {len(missing)} tensors of the model are missing: {', '.join(missing[:3])} …")
-    tie_copies(model)
+    _tie_copies(model)
     return model
 
 # %% ../../nbs/models/sources.ipynb #dd561fa0
@@ -241,8 +239,7 @@ def resolve_model(
     name, path, revision = model["name"], model["path"], model["revision"]
     if not path and name in BUILT_IN: return BUILT_IN[name]()
     local = Path(path or name).expanduser()
-    if not (local.is_absolute() or local.exists()):
-        local = project_root() / local if (project_root() / local).exists() else local
+    if not local.exists() and (project_root() / local).exists(): local = project_root() / local
     if local.suffix == ".gguf" and not local.is_dir(): return convert_gguf(local)
     if path or local.is_dir() or str(name).startswith((".", "/", "~")): return check_folder(local)
     return check_folder(download_model(name, revision))

@@ -7,8 +7,7 @@ __all__ = ['VERDICTS', 'SIGNS', 'STYLE', 'evaluations', 'pair_answers', 'read_pa
            'live', 'stream_pair', 'playground', 'planner']
 
 # %% ../../nbs/site/widgets.ipynb #fbcd8ee3
-import html, os, sys, time
-import ipywidgets
+import html, ipywidgets, os, sys, time
 from contextlib import ExitStack, nullcontext
 from functools import lru_cache
 from importlib.resources import files
@@ -311,7 +310,6 @@ def planner():
               "seed_sd": (0, 0.03, 0.001, 0.005), "within": (0.1, 0.8, 0.01, 0.32), "between": (0.1, 0.8, 0.01, 0.29)}
     sliders = {name: ipywidgets.FloatSlider(value, min=low, max=high, step=step, readout_format=".3f", continuous_update=False)
                for name, (low, high, step, value) in ranges.items()}
-    counts = {"seeds": (2, 10, 3), "problems": (100, 10_000, 1319), "methods": (2, 12, 2)}
-    for name, (low, high, value) in counts.items():
+    for name, (low, high, value) in {"seeds": (2, 10, 3), "problems": (100, 10_000, 1319), "methods": (2, 12, 2)}.items():
         sliders[name] = ipywidgets.IntSlider(value, min=low, max=high, continuous_update=False)
     return ipywidgets.interactive(lambda **values: print(plan_text(**values)), **sliders)

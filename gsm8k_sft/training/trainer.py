@@ -7,8 +7,7 @@ __all__ = ['TRAINER_ARGUMENTS', 'training_arguments', 'EpochSampler', 'GSM8KTrai
            'check_trained', 'save_weights']
 
 # %% ../../nbs/training/trainer.ipynb #e33b07e7
-import math, os, shutil
-import torch
+import math, os, shutil, torch
 from accelerate.data_loader import prepare_data_loader
 from contextlib import nullcontext
 from itertools import islice
@@ -72,7 +71,6 @@ class EpochSampler(Sampler):
         group: int = 1, # examples of one optimizer step, kept of similar length
     ):
         self.n, self.seed, self.lengths, self.group, self.epoch = n, seed, lengths, group, 0
-
     def set_epoch(self, epoch: int): self.epoch = epoch
     def __len__(self): return self.n
     def __iter__(self):
@@ -83,8 +81,7 @@ class EpochSampler(Sampler):
         pools = [sorted(order[i:i + pool], key=lambda j: -self.lengths[j]) for i in range(0, len(order), pool)]
         steps = [p[i:i + group] for p in pools for i in range(0, len(p), group)]
         whole, rest = [b for b in steps if len(b) == group], [b for b in steps if len(b) < group]
-        shuffled = torch.randperm(len(whole), generator=generator).tolist()
-        return iter([j for i in shuffled for j in whole[i]] + [j for b in rest for j in b])
+        return iter([j for i in torch.randperm(len(whole), generator=generator).tolist() for j in whole[i]] + [j for b in rest for j in b])
 
 # %% ../../nbs/training/trainer.ipynb #5ha7e002
 def _shares(lengths, n):
@@ -175,8 +172,7 @@ def training_step(self: GSM8KTrainer, model, inputs, num_items_in_batch=None):
     with training_mode(self.inner, self.compiled): # until the backward pass is done: checkpointing calls the layers again
         if self.speedup == "record":
             if self.recorded is None:
-                learning = [p for p in model.parameters() if p.requires_grad]
-                self.recorded = RecordedStep(lambda c: self._chunk_loss(model, c), learning)
+                self.recorded = RecordedStep(lambda c: self._chunk_loss(model, c), [p for p in model.parameters() if p.requires_grad])
             self.recorded.start()
             return sum(self.recorded(c, share) for c in inputs["chunks"])
         for i, chunk in enumerate(inputs["chunks"], 1):
