@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATA_HELP', 'NOT_TEXT', 'NUMBER', 'COLUMN', 'DataError', 'data_help', 'data_folder', 'published_splits',
-           'split_files', 'check_row', 'columns', 'read_problem', 'Problems', 'read_jsonl', 'read_parquet',
-           'check_problems']
+           'split_files', 'check_row', 'columns', 'Problems', 'read_jsonl', 'read_parquet', 'check_problems']
 
 # %% ../../nbs/data/problems.ipynb #89ef1374
 import codecs, json, os, re
@@ -144,12 +143,8 @@ def _from_chat(turns):
     return {"question": "\n\n".join(texts[:-1]), "answer": texts[-1]}
 
 # %% ../../nbs/data/problems.ipynb #fcb7fd5f
-def read_problem(
-    row: dict, # as read from the file
-    data, # `cfg.data`
-    needed: dict[str, str], # from `_needed_columns(data)`
-) -> tuple[dict, list[str]]: # question, answer, final and what `data.keep` names; what is wrong with the row
-    "A published row as a problem of GSM8K's form"
+def _read_problem(row, data, needed):
+    "A row as a problem of GSM8K's form (question, answer, final and what `data.keep` names), and a list of what is wrong with it"
     if not isinstance(row, dict): return {}, [f"an object with question and answer is needed, not {type(row).__name__}"]
     if missing := [c for c in needed if c not in row]:
         says, keys = "fields {} are" if len(missing) > 1 else "field {} is", ", ".join(dict.fromkeys(needed[c] for c in missing))
@@ -254,7 +249,7 @@ def check_problems(
         for i, (where, row) in enumerate(pairs):
             if not of_all.issuperset(needed) and i: problems.stop() # a column that is nowhere is said once
             if data.only and isinstance(row, dict) and any(c in row and row[c] not in values for c, values in data.only.items()): continue
-            problem, wrong = read_problem(row, data, needed)
+            problem, wrong = _read_problem(row, data, needed)
             for what in wrong: problems.add(where, what)
             question = None if wrong else " ".join(problem["question"].split())
             if question in seen and data.trainable: problems.add(where, f"the same question as {seen[question]}")
