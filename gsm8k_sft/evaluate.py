@@ -290,7 +290,7 @@ def quick_accuracy(
     prompts, names = [renderer.prompt(q) for q in rows["question"]], list(rows["id"])
     answers = list(generate(model, tokenizer, prompts, e.max_new_tokens, e.batch_size, stop_tokens(model, renderer), names, False,
                             engine=e.engine, stop_texts=renderer.stop_texts))
-    grades = [grade(a.text, rows[a.index]["answer"]) for a in answers]
+    grades = [grade(a.text, rows[a.index]["answer"], a.finish_reason) for a in answers]
     n, shares = len(answers), {g: sum(x[g] for x in grades) / len(grades) for g in GRADERS if grades}
     return {"n": n, **shares, "finished": sum(a.finish_reason == "stop" for a in answers) / max(n, 1)}
 

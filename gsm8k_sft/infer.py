@@ -15,7 +15,7 @@ from .core.runs import plain_errors, read_config, write_text
 from .data.prompts import Renderer
 from .evaluation.results import append_lines, is_run, open_partial
 from .generation.generate import generate, stop_tokens
-from .grading.answers import GRADERS, to_number
+from .grading.answers import ENDS, GRADERS, to_number
 from .grading.arithmetic import format_result
 from .models.adapters import check_base, load_tuned
 from .models.loading import adapter_folder, load_adapter, load_tokenizer, load_weights
@@ -62,7 +62,7 @@ def _answers(questions, model, tokenizer, prompt_style, max_new_tokens, batch_si
     renderer = Renderer(tokenizer, prompt_style)
     for g in generate(model, tokenizer, [renderer.prompt(q) for q in questions], max_new_tokens, batch_size, stop_tokens(model, renderer),
                       progress=progress, stop_texts=renderer.stop_texts):
-        found = {name: grader.extract(g.text) for name, grader in GRADERS.items()}
+        found = {name: grader.extract(g.text + ENDS[g.finish_reason]) for name, grader in GRADERS.items()}
         yield g.index, {"question": questions[g.index], "answer": g.text, "final": _plain(to_number(found["numeric"])),
                         **{f"final_{name}": text for name, text in found.items()}, "n_tokens": g.n_tokens, "finish_reason": g.finish_reason}
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from gsm8k_sft.grading.answers import GRADERS, extract_flexible, extract_numeric, final_number, grade, grader_versions, to_number
+from gsm8k_sft.grading.answers import ENDS, GRADERS, extract_flexible, extract_numeric, final_number, grade, grader_versions, to_number
 from gsm8k_sft.grading.arithmetic import annotations, calculate, equations, format_result, verdict
 from gsm8k_sft.grading.errors import CLASSES, breakdown, class_table, first_slip, grade_answer
 
@@ -471,6 +471,93 @@ KINDS = {
         ('<div style="border: 2px solid black; padding: 10px;">\n  **Answer: 16 yards**\n</div>', '16', True),
         ('<div align="center">\n  **Age: 3**\n</div>', '3', True),
     ],
+    "total, no full stop": [
+        ('Total: 18 eggs', '18', True),
+        ('Result: 18 eggs', '18', True),
+        ('The total is 18 eggs', '18', True),
+        ('The final total cost is $18 per day', '18', True),
+        ('3 * 6 = 18 eggs\nTotal: 18 eggs', '18', True),
+        ('Answer: 18', '18', True),
+        ('总共是 18 元', '18', True),
+        ('所以她有 18 个', '18', True),
+        ('Insgesamt: 18 Euro', '18', True),
+        ('The total is 18 eggs and', '18', False),
+        ('The total is 18 eggs and 3', '18', False),
+        ('The total is 18 +', '18', False),
+        ('Ann: 20 eggs\nTom: 18 eggs', '18', False),
+        ('First she buys 18 eggs', '18', False),
+    ],
+    "rounded": [
+        ('We need 33/2 = 16.67 trucks, which rounds up to 17.', '17', True),
+        ('The answer is 16.67, which we round to 17.', '17', True),
+        ('She needs 33/2 = 16.67 bags, meaning she has to buy 17 bags.', '17', True),
+        ('#### 16.67, so 17', '17', False),
+    ],
+    "factor": [
+        ('So the farm is 18 times bigger than the garden.', '18', True),
+        ('Therefore, Ann is 3 times as old as her brother.', '3', True),
+        ('So the farm has 12 acres and is 3 times bigger than the garden.', '3', False),
+        ('If the farm were 18 times bigger than the garden.', '18', False),
+        ('Ann has 3 times as many eggs.', '3', False),
+    ],
+    "share, rate": [
+        ('40% of the 50 students is 20 students', '20', True),
+        ('2/5 of the 50 students are 20 students.', '20', True),
+        ('He pays $240 for 4 tires, or $60 per tire', '60', True),
+        ('He pays $240 for 4 tires, or $60 for a used one', '60', False),
+        ('She has 5 boxes of eggs, or 60 eggs.', '60', False),
+        ('She has 5 boxes of eggs, or 60 eggs.', '5', False),
+    ],
+    "clause in the middle": [
+        ('The share is 7/10, and since he has 400, it is 7/10*400 = 280.', '280', True),
+        ('The share is 7/10, and since he has 400, it is 7/10*400 = 280.', '0.7', False),
+        ('In four hours, at 66 mph, since he drives on, he will cover 66*4 = 264 miles.', '264', True),
+        ('Then add those who were there because they were early: 17 kids + 3 kids = 20 kids', '20', True),
+        ('They can stop for 8 minutes, which is the time it takes the first to run 1 mile.', '1', False),
+        ('She has twice that, so multiply 4*2 to find 8 legs in total.', '8', True),
+        ('So multiply 4*2.', '4', False),
+    ],
+    "answer in words": [
+        ('It will take her three minutes to peel and cook 90 shrimp.', '90', False),
+        ('18 feet * 2 = 36 feet. This is higher, so it took three days to get there.', '36', False),
+        ('Each train covers 230 miles in the two days.', '230', True),
+    ],
+    "titles, wrong answers": [
+        ('So Tom gives 15 - 4 = 11 cows to Mr. Lee.', '11', True),
+        ('There are 42 - 38 = 4 pupils in Ms. Lee’s class.', '4', True),
+        ('So Rose got 60 - 56 = 4 incorrect answers.', '4', True),
+        ('So the answer 4 is wrong.', '4', False),
+        ('He has 9 * 2 = 18 more eggs than five hens lay.', '18', True),
+        ('It takes 160 + 32 = 192 minutes for the two and a half rounds.', '192', True),
+    ],
+    "formula": [
+        ('The candle will be L - 8 cm shorter.', '8', False),
+        ('The final answer is that it is L - 8 cm shorter.', '8', False),
+        ('Total cost = $204 + $', '204', False),
+    ],
+    "check of the result": [
+        ('So x = 5.\n\n**Check:**\n5 + 12 = 17 ✅', '5', True),
+        ('So x = 5.\n\n### Verification\n5 + 12 = 17.', '17', False),
+    ],
+    "chat tokens": [
+        ('He runs 180 meters.\n\n<|user|>How far are 60 meters?\n<|assistant|>60.', '180', True),
+        ('He runs 180 meters<|eot_id|>', '180', True),
+        ('He runs 180 meters. [INST] And 60? [/INST] 60.', '180', True),
+        ('I ask for the answer.\n<|assistant|>The answer is 18.', '18', True),
+    ],
+    "chosen letter": [
+        ('The correct answer is C: 200 minutes.', '200', True),
+        ('The answer is (B) 18.', '18', True),
+        ('Answer: A) 18', '18', False),
+    ],
+    "grouping of other locales": [
+        ("So it costs 1'234.50 francs.", '1234.5', True),
+        ('#### 1’234', '1234', True),
+        ("#### 1'2", '12', False),
+    ],
+    "loop of numbered steps": [
+        ("".join(f"Step {i}: She loads for 20 minutes.\n" for i in range(9)), '20', False),
+    ],
     "words between": [
         ('Therefore, the answer (arabic numerals) is: 42 + 66 = 108', '108', True),
         ('The answer (in dollars) is 18.\n\nThe answer (in words) is eighteen.', '18', True),
@@ -484,6 +571,44 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds_of_statements(kind):
     for text, gold, right in KINDS[kind]: assert grade(text, gold)["numeric"] is right, (text, extract_numeric(text))
+
+
+# how a text ended: (text, read where the end isn't known, ended by the model, cut off)
+ENDED = [
+    ("She has 9 eggs and 18 hens", None, None, None),                 # two numbers
+    ("She has 18 eggs", None, "18", None),
+    ("In the end 9 * 2 = 18", None, "18", None),
+    ("9 * 2 = 18", None, None, None),                                 # a calculation without a word
+    ("So she has 18", "18", "18", None),                              # perhaps 180
+    ("Total: 18 eggs", "18", "18", None),
+    ("She has 18 eggs.", "18", "18", None),                           # the text goes on, so this isn't the last sentence
+    ("She has 18 eggs and", None, None, None),
+    ("She has 18 eggs +", None, None, None),
+    ("Ann: 20 eggs\nTom: 18 eggs", None, None, None),
+    ("The answer is 18", "18", "18", None),
+    ("The answer is 18.", "18", "18", "18"),
+    ("#### 18", "18", "18", None),
+    ("#### 18\n", "18", "18", "18"),
+    ("#### 18 eggs", "18", "18", "18"),
+    ("\\boxed{18}", "18", "18", "18"),
+    ("\\boxed{18", None, None, None),
+    ("She has 18 eggs\nQuestion: and 20?", "18", "18", "18"),          # what the model asks next isn't its answer
+]
+
+
+@pytest.mark.parametrize("text,unknown,stop,length", ENDED)
+def test_how_a_text_ended_decides_about_its_last_line(text, unknown, stop, length):
+    assert [grade(text, "18", reason)["extracted_numeric"] for reason in (None, "stop", "length")] == [unknown, stop, length]
+    for reason in ENDS: # strict and flexible are the harness's, however the text ended
+        assert {k: grade(text, "18", reason)[k] for k in FILTERS} == {k: harness(text, "18", k) for k in FILTERS}
+
+
+def test_an_answer_cut_anywhere_is_credited_only_for_what_it_stated():
+    "Every beginning of a solution whose result comes last: no step, and no half of the result, counts as the answer"
+    text = "Ann has 12 hens, and each lays 3 eggs.\nThat makes 12 * 3 = 36 eggs.\nShe sells them for $5 each.\nSo she makes 36 * 5 = $180"
+    for gold in ("12", "3", "36", "5", "1", "18", "180"):
+        for end in range(len(text) + 1): assert not grade(text[:end], gold, "length")["numeric"], text[:end]
+    assert grade(text, "180", "stop")["numeric"]
 
 NOTHING = dict.fromkeys(GRADERS, False) | dict.fromkeys([f"extracted_{g}" for g in GRADERS])
 
@@ -575,7 +700,7 @@ TEXTS = st.one_of(st.text(), st.text(alphabet=ALPHABET), st.lists(st.sampled_fro
 def test_nothing_raises(text, gold, reason):
     row = grade_answer(text, gold, reason)
     assert row["class"] in CLASSES and (row["slip_step"] is not None) == (row["class"] == "arithmetic slip")
-    assert (row["extracted_numeric"] is None) == (extract_numeric(text) is None)
+    assert row["extracted_numeric"] == extract_numeric(text + ENDS.get(reason, ""))
     for name in FILTERS: assert row[name] == harness(text, gold, name)
     calculate(text), to_number(text), annotations(text), equations(text), verdict(text, Fraction(1, 3)), final_number(text)
 
@@ -707,7 +832,10 @@ GOLD = "16 - 7 = <<16-7=9>>9 eggs\n9 * 2 = $<<9*2=18>>18\n#### 18"
     ("<<16-7=9>>9\n<<9*2=18>>18\n#### 18", "stop", "right", None),
     ("#### 18\n\nQuestion: and so on", "length", "right", None),
     ("<<16-7=8>>8, still\n#### 18", "stop", "right", None),                # a slip that did no harm
-    ("#### $18", "length", "right number, wrong format", None),
+    ("#### $18\n", "length", "right number, wrong format", None),
+    ("#### $18", "length", "cut at the limit", None),                       # it may be half of $180
+    ("She has 18 eggs", "stop", "right number, wrong format", None),        # the model ended it: no full stop is needed
+    ("She has 18 eggs", "length", "cut at the limit", None),
     ("The answer is 18.", "stop", "right number, wrong format", None),
     ("<<16-7=9>>9\n<<9*2=19>>19\n#### 19", "stop", "arithmetic slip", 2),
     ("16-7 = 8\n8*2 = 16\n#### 16", "stop", "arithmetic slip", 1),
@@ -724,7 +852,7 @@ def test_classes(text, reason, kind, step):
     without = grade_answer(text, "18", reason)
     assert (without["class"], without["slip_step"], without["gold_steps"]) == (kind, step, 0)
     row = grade_answer(text, GOLD, reason)
-    assert {k: row[k] for k in NOTHING} == grade(text, GOLD)
+    assert {k: row[k] for k in NOTHING} == grade(text, GOLD, reason)
     assert (row["class"], row["slip_step"], row["gold_steps"], row["gold_length"]) == (kind, step, 2, len(GOLD))
 
 

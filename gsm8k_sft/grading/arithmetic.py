@@ -77,8 +77,7 @@ def annotations(
     text: str, # a solution, gold or a model's
 ) -> list: # of (expression, stated result, exact value or None), in their order
     "The calculator annotations `<<expression=result>>` of a text"
-    if not isinstance(text, str): return []
-    return [(e, s, calculate(e)) for e, s in ANNOTATION.findall(text)]
+    return [(e, s, calculate(e)) for e, s in ANNOTATION.findall(text if isinstance(text, str) else "")]
 
 def verdict(
     stated: str, # a result as written
@@ -123,7 +122,6 @@ def equations(
     return found
 
 # %% ../../nbs/grading/arithmetic.ipynb #942b5c20
-_LATEX_SIGNS = [(r"\\times|\\cdot", "*"), (r"\\div", "/"), ("&=", "=")]
 _FRACTION = re.compile(r"\\[dt]?frac ?\{([^{}]*)\} ?\{([^{}]*)\}")
 
 def without_latex(
@@ -131,7 +129,7 @@ def without_latex(
 ) -> str: # with *, / and parentheses
     "A solution's arithmetic, written plainly"
     if "\\" not in text: return text
-    for pattern, plain in _LATEX_SIGNS: text = re.sub(pattern, plain, text)
+    for pattern, plain in ((r"\\times|\\cdot", "*"), (r"\\div", "/"), ("&=", "=")): text = re.sub(pattern, plain, text)
     def over(match): # in parentheses where a part is a calculation
         plain = all(re.fullmatch("[0-9.,]*", part) for part in match.groups())
         return ("{}/{}" if plain else "(({})/({}))").format(*match.groups())

@@ -22,8 +22,7 @@ def first_slip(
     text: str, # a model's solution
 ) -> int | None: # its number, from 1; None if no result is wrong
     "The first calculation whose stated result is wrong"
-    steps = enumerate(solution_steps(text), 1)
-    return next((i for i, (_, stated, value) in steps if verdict(stated, value) == "wrong"), None)
+    return next((i for i, (_, stated, value) in enumerate(solution_steps(text), 1) if verdict(stated, value) == "wrong"), None)
 
 # %% ../../nbs/grading/errors.ipynb #6a6aa4cf
 CLASSES = ("right", "right number, wrong format", "arithmetic slip", "wrong plan", "no final answer", "cut at the limit")
@@ -34,7 +33,7 @@ def grade_answer(
     finish_reason: str = "stop", # "length" if the limit of tokens ended the generation
 ) -> dict: # what `grade` returns, for a formula math too; class (of CLASSES), slip_step (from 1, or None), gold_steps, gold_length
     "Grades, class and the size of the problem"
-    grades, slip = grade(prediction, gold_answer), None
+    grades, slip = grade(prediction, gold_answer, finish_reason), None
     if finish_reason == "length" and str(gold_answer).endswith("#### None"): grades |= dict.fromkeys(GRADERS, False) # no end, no answer
     if grades.get("math", grades["strict"]): kind = "right"
     elif grades["numeric"]: kind = "right number, wrong format"
