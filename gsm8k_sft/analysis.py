@@ -103,14 +103,12 @@ def plot_errors(
 def _comparisons(table):
     "A name and the Axes for each group of comparable rows"
     for (preset, dataset), rows in table.dropna(subset=["strict"]).groupby(["preset", "dataset"]):
-        several = rows.n.nunique() > 1
         for n, group in rows.groupby("n"):
-            yield f"{preset}-{dataset}-comparison" + (f"-{int(n)}" if several else ""), plot_comparison(group)
+            yield f"{preset}-{dataset}-comparison" + (f"-{int(n)}" if rows.n.nunique() > 1 else ""), plot_comparison(group)
 
 def _save_all(figures, out, kinds):
     "The files written, each with the alternative text of its figure"
-    import matplotlib
-    import matplotlib.pyplot as plt
+    import matplotlib, matplotlib.pyplot as plt
     matplotlib.use("agg")
     words = {}
     for name, axes in figures:

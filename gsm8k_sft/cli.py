@@ -14,16 +14,15 @@ from fastcore.script import anno_parser
 from .core.config import TRAIN_NOTEBOOK
 
 # %% ../nbs/cli.ipynb #a9b078e0
-COMMANDS = {
-    "train": ("gsm8k_sft.train", "train and evaluate one variant"),
-    "evaluate": ("gsm8k_sft.evaluate", "evaluate a base model or a finished run"),
-    "infer": ("gsm8k_sft.infer", "answer questions with a base or tuned model"),
-    "export": ("gsm8k_sft.export", "write a run as a folder for transformers, with a model card; push it to a hub"),
-    "compare": ("gsm8k_sft.analysis", "compare the models of a preset, with intervals"),
-    "plan": ("gsm8k_sft.benchmarks.memory", "memory of a preset by method, and the cards that it fits"),
-    "sweep": ("gsm8k_sft.experiments.runner", "a study by name, or every combination of settings.ini [sweep]"),
-    "report": ("gsm8k_sft.report", "write the report from the records in results/"),
-    "notebook": ("gsm8k_sft.cli", "copy 02_train.ipynb, which papermill runs, into a folder")}
+COMMANDS = {"train": ("gsm8k_sft.train", "train and evaluate one variant"),
+            "evaluate": ("gsm8k_sft.evaluate", "evaluate a base model or a finished run"),
+            "infer": ("gsm8k_sft.infer", "answer questions with a base or tuned model"),
+            "export": ("gsm8k_sft.export", "write a run as a folder for transformers, with a model card; push it to a hub"),
+            "compare": ("gsm8k_sft.analysis", "compare the models of a preset, with intervals"),
+            "plan": ("gsm8k_sft.benchmarks.memory", "memory of a preset by method, and the cards that it fits"),
+            "sweep": ("gsm8k_sft.experiments.runner", "a study by name, or every combination of settings.ini [sweep]"),
+            "report": ("gsm8k_sft.report", "write the report from the records in results/"),
+            "notebook": ("gsm8k_sft.cli", "copy 02_train.ipynb, which papermill runs, into a folder")}
 
 def help_text() -> str: # a line a command
     "What `gsm8k-sft --help` prints"

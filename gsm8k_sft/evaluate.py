@@ -18,9 +18,8 @@ from .core.runs import environment, meet, peak_memory, plain_errors, print_once,
 from .data.datasets import COLUMNS, load_evaluated, question_key, refuse_test
 from .data.prompts import Renderer
 from .evaluation.results import (
-    EvaluationError, accuracies, append_lines, complete_result, deviations, evaluation_protocol, find_run, open_partial,
-    protocol_fingerprint, read_predictions, refuse_trained, result_name, same_answers,
-    move_to_previous, sampled_accuracies, whole_lines, write_result)
+    EvaluationError, accuracies, append_lines, complete_result, deviations, evaluation_protocol, find_run, move_to_previous, open_partial,
+    protocol_fingerprint, read_predictions, refuse_trained, result_name, same_answers, sampled_accuracies, whole_lines, write_result)
 from .evaluation.retention import held_out_loss
 from .generation.calculator import Calculator
 from .generation.generate import generate, stop_tokens
@@ -71,9 +70,8 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
         for a in answers:
             i, k = todo[a.index]
             new.append({"id": rows[i]["id"], "sample": k, "question": rows[i]["question"], "gold": rows[i]["final"], "prompt": prompts[i],
-                        "text": a.text, "n_tokens": a.n_tokens, "finish_reason": a.finish_reason,
-                        "seconds": round(a.seconds / processes, 5), "batch_size": a.batch_size,
-                        **{k: v for k, v in rows[i].items() if k not in COLUMNS}})
+                        "text": a.text, "n_tokens": a.n_tokens, "finish_reason": a.finish_reason, "batch_size": a.batch_size,
+                        "seconds": round(a.seconds / processes, 5), **{k: v for k, v in rows[i].items() if k not in COLUMNS}})
             if len(new) >= e.save_every: new = append_lines(file, new) or []
     except BaseException:
         print_once(f"interrupted: the answers so far are in {Path(file.name).name}, and the same evaluation goes on from there")
@@ -273,9 +271,8 @@ def rescore(
     pairs = [(a, labels[key]) for a in old if (key := question_key(a["question"])) in labels]
     if not pairs: raise EvaluationError(f"{name}: none of its {len(old)} questions is in the other data set")
     before, after = [a for a, _ in pairs], [a | grade_answer(a["text"], r["answer"], a["finish_reason"]) for a, r in pairs]
-    sets = {f"{len(old)} answers": old, f"{len(pairs)} of them": before, "new labels": after}
     table = pd.DataFrame({k: {g: f"{100 * v['value']:.1f} [{100 * v['low']:.1f}, {100 * v['high']:.1f}]" for g, v in accuracies(a).items()}
-                          for k, a in sets.items()})
+                          for k, a in {f"{len(old)} answers": old, f"{len(pairs)} of them": before, "new labels": after}.items()})
     graders = list(table.index)
     changed = [(a["id"], a["gold"], r["final"], *(f"{a[g]} → {b[g]}" for g in graders), a["question"])
                for (a, r), b in zip(pairs, after) if any(a[g] != b[g] for g in graders)]

@@ -46,8 +46,7 @@ def check_choice(
 
 # %% ../../nbs/core/config.ipynb #21bfdde6
 SETTINGS = {
-    "paths": {"runs": "runs", "eval_results": "eval_results", "results": "results", "figures": "figures", "cache": ".cache", "data": "data",
-              "gsm8k": ""},
+    "paths": dict(runs="runs", eval_results="eval_results", results="results", figures="figures", cache=".cache", data="data", gsm8k=""),
     "wandb": {"mode": "off", "project": "gsm8k_sft", "entity": ""},
     "sweep": {"preset": "toy", "tuning": "full lora", "dataset": "main", "seed": "0 1 2"}}
 
@@ -91,9 +90,10 @@ def project_path(
 def within(
     interval: str, # such as "[1, inf)"
     hint: str = "", # for the message: what to write instead
+    also: float | None = None, # a value outside that is taken, too
 ): # a dataclass field without default
     "A number, or a list of numbers, that must lie in `interval`"
-    return field(default=MISSING, metadata={"interval": interval, "hint": hint})
+    return field(default=MISSING, metadata={"interval": interval, "hint": hint, "also": also})
 
 def unread(): # a dataclass field without default
     "A key of a data set's entry that changes no problem: answers to them are the same"
@@ -190,7 +190,7 @@ class EvaluationConfig:
     max_new_tokens: int = within(COUNT)
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = MISSING
     samples: int = within("[1, 10000]")
-    temperature: float = within(FROM_0, "0 is greedy")
+    temperature: float = within("[0.001, inf)", "0 is greedy", also=0)
     top_p: float = within("(0, 1]")
     seed: int = within(SEED)
     calculator: bool = MISSING
@@ -203,7 +203,7 @@ class EvaluationConfig:
 class TrainConfig(StepConfig):
     "How the weights are trained"
     num_train_epochs: float = within("(0, 1000000]")
-    max_steps: int = within("[-1, inf)", "-1 is train.num_train_epochs")
+    max_steps: int = within(COUNT, "-1 is train.num_train_epochs", also=-1)
     learning_rate: float = within(POSITIVE)
     weight_decay: float = within(FROM_0)
     adam_beta1: float = within(SHARE)
@@ -261,12 +261,10 @@ def _check_ranges(cfg):
         if not (interval := f.metadata.get("interval")): continue
         (low, high), value = map(float, interval[1:-1].split(",")), OmegaConf.select(cfg, key)
         for v in value if OmegaConf.is_list(value) else [value]:
-            if v is None or low < v < high or (v == low and interval[0] == "[") or (v == high and interval[-1] == "]"): continue
+            included = (v == low and interval[0] == "[") or (v == high and interval[-1] == "]")
+            if v in (None, f.metadata["also"]) or low < v < high or included: continue
             hint = f"; {f.metadata['hint']}" if f.metadata["hint"] else ""
             raise ConfigError(f"{key}: {v} is outside {interval}{hint}")
-    if OmegaConf.select(cfg, "train.max_steps") == 0: raise ConfigError("train.max_steps: 0 trains nothing; -1 is train.num_train_epochs")
-    if 0 < (OmegaConf.select(cfg, "evaluation.temperature") or 0) < 0.001:
-        raise ConfigError(f"evaluation.temperature: {cfg.evaluation.temperature} is outside [0.001, inf); 0 is greedy")
 
 # %% ../../nbs/core/config.ipynb #2db6d7a1
 def _fits(value, annotation):
@@ -328,9 +326,8 @@ def _check_training(cfg):
     if not t.early_stopping_patience: return
     if not (t.eval_steps and cfg.data.validation_fraction):
         raise ConfigError("train.early_stopping_patience: needs train.eval_steps and data.validation_fraction above 0")
-    if t.save_steps != t.eval_steps:
-        raise ConfigError(f"train.save_steps: early stopping returns to the best checkpoint, "
-                          f"so train.save_steps ({t.save_steps}) must equal train.eval_steps ({t.eval_steps})")
+    if t.save_steps != t.eval_steps: raise ConfigError("train.save_steps: early stopping returns to the best checkpoint, "
+                                                       f"so train.save_steps ({t.save_steps}) must equal train.eval_steps ({t.eval_steps})")
 
 # %% ../../nbs/core/config.ipynb #a1d5c0e2
 REPORTERS = ("wandb", "tensorboard", "trackio")
@@ -384,9 +381,8 @@ def check_config(
     e, d, run = cfg.evaluation, cfg.data, cfg.run_name
     _check_entry(d)
     for name in e.datasets: config_file("dataset", name)
-    if e.samples > 1 and not e.temperature:
-        raise ConfigError("evaluation.samples: several answers to a problem need evaluation.temperature above 0; "
-                          "greedy ones are all the same")
+    if e.samples > 1 and not e.temperature: raise ConfigError("evaluation.samples: several answers to a problem need "
+                                                              "evaluation.temperature above 0; greedy ones are all the same")
     if e.engine == "transformers" and (e.temperature or e.calculator):
         raise ConfigError("evaluation.engine: transformers answers greedily and without a calculator; use auto or slots")
     if run is not None and not (re.fullmatch(r"\w[\w.+=-]*(?<!\.previous)", run) and len(run.encode()) <= 150):
@@ -470,9 +466,8 @@ def config_file(
         if not found[0].is_file(): raise ConfigError(f"{kind}: there is no file {name} (looked in {Path.cwd()})")
     stem = found[0].stem if found else check_choice(kind, name, choices(kind))
     found = dict.fromkeys(p.resolve() for p in (*found, *(f / f"{stem}.yaml" for f in _folders(kind))) if p.is_file())
-    if len(found) > 1:
-        raise ConfigError(f"{kind} {stem!r}: several files have this name, {' and '.join(map(str, found))}. "
-                          "Results are filed under it, so give yours another.")
+    if len(found) > 1: raise ConfigError(f"{kind} {stem!r}: several files have this name, {' and '.join(map(str, found))}. "
+                                         "Results are filed under it, so give yours another.")
     return next(iter(found))
 
 # %% ../../nbs/core/config.ipynb #c47676b9
@@ -596,9 +591,8 @@ def load_config(
     "The configuration of one experiment"
     layers = config_layers(preset, tuning, dataset, seed, config, overrides)
     check_config(cfg := merge_layers(layers))
-    given = layers[1][1]
     for name, key in [("preset", "preset"), ("tuning", "tuning_method"), ("dataset", "data.dataset"), ("seed", "seed")]:
-        if (found := OmegaConf.select(cfg, key)) != (value := OmegaConf.select(given, key)):
+        if (found := OmegaConf.select(cfg, key)) != (value := OmegaConf.select(layers[1][1], key)):
             raise ConfigError(f"{name}: the parameter says {value!r} but a file or an override says {found!r}. "
                               f"Pass {name}={found!r} as the parameter and leave it out elsewhere.")
     if training or "auto" in (cfg.model.precision, cfg.evaluation.dtype):

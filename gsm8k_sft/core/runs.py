@@ -119,10 +119,9 @@ def environment() -> dict: # python, package versions, hardware, commit
         except importlib.metadata.PackageNotFoundError: pass
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     cpu = re.search(r"^model name\s*:\s*(.+)", cpuinfo, re.M)
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"python": platform.python_version(), "platform": platform.system(), "git_commit": git_commit(), "packages": versions,
             "cpu": cpu[1] if cpu else platform.processor() or platform.machine(), "cpu_cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(), "gpus": gpus}
+            "torch_threads": torch.get_num_threads(), "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]}
 
 # %% ../../nbs/core/runs.ipynb #2839114f
 def peak_memory() -> int: # bytes

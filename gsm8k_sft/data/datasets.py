@@ -154,8 +154,7 @@ def _write_tokens(path, examples, report):
     "Write examples and report to the cache, whole or not at all"
     import pyarrow as pa, pyarrow.parquet as pq
     ints = pa.list_(pa.int32())
-    columns = {"input_ids": ints, "labels": ints, "id": pa.string(), "prompt_length": pa.int32()}
-    schema = pa.schema(columns, {"report": json.dumps(report)})
+    schema = pa.schema({"input_ids": ints, "labels": ints, "id": pa.string(), "prompt_length": pa.int32()}, {"report": json.dumps(report)})
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -198,21 +197,18 @@ def tokenize_split(
         examples = [{"id": row["id"], **e, "n": len(e["input_ids"])} for row, e in zip(rows, encode_rows(rows, tokenizer, renderer))]
         kept = [check_labels(e, tokenizer, renderer, max_length) for e in examples if e["n"] <= max_length]
         too_long = [e["id"] for e in examples if e["n"] > max_length]
-        _write_tokens(path, kept, {
-            "n": len(kept), "n_rows": len(rows), "n_too_long": len(too_long), "too_long": too_long, "max_length": max_length,
-            "longest": max((e["n"] for e in examples), default=0), "tokens": sum(e["n"] for e in kept),
-            "supervised": sum(e["n"] - e["prompt_length"] for e in kept)})
+        _write_tokens(path, kept, {"n": len(kept), "n_rows": len(rows), "n_too_long": len(too_long), "too_long": too_long,
+                                   "max_length": max_length, "longest": max((e["n"] for e in examples), default=0),
+                                   "tokens": sum(e["n"] for e in kept), "supervised": sum(e["n"] - e["prompt_length"] for e in kept)})
     table, report = found or _read_tokens(path)
     return Dataset(table), {**report, "fingerprint": key, "cached": bool(found)}
 
 # %% ../../nbs/data/datasets.ipynb #0398b60f
 class Collator:
     "Pads examples to a batch; labels are −100 on the padding"
-    def __init__(
-        self,
+    def __init__(self,
         pad_token_id: int, # any id; its positions are masked
     ): self.pad_token_id = pad_token_id
-
     def __call__(
         self,
         examples: list[dict], # each with input_ids and labels: lists or tensors

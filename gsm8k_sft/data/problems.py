@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATA_HELP', 'NOT_TEXT', 'NUMBER', 'COLUMN', 'DataError', 'data_help', 'data_folder', 'published_splits',
-           'split_files', 'check_row', 'columns', 'needed_columns', 'read_problem', 'Problems', 'read_jsonl',
-           'read_parquet', 'check_problems']
+           'split_files', 'check_row', 'columns', 'Problems', 'read_jsonl', 'read_parquet', 'check_problems']
 
 # %% ../../nbs/data/problems.ipynb #89ef1374
 import codecs, json, os, re
@@ -121,10 +120,8 @@ def columns(
     "The column that a setting names, or those in braces"
     return COLUMN.findall(text) or ([] if text in ("####", "boxed") else [text])
 
-def needed_columns(
-    data, # `cfg.data`
-) -> dict[str, str]: # column -> the setting that names it
-    "The columns that rows of a data set must have"
+def _needed_columns(data):
+    "The columns that rows of a data set must have, and the setting that names each"
     texts = [*((k, data[k]) for k in ("question", "answer", "final")), *(("keep", t) for t in (data.keep or {}).values())]
     needed = {c: f"data.{key}" for key, text in texts for c in columns(text)} | {c: "data.only" for c in data.only or ()}
     if not data.messages: return needed
@@ -146,12 +143,8 @@ def _from_chat(turns):
     return {"question": "\n\n".join(texts[:-1]), "answer": texts[-1]}
 
 # %% ../../nbs/data/problems.ipynb #fcb7fd5f
-def read_problem(
-    row: dict, # as read from the file
-    data, # `cfg.data`
-    needed: dict[str, str], # from `needed_columns(data)`
-) -> tuple[dict, list[str]]: # question, answer, final and what `data.keep` names; what is wrong with the row
-    "A published row as a problem of GSM8K's form"
+def _read_problem(row, data, needed):
+    "A row as a problem of GSM8K's form (question, answer, final and what `data.keep` names), and a list of what is wrong with it"
     if not isinstance(row, dict): return {}, [f"an object with question and answer is needed, not {type(row).__name__}"]
     if missing := [c for c in needed if c not in row]:
         says, keys = "fields {} are" if len(missing) > 1 else "field {} is", ", ".join(dict.fromkeys(needed[c] for c in missing))
@@ -181,7 +174,6 @@ class Problems(list):
     "What is wrong with the data; `stop` raises if there is anything"
     help = DATA_HELP
     def add(self, where, what): self.append(f"{where}: {what.rstrip('.')}")
-
     def stop(self, limit=10):
         if not self: return
         if len(self) == 1: raise DataError(f"{self[0]}. Correct the file, or: {self.help}")
@@ -216,8 +208,7 @@ def read_jsonl(
         rows, wrong = _parse_line(data)
         if not wrong: return [(f"{path} row {i}", row) for i, row in enumerate(rows if isinstance(rows, list) else [rows])]
         if data.lstrip()[:1] == b"[": return problems.add(path, wrong) or []
-    lines = data.removesuffix(b"\n").split(b"\n")
-    parsed = [(f"{path} line {i}", *_parse_line(line)) for i, line in enumerate(lines, 1)]
+    parsed = [(f"{path} line {i}", *_parse_line(line)) for i, line in enumerate(data.removesuffix(b"\n").split(b"\n"), 1)]
     for where, _, wrong in parsed:
         if wrong: problems.add(where, wrong)
     return [(where, row) for where, row, wrong in parsed if not wrong]
@@ -251,14 +242,14 @@ def check_problems(
     data, # `cfg.data`: the columns
 ) -> dict[str, list[tuple[int, dict]]]: # split to (place in the file, problem) pairs
     "Raise a `DataError` unless every row is good and every question occurs once over all splits"
-    seen, good, needed = {}, {}, needed_columns(data)
+    seen, good, needed = {}, {}, _needed_columns(data)
     data = SimpleNamespace(**OmegaConf.to_container(data)) # a DictConfig takes a second for a few thousand rows
     for split, pairs in published.items():
         good[split], of_all = [], {c for _, row in pairs if isinstance(row, dict) for c in row}
         for i, (where, row) in enumerate(pairs):
             if not of_all.issuperset(needed) and i: problems.stop() # a column that is nowhere is said once
             if data.only and isinstance(row, dict) and any(c in row and row[c] not in values for c, values in data.only.items()): continue
-            problem, wrong = read_problem(row, data, needed)
+            problem, wrong = _read_problem(row, data, needed)
             for what in wrong: problems.add(where, what)
             question = None if wrong else " ".join(problem["question"].split())
             if question in seen and data.trainable: problems.add(where, f"the same question as {seen[question]}")

@@ -43,8 +43,7 @@ def _messages(question, shots=()):
 
 class Renderer:
     "Prompts and completions for one tokenizer: its chat template, or `Question: … Answer:`"
-    def __init__(
-        self,
+    def __init__(self,
         tokenizer, # a transformers tokenizer
         style: str = "auto", # auto: chat if the tokenizer has a template, else plain. chat, plain
     ):
@@ -136,12 +135,10 @@ def _find_end(self: Renderer):
 
 # %% ../../nbs/data/prompts.ipynb #a1c0f4ee
 @patch
-def describe(
-    self: Renderer,
-) -> dict: # JSON-able
+def describe(self: Renderer) -> dict: # JSON-able
     "What a record needs to know of the renderer"
     sample = [self.prompt("Q?", [{"question": "R?", "answer": "S\n#### 1"}]), self.prompt("Q?"), self.completion("A\n#### 2")]
-    return {"style": self.style, "template_fingerprint": fingerprint(sample),
-            "bos_token": self.tokenizer.bos_token if self.uses_bos else None,
+    bos = self.tokenizer.bos_token if self.uses_bos else None
+    return {"style": self.style, "template_fingerprint": fingerprint(sample), "bos_token": bos,
             "end_token": self.end_token, "end_token_id": self.end_token_id,
             "stop_ids": self.stop_ids, "stop_tokens": self.tokenizer.convert_ids_to_tokens(self.stop_ids)}

@@ -118,6 +118,5 @@ def main(
     rows, lines = draw_templates(n, seed)
     Path(out).mkdir(parents=True, exist_ok=True)
     write_text(Path(out) / "test.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    said = {"n": n, "seed": seed, "fingerprint": fingerprint(rows), "templates": lines}
-    write_json(Path(out) / "templates.json", said)
+    write_json(Path(out) / "templates.json", {"n": n, "seed": seed, "fingerprint": fingerprint(rows), "templates": lines})
     print(f"{len(rows):,} instances of {len(rows) // n} templates are in {out}; fingerprint {fingerprint(rows)}")

@@ -143,7 +143,6 @@ def make_rows(
     return [row.copy() for row in _drawn(split, dataset, SIZES[split] if n is None else n, seed)] # drawn once in a process
 
 # %% ../../nbs/data/synthetic.ipynb #9153cc23
-def toy_model_path(
-) -> Path: # folder with config, weights (safetensors, bfloat16), tokenizer and the records of both
+def toy_model_path() -> Path: # folder with config, weights (safetensors, bfloat16), tokenizer and the records of both
     "Where the package keeps the toy model and its tokenizer"
     return Path(str(files("gsm8k_sft"))) / "assets" / "toy"

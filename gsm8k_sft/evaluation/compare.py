@@ -30,9 +30,8 @@ def _load(run, folder, number):
     rows = read_predictions(name, folder)
     if isinstance(run, str): record = complete_result(folder, name)
     else: record = run if sha256(read_bytes(folder / f"{name}.predictions.jsonl")).hexdigest() == run["predictions_sha256"] else None
-    if record is None:
-        raise ValueError(f"{name}: no such result in {folder}, or its predictions there are not those that the result was made from; "
-                         "evaluate again, or give the predictions as a list")
+    if record is None: raise ValueError(f"{name}: no such result in {folder}, or its predictions there are not those that the result was "
+                                        "made from; evaluate again, or give the predictions as a list")
     kind, which = label(record["model_type"]).replace(", ", " "), record["configuration"].get("run_name") or record["base_model"]
     return SimpleNamespace(names=[kind, f"{kind} ({which})", record["name"]], rows=Predictions(rows, record))
 
@@ -124,7 +123,6 @@ class BareDifference:
     why: str # they can't be compared
     low = high = p = None
     shown = False
-
     @property
     def difference(self): return self.accuracy_b - self.accuracy_a
     def _repr_markdown_(self): return str(self)
@@ -148,7 +146,6 @@ class Comparison(_Difference):
     only_a: int
     only_b: int
     neither: int
-
     def __str__(self):
         return (f"{self.name_a} answers {_percent(self.accuracy_a)} % and {self.name_b} {_percent(self.accuracy_b)} % "
                 f"of the same {self.n:,} problems right ({self.metric}): {self._interval()} ({self.method}); {self.only_a + self.only_b} "
@@ -200,7 +197,6 @@ class SeedComparison(_Difference):
     accuracies_b: list[float]
     dof: int # degrees of freedom of the spread between seeds; 0: it is unknown
     single: tuple[str, ...] # trained methods with one seed
-
     def __str__(self):
         levels = "seeds and problems" if self.dof else "problems"
         a, b = (_over_seeds(v, n in self.single) for n, v in ((self.name_a, self.accuracies_a), (self.name_b, self.accuracies_b)))

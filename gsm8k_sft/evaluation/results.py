@@ -16,9 +16,8 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
-from ..core.config import (
-    CONFIGS, READ, TUNINGS, ConfigError, check_choice, choices, config_file, config_layers, fingerprint, for_dataset, merge_layers,
-    project_path, project_root, read_yaml, tuning_of)
+from ..core.config import (CONFIGS, READ, TUNINGS, ConfigError, check_choice, choices, config_file, config_layers, fingerprint,
+                                   for_dataset, merge_layers, project_path, project_root, read_yaml, tuning_of)
 from ..core.runs import read_config, read_json, write_json, write_text
 from ..data.datasets import data_fingerprint, load_gsm8k, question_key
 from ..data.problems import published_splits
@@ -48,8 +47,7 @@ def shot_examples(
     of = cfg if "train" in published_splits(cfg.data) else for_dataset(cfg, "main")
     train = [r for r in load_gsm8k(of, splits=["train"])["train"] if question_key(r["question"]) not in asked]
     if shots > len(train): raise EvaluationError(f"shots: {shots} examples asked for, but the training part has {len(train)} problems")
-    drawn = random.Random(cfg.evaluation.seed).sample(train, shots)
-    return [{"question": r["question"], "answer": r["answer"]} for r in drawn]
+    return [{"question": r["question"], "answer": r["answer"]} for r in random.Random(cfg.evaluation.seed).sample(train, shots)]
 
 # %% ../../nbs/evaluation/results.ipynb #7fa86d6c
 def protocol_fingerprint(
@@ -122,11 +120,9 @@ def deviations(
     how = words("evaluation", how | ({"seed": "seed{}"} if drawn or shots > 1 else {}))
     if base: how += words("model", {"attn_implementation": "{}", "revision": "{}"})
     if shots == 1 and other("one_shot_example"): how.append(f"example{fingerprint(dict(cfg.one_shot_example), 6)}")
-    carved = cfg.evaluation.split == "validation" or shots > 1
-    which = {"validation_fraction": "fraction{}", "validation_seed": "seed{}"} if carved else {}
+    which = {"validation_fraction": "fraction{}", "validation_seed": "seed{}"} if cfg.evaluation.split == "validation" or shots > 1 else {}
     which = words("data", which | ({"train_samples": "train{}"} if shots > 1 else {}))
-    read = [k for k in READ if other(f"data.{k}")]
-    origin = OmegaConf.to_container(OmegaConf.masked_copy(cfg.data, read))
+    origin = OmegaConf.to_container(OmegaConf.masked_copy(cfg.data, [k for k in READ if other(f"data.{k}")]))
     if origin.get("folder"): origin["folder"] = str((project_root() / Path(origin["folder"]).expanduser()).resolve())
     called = [Path(str(origin[k])).name for k in ("source", "folder", "hub_name", "hub_revision") if k in origin]
     origin = [*called, fingerprint(origin, 6)] if origin else []
@@ -212,8 +208,7 @@ def accuracies(
     for g in _graders(answers):
         shares = [sum(a[g] for a in group) / len(group) for group in groups]
         n, value = len(shares), sum(shares) / len(shares)
-        several = len(answers) > n and len(set(shares)) > 1
-        low, high = mean_interval(shares) if several else wilson_interval(round(value * n), n)
+        low, high = mean_interval(shares) if len(answers) > n and len(set(shares)) > 1 else wilson_interval(round(value * n), n)
         found[g] = {"k": sum(a[g] for a in answers), "n": len(answers), "value": value, "low": low, "high": high}
     return found
 
@@ -238,8 +233,7 @@ def sampled_accuracies(
     ks, groups = sorted({2**i for i in range(samples.bit_length()) if 2**i <= samples} | {samples}), _by_problem(answers)
     mean = lambda values: sum(values) / len(groups)
     return {g: {f"maj@{samples}": mean([majority(group, g) for group in groups]),
-                **{f"pass@{k}": mean([pass_at_k(len(r), sum(a[g] for a in r), k) for r in groups]) for k in ks}}
-            for g in _graders(answers)}
+                **{f"pass@{k}": mean([pass_at_k(len(r), sum(a[g] for a in r), k) for r in groups]) for k in ks}} for g in _graders(answers)}
 
 # %% ../../nbs/evaluation/results.ipynb #dc53f685
 def whole_lines(
@@ -367,14 +361,6 @@ def read_predictions(
     return Predictions(rows, record)
 
 # %% ../../nbs/evaluation/results.ipynb #d1411bd1
-def _pick(answers, n, right, wrong, grader):
-    "So many right and wrong ones, spread over the file; what one kind lacks is filled up with the other"
-    kinds = {True: [a for a in answers if a[grader]], False: [a for a in answers if not a[grader]]}
-    right, wrong = (n + 1) // 2 if right is None else right, n // 2 if wrong is None else wrong
-    n_right = min(len(kinds[True]), max(right, right + wrong - len(kinds[False])))
-    n_wrong = min(len(kinds[False]), right + wrong - n_right)
-    return [kinds[k][i * len(kinds[k]) // m] for k, m in ((True, n_right), (False, n_wrong)) for i in range(m)]
-
 def show_answers(
     answers: list[dict] | dict | str, # predictions, or a result or its name
     n: int = 5, # how many
@@ -383,11 +369,15 @@ def show_answers(
     grader: str = "strict", # what counts as right: strict, numeric or flexible
     folder: Path | None = None, # eval_results by default
 ): # IPython HTML
-    "Some answers, right and wrong"
+    "Some answers, right and wrong, spread over the file; what one kind lacks is filled up with the other"
     from IPython.display import HTML
     cell, rows = '<td style="text-align:left;vertical-align:top;white-space:pre-wrap">{}</td>', []
     answers = answers if isinstance(answers, list) else read_predictions(answers, folder)
-    for a in _pick(answers, n, right, wrong, grader):
+    good, bad = [a for a in answers if a[grader]], [a for a in answers if not a[grader]]
+    right, wrong = (n + 1) // 2 if right is None else right, n // 2 if wrong is None else wrong
+    n_right = min(len(good), max(right, right + wrong - len(bad)))
+    picked = ((good, n_right), (bad, min(len(bad), right + wrong - n_right)))
+    for a in (kind[i * len(kind) // m] for kind, m in picked for i in range(m)):
         mark, end = "✓" if a[grader] else "✗", "" if a["finish_reason"] == "stop" else " … [cut]"
         texts = f"{mark} {a['id']}", a["question"], a["text"] + end, a["gold"]
         rows.append(f"<tr>{''.join(cell.format(html.escape(str(t))) for t in texts)}</tr>")

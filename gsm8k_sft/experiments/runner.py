@@ -21,9 +21,8 @@ from ..core.runs import plain_errors, run_folder, set_aside, write_text
 from ..data.datasets import load_evaluated
 from ..evaluation.archive import add_files, evaluation_files, glob_files, read_bytes, read_record, run_files
 from ..evaluation.results import complete_result, is_plain
-from .study import (
-    Job, base_jobs, check_jobs, chosen_setting, find_result, is_done, job_config, matrix_jobs, open_jobs, read_study, result_names,
-    run_jobs, run_overrides, search_job, search_state)
+from .study import (Job, base_jobs, check_jobs, chosen_setting, find_result, is_done, job_config, matrix_jobs,
+                                         open_jobs, read_study, result_names, run_jobs, run_overrides, search_job, search_state)
 
 # %% ../../nbs/experiments/runner.ipynb #7e9d5f1e
 def do_job(

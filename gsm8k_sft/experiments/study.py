@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from omegaconf import DictConfig, MISSING, OmegaConf
-from ..core.config import (
-    READ, ConfigError, check_choice, choices, config_file, evaluated_datasets, load_config, merge_layer,
-    method_of, project_path, read_yaml, setting)
+from ..core.config import (READ, ConfigError, check_choice, choices, config_file, evaluated_datasets, load_config, merge_layer,
+                                   method_of, project_path, read_yaml, setting)
 from ..data.datasets import load_gsm8k
 from ..evaluation.compare import compare
 from ..evaluation.archive import glob_files, read_bytes, read_record

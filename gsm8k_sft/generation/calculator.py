@@ -36,8 +36,7 @@ def asks(self:Calculator, model):
     import torch
     if self.memo is None:
         ends = [t.endswith("=") for t in self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))]
-        size = max(len(ends), model.get_input_embeddings().num_embeddings)
-        self.memo = torch.tensor(ends + [False] * (size - len(ends)))
+        self.memo = torch.tensor(ends + [False] * (model.get_input_embeddings().num_embeddings - len(ends)))
     return self.memo.to(model.device)
 
 @patch

@@ -55,8 +55,7 @@ def outgrown(
 # %% ../../nbs/generation/checks.ipynb #5b1ade02
 def _key(what, model, longest=0):
     "All that a verdict depends on"
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    kind = model.device.type
+    inner, kind = model.get_base_model() if hasattr(model, "get_base_model") else model, model.device.type
     return {"what": what, "architecture": type(inner).__name__, "wrapped": type(model).__name__,
             "configuration": _settings(model), "outgrown": outgrown(model, longest), "attention": inner.config._attn_implementation,
             "dtypes": sorted({str(p.dtype) for p in model.parameters()}),

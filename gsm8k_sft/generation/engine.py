@@ -156,8 +156,7 @@ def collect(self:Engine):
     rows = torch.tensor(list(self.requests), device=self.live.device)
     if self.ended:
         last = (self.n_new[rows][:, None] + torch.arange(-TEXT_TOKENS, 0, device=rows.device)).clamp(min=0)
-        over = torch.tensor(self.ended(self.out[rows].gather(1, last).tolist()), device=rows.device)
-        self.live[rows] = self.live[rows] & ~over
+        self.live[rows] &= ~torch.tensor(self.ended(self.out[rows].gather(1, last).tolist()), device=rows.device)
     rows = rows[~self.live[rows]]
     new = {r: out[:n] for r, n, out in zip(rows.tolist(), self.n_new[rows].tolist(), self.out[rows].tolist())}
     if self.calculator: new = {r: ids for r, ids in new.items() if not self.resume(r, ids)}

@@ -10,6 +10,7 @@ import os, sys, time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from ..core.runs import print_once
 from ..data.prompts import special_tokens
 from .batches import Request, batch_answers, first_stop
@@ -137,13 +138,9 @@ def _left_out(model):
     own = model.generation_config.to_diff_dict()
     return ", ".join(f"{k}={str(own[k])[:60]}" for k in _STEERS if own.get(k) not in (None, 0, 1, [], False))
 
-
 # %% ../../nbs/generation/generate.ipynb #76db00e5
-_SAID = set() # once a process
-
-def _say_once(text):
-    if text not in _SAID: print_once(text, file=sys.stderr)
-    _SAID.add(text)
+@cache
+def _say_once(text): print_once(text, file=sys.stderr) # once a process
 
 def _choose(model, tokenizer, token_ids, max_new_tokens, batch_size, engine, drawn):
     "The engine to use, said where it isn't what was to be expected; `drawn`: sampling or calculator"

@@ -75,9 +75,8 @@ def export_weights(
     if merged: model = merge_adapter(model.float()).to(torch_dtype(dtype))
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = tied # an adapter may have parted them
-    model.generation_config = GenerationConfig(
-        do_sample=False, max_new_tokens=cfg.evaluation.max_new_tokens, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=stops(model, renderer), pad_token_id=tokenizer.pad_token_id)
+    tokens = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=stops(model, renderer), pad_token_id=tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=cfg.evaluation.max_new_tokens, **tokens)
     for part in (model, tokenizer): part.save_pretrained(folder)
     del model
     saved = _logits(load_weights(folder, dtype, cfg.model.attn_implementation), ids)

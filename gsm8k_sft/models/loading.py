@@ -65,9 +65,8 @@ def weight_dtype(
 def _attention(folder, wanted):
     "The attention to ask for; never sdpa where the model caps its attention logits"
     capped = _config(folder).get("attn_logit_softcapping")
-    if capped and wanted == "sdpa":
-        raise ModelError("model.attn_implementation: 'sdpa' is not possible for this model: "
-                         "it caps its attention logits, and sdpa would not; use eager or null")
+    if capped and wanted == "sdpa": raise ModelError("model.attn_implementation: 'sdpa' is not possible for this model: "
+                                                     "it caps its attention logits, and sdpa would not; use eager or null")
     return "eager" if capped and wanted is None else wanted
 
 def _load_advice(folder, error, attn_implementation):
@@ -76,9 +75,8 @@ def _load_advice(folder, error, attn_implementation):
     if found := re.search(r"Unrecognized configuration class.*?(\w+)Config\b", text):
         return f"{folder}: {found[1]} is no causal language model of transformers, so it can't write answers"
     if "ignore_mismatched_sizes" in text: return f"{folder}: its tensors have other shapes than its config.json says; fetch both again"
-    if "custom code" in text:
-        return (f"{folder}: this model comes with code of its own, which gsm8k_sft never runs; "
-                "choose an architecture that transformers has")
+    if "custom code" in text: return (f"{folder}: this model comes with code of its own, which gsm8k_sft never runs; "
+                                      "choose an architecture that transformers has")
     if attn_implementation and any(w in text for w in ("attention", "attn", "Flash", "kernels")):
         return (f"model.attn_implementation: {attn_implementation!r} is not possible for this model here; "
                 f"null leaves the choice to transformers ({text})")
@@ -147,8 +145,7 @@ def load_model(
     "The model of a configuration, in the precision it states"
     dtype = dtype or weight_dtype(cfg, training)
     quantized = training and cfg.tuning_method == "qlora" if quantized is None else quantized
-    computed = "fp16" if training and cfg.model.precision == "fp16" else dtype
-    quantization = quantization_config(cfg, computed) if quantized else None
+    quantization = quantization_config(cfg, "fp16" if training and cfg.model.precision == "fp16" else dtype) if quantized else None
     return load_weights(resolve_model(cfg.model), dtype, cfg.model.attn_implementation, quantization)
 
 # %% ../../nbs/models/loading.ipynb #18f463a4

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['TOKENIZER_FILES', 'HUB_HELP', 'GEMMA_INSTALL', 'GEMMA_PACKAGE', 'BUILT_IN', 'ModelError', 'error_text', 'read_object',
-           'check_folder', 'download_model', 'sha256_file', 'check_merges', 'tie_copies', 'convert_gguf',
-           'prepare_gemma', 'resolve_model', 'weights_fingerprint']
+           'check_folder', 'download_model', 'sha256_file', 'check_merges', 'convert_gguf', 'prepare_gemma',
+           'resolve_model', 'weights_fingerprint']
 
 # %% ../../nbs/models/sources.ipynb #407d32c2
 import difflib, hashlib, importlib.util, json, os, shutil, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from ..core.config import SettingsError, choices, load_config, project_path, project_root
+from ..core.config import choices, load_config, project_path, project_root
 from ..core.runs import write_json
 from ..data.synthetic import toy_model_path
 
@@ -66,9 +66,8 @@ def check_folder(
         has = f"only pickled weights ({pickled}), which can run code when they are loaded" if pickled else "no *.safetensors"
         if gguf: raise ModelError(f"{folder}: {has}, but {gguf}: name that file itself")
         raise ModelError(f"{folder}: {has}. Save it once with `model.save_pretrained(folder)` where you trust it, and use that folder.")
-    if adapter:
-        raise ModelError(f"{folder}: holds weights and an adapter (adapter_config.json), and transformers would apply both. "
-                         "Move adapter_config.json and adapter_model.safetensors to a folder of their own.")
+    if adapter: raise ModelError(f"{folder}: holds weights and an adapter (adapter_config.json), and transformers would apply both. "
+                                 "Move adapter_config.json and adapter_model.safetensors to a folder of their own.")
     if not any((folder / f).exists() for f in TOKENIZER_FILES):
         raise ModelError(f"{folder}: no tokenizer (tokenizer.json); save it there with `tokenizer.save_pretrained(folder)`")
     return folder
@@ -84,9 +83,8 @@ def _hub_advice(name, revision, error):
     if isinstance(error, errors.GatedRepoError):
         return f"{name} is gated: accept its licence at https://huggingface.co/{name}, then log in with `hf auth login`. {HUB_HELP}"
     if isinstance(error, errors.RevisionNotFoundError): return f"{name}: the hub has no revision {revision!r}; see model.revision"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return (f"{name}: not on the hub, or private or gated and you are not logged in: "
-                f"check the spelling, then `hf auth login`. {HUB_HELP}")
+    if isinstance(error, errors.RepositoryNotFoundError): return (f"{name}: not on the hub, or private or gated and you are not logged in: "
+                                                                  f"check the spelling, then `hf auth login`. {HUB_HELP}")
     if isinstance(error, errors.HFValidationError):
         return f"{name!r} is neither a folder that exists nor a hub id such as google/gemma-2b-it"
     at, reason = f" at revision {revision}" if revision else "", error_text(error, 1).removeprefix("Got: ")
@@ -146,10 +144,8 @@ def check_merges(
                      "the converted folder can be copied to this machine and used as model.path.")
 
 # %% ../../nbs/models/sources.ipynb #6feb38c9
-def tie_copies(
-    model, # a causal language model
-) -> bool: # whether they were tied
-    "Tie embedding and head that are copies of each other"
+def _tie_copies(model):
+    "Tie embedding and head that are copies of each other; whether they were"
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or head.weight is embedding.weight or head.weight.shape != embedding.weight.shape: return False
     a, b = (w.detach()[:: max(1, len(w) // 4096)].float() for w in (embedding.weight, head.weight))
@@ -180,7 +176,7 @@ def _read_gguf(path, part):
     except Exception as e: raise ModelError(f"{path}: transformers can't read this GGUF file: {error_text(e)}") from e
     missing = sorted(info["missing_keys"])
     if missing: raise ModelError(f"{path}: {len(missing)} tensors of the model are missing: {', '.join(missing[:3])} …")
-    tie_copies(model)
+    _tie_copies(model)
     return model
 
 # %% ../../nbs/models/sources.ipynb #dd561fa0
@@ -243,9 +239,7 @@ def resolve_model(
     name, path, revision = model["name"], model["path"], model["revision"]
     if not path and name in BUILT_IN: return BUILT_IN[name]()
     local = Path(path or name).expanduser()
-    if not (local.is_absolute() or local.exists()):
-        try: local = project_root() / local if (project_root() / local).exists() else local
-        except SettingsError: pass # outside a clone there is only the working folder
+    if not local.exists() and (project_root() / local).exists(): local = project_root() / local
     if local.suffix == ".gguf" and not local.is_dir(): return convert_gguf(local)
     if path or local.is_dir() or str(name).startswith((".", "/", "~")): return check_folder(local)
     return check_folder(download_model(name, revision))

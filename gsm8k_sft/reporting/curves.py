@@ -96,8 +96,7 @@ def plot_curves(
             ax.plot(means["x"], means["y"], color=COLOURS["blue"], lw=1.8, label=f"median of {len(series)} runs")
         names = [look[0] for look in looks.values()]
         for name, colour, dashes in () if many else dict.fromkeys(looks.values()):
-            seeds = f" ({names.count(name)} seeds)" if names.count(name) > 1 else ""
-            ax.plot([], [], color=colour, ls=dashes, label=name + seeds)
+            ax.plot([], [], color=colour, ls=dashes, label=name + (f" ({names.count(name)} seeds)" if names.count(name) > 1 else ""))
         ax.set(xlabel=BY[by][0], ylabel=METRICS.get(metric, (metric.replace("_", " "),))[0])
         if metric == "learning_rate": ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         if metric in ("tokens_per_second", "memory", "grad_norm"): ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
@@ -176,9 +175,8 @@ def _points_with_intervals(ax, table, x, legend=True):
         name, colour = f"{len(table)} runs" if many else looks[row.run][0], looks[row.run][1]
         low, high = [[max(0, 100 * abs(row.accuracy - v))] for v in (row.low, row.high)]
         marker, filling = ("s", "white") if "_socratic" in row.run else ("o", colour)
-        new = legend and name not in ax.get_legend_handles_labels()[1]
         ax.errorbar([getattr(row, x)], [100 * row.accuracy], yerr=[low, high], color=colour, capsize=3,
-                    fmt=marker, ms=6, mfc=filling, label=name if new else None)
+                    fmt=marker, ms=6, mfc=filling, label=name if legend and name not in ax.get_legend_handles_labels()[1] else None)
 
 def _check_one_preset(table, function):
     "Runs of several presets don't belong on one axis"

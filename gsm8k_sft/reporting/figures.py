@@ -38,8 +38,7 @@ def _svg_text(figure):
     out = io.StringIO()
     with figure_style(): figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     def cut(place): return re.sub(r"(\.\d\d)\d+", r"\1", place[0]).replace(" \n", "")
-    short = re.sub(r'( d="| [xy]="|translate\()[^")]*', cut, out.getvalue())
-    return re.sub(r"\n\s+", "\n", short)
+    return re.sub(r"\n\s+", "\n", re.sub(r'( d="| [xy]="|translate\()[^")]*', cut, out.getvalue()))
 
 # %% ../../nbs/reporting/figures.ipynb #fac102e3
 def save_figure(

@@ -109,8 +109,7 @@ def mean_label(
     name, experiment = label(row["model"]), row["experiment"]
     elsewhere = row["dataset"] not in DATASETS and experiment == f"{row['model']}_main" # asked on it, trained on main
     if dataset and row["dataset"] != "main" and not elsewhere: name += f" on {row['dataset']}"
-    plain = elsewhere or experiment in ("", f"{row['model']}_{row['dataset']}")
-    return name if plain else f"{name} ({experiment})"
+    return name if elsewhere or experiment in ("", f"{row['model']}_{row['dataset']}") else f"{name} ({experiment})"
 
 # %% ../../nbs/reporting/tables.ipynb #57bbc910
 def accuracies_in_words(

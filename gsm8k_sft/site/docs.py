@@ -6,8 +6,7 @@
 __all__ = ['get_config', 'FORMULA', 'FETCHED', 'Chapter', 'build_site', 'main']
 
 # %% ../../nbs/site/docs.ipynb #a371fd69
-import json, os, re, shutil, tempfile
-import yaml
+import json, os, re, shutil, tempfile, yaml
 from functools import cache
 from html import unescape
 from pathlib import Path
@@ -65,8 +64,7 @@ def _site_links(text, where, names):
 def _first_sentence(text):
     "The first sentence of a paragraph, without markup"
     text = re.sub(r"^#.*$", "", text, flags=re.M) # headings
-    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)|[*`$]", r"\1", text).strip()
-    return re.split(r"(?<=[.:?])\s", plain, maxsplit=1)[0].replace("\n", " ")
+    return re.split(r"(?<=[.:?])\s", re.sub(r"\[([^\]]*)\]\([^)]*\)|[*`$]", r"\1", text).strip(), maxsplit=1)[0].replace("\n", " ")
 
 def _write_page(source, page, where, names):
     "One processed notebook under its name on the site, its links moved and its figures described"

@@ -29,8 +29,7 @@ def chapter_line(
     path: Path, # of a notebook
 ) -> str: # its subtitle
     "What a chapter says it is for"
-    first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
-    found = re.match(r"# .+\n\n> (.+)", first)
+    found = re.match(r"# .+\n\n> (.+)", "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]))
     if not found: raise ValueError(f"{path}: the first cell must begin with '# Title', an empty line and '> subtitle'")
     return found[1]
 

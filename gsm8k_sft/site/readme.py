@@ -39,8 +39,7 @@ def readme_text(
         if re.match(r"[a-z]+:|#", target): return match[0]
         return before + (target.removeprefix("../") if target.startswith("../") else f"nbs/{target}")
     cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-    text = "\n\n".join(filter(None, (_cell_text(c).strip() for c in cells)))
-    return re.sub(r"""(\]\(|\bsrc(?:set)?=")([^)"\s]+)""", moved, text) + "\n"
+    return re.sub(r"""(\]\(|\bsrc(?:set)?=")([^)"\s]+)""", moved, "\n\n".join(filter(None, (_cell_text(c).strip() for c in cells)))) + "\n"
 
 @call_parse
 def main():

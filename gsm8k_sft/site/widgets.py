@@ -7,8 +7,7 @@ __all__ = ['VERDICTS', 'SIGNS', 'STYLE', 'evaluations', 'pair_answers', 'read_pa
            'live', 'stream_pair', 'playground', 'planner']
 
 # %% ../../nbs/site/widgets.ipynb #fbcd8ee3
-import html, os, sys, time
-import ipywidgets
+import html, ipywidgets, os, sys, time
 from contextlib import ExitStack, nullcontext
 from functools import lru_cache
 from importlib.resources import files
@@ -82,11 +81,9 @@ def read_pair(
     return pair_answers(answers[first], answers[second])
 
 # %% ../../nbs/site/widgets.ipynb #39ac66cb
-VERDICTS = {
-    "all": lambda a, b: True, "they differ": lambda a, b: a != b, "both right": lambda a, b: a and b,
-    "both wrong": lambda a, b: not (a or b), "first right": lambda a, b: a, "first wrong": lambda a, b: not a,
-    "second right": lambda a, b: b, "second wrong": lambda a, b: not b,
-}
+VERDICTS = {"all": lambda a, b: True, "they differ": lambda a, b: a != b, "both right": lambda a, b: a and b,
+            "both wrong": lambda a, b: not (a or b), "first right": lambda a, b: a, "first wrong": lambda a, b: not a,
+            "second right": lambda a, b: b, "second wrong": lambda a, b: not b}
 
 def filter_answers(
     pairs: list[dict], # from `pair_answers`
@@ -313,7 +310,6 @@ def planner():
               "seed_sd": (0, 0.03, 0.001, 0.005), "within": (0.1, 0.8, 0.01, 0.32), "between": (0.1, 0.8, 0.01, 0.29)}
     sliders = {name: ipywidgets.FloatSlider(value, min=low, max=high, step=step, readout_format=".3f", continuous_update=False)
                for name, (low, high, step, value) in ranges.items()}
-    counts = {"seeds": (2, 10, 3), "problems": (100, 10_000, 1319), "methods": (2, 12, 2)}
-    for name, (low, high, value) in counts.items():
+    for name, (low, high, value) in {"seeds": (2, 10, 3), "problems": (100, 10_000, 1319), "methods": (2, 12, 2)}.items():
         sliders[name] = ipywidgets.IntSlider(value, min=low, max=high, continuous_update=False)
     return ipywidgets.interactive(lambda **values: print(plan_text(**values)), **sliders)

@@ -6,8 +6,7 @@
 __all__ = ['wilson_interval', 'seed_interval', 'mean_interval', 'pass_at_k', 'Estimate', 'Equivalence']
 
 # %% ../../nbs/statistics/intervals.ipynb #fb5ea1e4
-import math
-import numpy as np
+import math, numpy as np
 from collections.abc import Sequence
 from fastcore.basics import patch
 from typing import NamedTuple

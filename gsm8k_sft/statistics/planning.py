@@ -19,8 +19,7 @@ def _mcnemar_power(difference, n, discordant, alpha):
     m, theta = np.arange(n + 1), (1 + difference / discordant) / 2
     m = m[binom.pmf(m, n, discordant) > 1e-15] # other numbers of them don't happen
     cut = (near := binom.ppf(alpha / 2, m, 0.5)) - (binom.cdf(near, m, 0.5) > alpha / 2) # the most that may fall on the rarer side
-    found = binom.cdf(cut, m, theta) + binom.sf(m - cut - 1, m, theta)
-    return float((binom.pmf(m, n, discordant) * found).sum())
+    return float((binom.pmf(m, n, discordant) * (binom.cdf(cut, m, theta) + binom.sf(m - cut - 1, m, theta))).sum())
 
 def minimum_detectable_effect(
     n: int = 1319, # problems

@@ -96,8 +96,7 @@ def holm(
 ) -> np.ndarray: # p-values to be held against the level
     "Holm's correction over all that were named"
     from statsmodels.stats.multitest import multipletests
-    missing = max(0, (named or 0) - len(p))
-    return multipletests([*p, *[1.0] * missing], method="holm")[1][:len(p)]
+    return multipletests([*p, *[1.0] * ((named or 0) - len(p))], method="holm")[1][:len(p)]
 
 # %% ../../nbs/statistics/seeds.ipynb #e51b3cde
 def variance_components(

@@ -6,8 +6,7 @@
 __all__ = ['RunLog', 'EarlyStopping', 'StopOnSignal', 'Progress', 'trackers', 'tracked_name', 'reporting']
 
 # %% ../../nbs/training/callbacks.ipynb #02202027
-import io, json, math, os, secrets, signal, sys, time
-import torch
+import io, json, math, os, secrets, signal, sys, time, torch
 from contextlib import contextmanager
 from pathlib import Path
 from fastcore.basics import patch
@@ -22,8 +21,7 @@ from .checkpoints import TrainingError, last_checkpoint
 # %% ../../nbs/training/callbacks.ipynb #1a4b9d06
 class RunLog(TrainerCallback):
     "Write log.jsonl, and stop at a loss or gradient norm that is not finite"
-    def __init__(
-        self,
+    def __init__(self,
         folder: Path | str, # the run's folder
     ):
         self.path, self.rows, self.skips = Path(folder) / "log.jsonl", [], 0
@@ -82,16 +80,13 @@ class EarlyStopping(EarlyStoppingCallback):
 class StopOnSignal(TrainerCallback):
     "At SIGTERM or SIGINT: finish the step, save, stop"
     def __init__(self): self.received, self.stopped, self.before, self.group = 0, None, {}, None
-
     def handle(self, number, frame):
         if self.received and number == signal.SIGINT: raise KeyboardInterrupt
         self.received = number
-
     def on_train_begin(self, args, state, control, **kwargs):
         try: self.before = {s: signal.signal(s, self.handle) for s in (signal.SIGTERM, signal.SIGINT)}
         except ValueError: pass # only the main thread may set handlers; elsewhere the signals keep theirs
         if args.world_size > 1: self.group = torch.distributed.new_group(backend="gloo") # nobody waits for the GPU
-
     def on_step_end(self, args, state, control, **kwargs):
         number = torch.tensor(int(self.received))
         if self.group: torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, self.group)
@@ -100,7 +95,6 @@ class StopOnSignal(TrainerCallback):
         control.should_save = control.should_training_stop = True
         control.should_evaluate = False
     def on_train_end(self, args, state, control, **kwargs): self.restore()
-
     def restore(self):
         "Put the handlers back; safe to call twice"
         for s, handler in self.before.items(): signal.signal(s, handler)
@@ -118,8 +112,7 @@ def _progress_line(rows, max_steps):
 
 class Progress(TrainerCallback):
     "A line of text, and in a notebook a live chart, every few seconds"
-    def __init__(
-        self,
+    def __init__(self,
         log: RunLog, # whose rows are shown
         chart: bool | None = None, # draw the chart; by default only in a notebook
     ):

@@ -7,8 +7,7 @@ __all__ = ['TRAINER_ARGUMENTS', 'training_arguments', 'EpochSampler', 'GSM8KTrai
            'check_trained', 'save_weights']
 
 # %% ../../nbs/training/trainer.ipynb #e33b07e7
-import math, os, shutil
-import torch
+import math, os, shutil, torch
 from accelerate.data_loader import prepare_data_loader
 from contextlib import nullcontext
 from itertools import islice
@@ -65,15 +64,13 @@ def training_arguments(
 # %% ../../nbs/training/trainer.ipynb #14b3db28
 class EpochSampler(Sampler):
     "A permutation for each epoch, from `seed` and the epoch alone; with `lengths`, neighbours are of similar length"
-    def __init__(
-        self,
+    def __init__(self,
         n: int, # number of examples
         seed: int, # the run's seed
         lengths: list[int] | None = None, # tokens of each example; None for a plain shuffle
         group: int = 1, # examples of one optimizer step, kept of similar length
     ):
         self.n, self.seed, self.lengths, self.group, self.epoch = n, seed, lengths, group, 0
-
     def set_epoch(self, epoch: int): self.epoch = epoch
     def __len__(self): return self.n
     def __iter__(self):
@@ -84,8 +81,7 @@ class EpochSampler(Sampler):
         pools = [sorted(order[i:i + pool], key=lambda j: -self.lengths[j]) for i in range(0, len(order), pool)]
         steps = [p[i:i + group] for p in pools for i in range(0, len(p), group)]
         whole, rest = [b for b in steps if len(b) == group], [b for b in steps if len(b) < group]
-        shuffled = torch.randperm(len(whole), generator=generator).tolist()
-        return iter([j for i in shuffled for j in whole[i]] + [j for b in rest for j in b])
+        return iter([j for i in torch.randperm(len(whole), generator=generator).tolist() for j in whole[i]] + [j for b in rest for j in b])
 
 # %% ../../nbs/training/trainer.ipynb #5ha7e002
 def _shares(lengths, n):
@@ -98,8 +94,7 @@ def _shares(lengths, n):
 # %% ../../nbs/training/trainer.ipynb #59e3737e
 class GSM8KTrainer(Trainer):
     "`transformers.Trainer` with our order of examples, and generation accuracy in each evaluation"
-    def __init__(
-        self,
+    def __init__(self,
         cfg: DictConfig, # from `load_config`
         sample: Any = None, # validation problems (rows) to answer at each evaluation; None for none
         loss_options: dict | None = None, # switches of `packed_loss`: all_logits, compiled_softmax; for measurements
@@ -177,8 +172,7 @@ def training_step(self: GSM8KTrainer, model, inputs, num_items_in_batch=None):
     with training_mode(self.inner, self.compiled): # until the backward pass is done: checkpointing calls the layers again
         if self.speedup == "record":
             if self.recorded is None:
-                learning = [p for p in model.parameters() if p.requires_grad]
-                self.recorded = RecordedStep(lambda c: self._chunk_loss(model, c), learning)
+                self.recorded = RecordedStep(lambda c: self._chunk_loss(model, c), [p for p in model.parameters() if p.requires_grad])
             self.recorded.start()
             return sum(self.recorded(c, share) for c in inputs["chunks"])
         for i, chunk in enumerate(inputs["chunks"], 1):
@@ -237,10 +231,9 @@ def build_trainer(
     callbacks = [log, signals, Progress(log)]
     if cfg.train.early_stopping_patience: callbacks.append(EarlyStopping(cfg.train.early_stopping_patience))
     sample = [i for i, row in enumerate(rows.get("validation", ())) if row["final"]][:cfg.train.validation_samples] # texts have none
-    trainer = GSM8KTrainer(
-        cfg, rows["validation"].select(sample) if sample else None, model=model, args=args, train_dataset=train_rows,
-        eval_dataset=tensors("validation") if args.eval_strategy != "no" else None,
-        data_collator=Collator(tokenizer.pad_token_id), processing_class=tokenizer, callbacks=callbacks)
+    trainer = GSM8KTrainer(cfg, rows["validation"].select(sample) if sample else None, model=model, args=args, train_dataset=train_rows,
+                           eval_dataset=tensors("validation") if args.eval_strategy != "no" else None,
+                           data_collator=Collator(tokenizer.pad_token_id), processing_class=tokenizer, callbacks=callbacks)
     trainer.fast_path = {"packing": not_packed or "equal to transformers"} if cfg.train.packing or not_packed else {}
     if cfg.train.packing: trainer.data_collator = packed_collator(cfg, trainer.speedup)
     trainer.remove_callback(PrinterCallback) # `Progress` says it in fewer lines
@@ -264,9 +257,8 @@ def check_trained(
     bad = next((n for n, x in after.items() if not math.isfinite(x)), "")
     changed = any(after[n] != before[n] for n in [n for n in after if "lora_B" in n] or after)
     counts = trainer.accelerator.gather(torch.tensor([int(bool(bad)), int(changed)], device=trainer.args.device)).view(-1, 2).sum(0)
-    if counts[0]:
-        raise TrainingError(f"weights are not finite after the last step ({bad or 'in another process'}); nothing was saved. "
-                            "Try a smaller train.learning_rate, and another run_name: the last checkpoint may have them too.")
+    if counts[0]: raise TrainingError(f"weights are not finite after the last step ({bad or 'in another process'}); nothing was saved. "
+                                      "Try a smaller train.learning_rate, and another run_name: the last checkpoint may have them too.")
     if not counts[1]:
         raise TrainingError("nothing was trained: the weights are what they were before the first step. Was the learning rate 0 "
                             "in all steps (train.max_steps, train.warmup_steps), are lora_config.target_modules never used, or did every "
