@@ -76,10 +76,9 @@ def first_record(cfg, loaded):
             "tokens": train["tokens"], "supervised_tokens": train["supervised"], "n_validation": validation.get("n", 0)}
     return {"status": "running", "preset": cfg.preset, "variant": cfg.variant, "run_name": cfg.run_name, "seed": cfg.seed,
             "tuning_method": tuning_of(cfg), "dataset": cfg.data.dataset, "lanes": int(os.environ.get("GSM8K_SFT_WORKERS", 1)),
-            "base_model": cfg.model.path or cfg.model.name, "precision": cfg.model.precision, "dtypes": precision_of(loaded.model),
-            "model_fingerprint": loaded.base_fingerprint, "data": data, "parameters": count_parameters(loaded.model),
-            "memory": memory_record(loaded.plan), "max_tokens": cfg.train.max_tokens, "environment": environment(),
-            "processes": PartialState().num_processes}
+            "processes": PartialState().num_processes, "base_model": cfg.model.path or cfg.model.name, "precision": cfg.model.precision,
+            "dtypes": precision_of(loaded.model), "parameters": count_parameters(loaded.model), "data": data, "environment": environment(),
+            "model_fingerprint": loaded.base_fingerprint, "memory": memory_record(loaded.plan), "max_tokens": cfg.train.max_tokens}
 
 def last_record(trainer, log, loaded):
     "What is known after the last step"

@@ -365,32 +365,6 @@ def test_too_long_examples_are_left_out_and_named(folder):
     assert max(map(len, tokens["input_ids"])) <= limit
 
 
-def test_a_damaged_cache_is_made_again(folder, tmp_path):
-    tok = AutoTokenizer.from_pretrained(toy_model_path())
-    rows = [{"id": f"train/{i}", **row} for i, row in enumerate(make_rows("train", n=50))]
-    def made(): return tokenize_split(rows, tok, Renderer(tok), 512)
-    first, report = made()
-    assert not report["cached"] and made()[1]["cached"]
-    [path] = (tmp_path / "cache" / "tokens").iterdir()
-    whole = path.read_bytes()
-    flipped = bytearray(whole)
-    for i in range(200, 260): flipped[i] ^= 255
-    for damaged in (b"", whole[:len(whole) // 2], bytes(flipped), b"PAR1"):
-        path.write_bytes(damaged)
-        again, report = made()
-        assert not report["cached"] and again[:] == first[:]
-        assert [p.name for p in path.parent.iterdir()] == [path.name]
-
-
-def test_the_cache_knows_what_it_depends_on(folder):
-    tok = AutoTokenizer.from_pretrained(toy_model_path())
-    rows = [{"id": "train/0", **SHOT}]
-    keys = {tokenize_split(*given)[1]["fingerprint"] for given in (
-        (rows, tok, Renderer(tok), 512), (rows, tok, Renderer(tok), 511), (rows, tok, Renderer(tok, "plain"), 512),
-        ([{**rows[0], "answer": "2\n#### 2"}], tok, Renderer(tok), 512), (rows, KINDS["gemma-it"][0], Renderer(KINDS["gemma-it"][0]), 512))}
-    assert len(keys) == 5
-
-
 def test_the_inspector_loses_no_text():
     tok = KINDS["gemma-it"][0]
     renderer, row = Renderer(tok), {"question": "½ é 😀 & <b>?", "answer": "\t1  2\n\n#### 3"}

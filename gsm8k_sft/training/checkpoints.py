@@ -122,8 +122,8 @@ def begin(self: Run,
     now = known(opening)
     for what, old in known(self.record).items() if self.checkpoint else ():
         if old not in (None, now[what]):
-            raise TrainingError(f"{self.folder}: its {what} were {str(old)[:12]} when it began and are {str(now[what])[:12]} now. Go on as it "
-                                "began, or give the run another name (run_name=...), or move its folder away to start anew.")
+            raise TrainingError(f"{self.folder}: its {what} were {str(old)[:12]} when it began and are {str(now[what])[:12]} now. Go on "
+                                "as it began, or give the run another name (run_name=...), or move its folder away to start anew.")
     versions, packages = self.record.get("environment", {}).get("packages", {}), opening["environment"]["packages"]
     changed = [f"{k} {v} is now {packages.get(k)}" for k, v in versions.items() if packages.get(k) != v]
     if self.checkpoint and changed: print_once("going on with other versions: " + ", ".join(changed))

@@ -320,7 +320,7 @@ def meet(name, path, template):
             if code and "is written to" in out.getvalue(): said += "\nannounced, and then refused"
         finally: os.chdir(here)
     new = {p.name for p in set(path.rglob("*")) - before if "cache" not in p.parts and p.suffix != ".png" and not (p.is_dir() and any(p.iterdir()))}
-    return code, said.strip().replace(str(path), "…"), new # tokens that are cached and figures that are drawn are whole by themselves
+    return code, said.strip().replace(str(path), "…"), new # verdicts that are cached and figures that are drawn are whole by themselves
 
 
 def make_template(path):
