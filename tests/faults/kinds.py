@@ -133,7 +133,7 @@ QUICK = { # configuration: seen before anything is loaded
     "a number out of range": (lambda box: train("train.learning_rate=-1"), "is outside (0, inf)"),
     "a quote that isn't closed": (lambda box: train("run_name='a"), "quote each pair as in a shell"),
     "a list that isn't closed": (lambda box: train("lora_config.target_modules=[q_proj"), "not readable as YAML"),
-    "a reference to nothing": (lambda box: train("train.max_steps=${nope}"), "train.max_steps: Interpolation key 'nope' not found"),
+    "a reference to nothing": (lambda box: train("train.max_steps=${nope}"), "'train.max_steps': Interpolation key 'nope' not found"),
     "a file of one's own that isn't there": (lambda box: train(config="nope.yaml"), "no such configuration file"),
     "a file of one's own cut off": (a_file("mine.yaml", "train: {a: [\n", lambda f: train(config=f)), "not readable as YAML"),
     "a file of one's own that holds a list": (a_file("mine.yaml", "- a\n", lambda f: train(config=f)), "a mapping of keys is needed"),
@@ -208,7 +208,6 @@ DATA = {
     "no example short enough": (lambda box: train("data.max_length=5"), "check data.max_length"),
     "LoRA on layers that there aren't": (lambda box: train("lora_config.target_modules=[q_prj]"), "it has down_proj"),
     "a file where the runs should be": (a_file("runs", "", lambda f: train()), "move away what is in the way"),
-    "a file where the cache should be": (a_file("cache", "", lambda f: train()), "move away what is in the way"),
     "a file where the results should be": (a_file("eval_results", "", lambda f: EVALUATE), "results can't be written here"),
 }
 MODEL = {
