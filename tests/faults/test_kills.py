@@ -136,7 +136,7 @@ def read_only(folder):
     finally: subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.parametrize("job, where", [("train", "runs"), ("train", "cache"), ("evaluate", "eval_results"), ("infer", ".")])
+@pytest.mark.parametrize("job, where", [("train", "runs"), ("evaluate", "eval_results"), ("infer", ".")])
 def test_a_folder_that_cannot_be_written(job, where, undisturbed, tmp_path):
     folder, command = fresh(tmp_path / "it"), JOBS[job][0]
     closed = tmp_path / "answers" if where == "." else folder / where
