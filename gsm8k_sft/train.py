@@ -22,7 +22,7 @@ from .evaluate import evaluate_run
 from .evaluation.results import keep_trained
 from .evaluation.retention import held_out_texts
 from .generation.generate import check_prompts
-from .models.adapters import enable_checkpointing, prepare_for_training
+from .models.adapters import prepare_for_training
 from .models.loading import load_model, load_tokenizer
 from .models.parameters import count_parameters, precision_of
 from .models.sources import resolve_model, weights_fingerprint
@@ -41,6 +41,7 @@ def load_for_training(
     "Data and model of a run"
     held = torch.cuda.memory_allocated() # by others, before this run
     if torch.cuda.is_initialized(): torch.cuda.reset_peak_memory_stats() # of an earlier run
+    start_compiler(cfg)
     digest = ThreadPoolExecutor(1).submit(weights_fingerprint, resolve_model(cfg.model)) # hashed beside Python's work
     tokenizer, rows, longest = load_tokenizer(cfg), load_gsm8k(cfg, splits=TRAINING_SPLITS), cfg.data.max_length
     renderer, tokens, reports = Renderer(tokenizer, cfg.data.prompt_style), {}, {}
@@ -60,10 +61,8 @@ def load_for_training(
                                          "the tokenizer belongs to another model, or resize_token_embeddings was not saved")
     room, n = getattr(model.config.get_text_config(), "max_position_embeddings", None), max(map(len, examples))
     if room and n > room: raise TrainingError(f"an example has {n} tokens and the model {room} positions; set data.max_length={room}")
-    model = prepare_for_training(model, cfg)
-    if cfg.train.gradient_checkpointing: enable_checkpointing(model)
-    return SimpleNamespace(tokenizer=tokenizer, rows=rows, tokens=tokens, reports=reports, plan=plan, model=model, longest=longest,
-                           base_fingerprint=digest.result(), held=held)
+    model, parts = prepare_for_training(model, cfg), dict(tokenizer=tokenizer, rows=rows, tokens=tokens, reports=reports, plan=plan)
+    return SimpleNamespace(**parts, model=model, longest=longest, base_fingerprint=digest.result(), held=held)
 
 # %% ../nbs/02_train.ipynb #3180216d
 def _check_asked(loaded, asked): # what the model has no room to answer is refused before it is trained
@@ -137,7 +136,6 @@ def train(
         if run.record.get("status") == "complete":
             print_once(f"{run.folder} is complete and reused (train.when_done=reuse)")
             return run.record
-        if not run.trained: start_compiler(cfg)
         with collector_paused():
             asked, cfg = load_evaluated(cfg) if evaluate else None, cfg.copy() # the copy gets a number for train.max_tokens=null
             loaded = None if run.trained else _check_asked(load_for_training(cfg), asked or [])

@@ -451,14 +451,12 @@ def random_training_model(
     "A model with random weights, ready to train as `load_for_training` makes it"
     import torch
     from transformers import AutoModelForCausalLM
-    from gsm8k_sft.models.adapters import enable_checkpointing, prepare_for_training
+    from gsm8k_sft.models.adapters import prepare_for_training
     from gsm8k_sft.models.loading import torch_dtype, weight_dtype
     eager = {"attn_implementation": cfg.model.attn_implementation or ("eager" if config.model_type == "gemma2" else None)}
     with torch.device(device): model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(weight_dtype(cfg, True)), **eager)
     if cfg.tuning_method == "qlora": _quantise(model, cfg)
-    model = prepare_for_training(model, cfg)
-    if cfg.train.gradient_checkpointing: enable_checkpointing(model)
-    return model
+    return prepare_for_training(model, cfg)
 
 # %% ../../nbs/training/memory.ipynb #071a9a20
 def _trace_peak(model, rows, longest, passes, mixed):

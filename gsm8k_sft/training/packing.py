@@ -48,14 +48,10 @@ def _filled(chunk, multiple, examples):
     tokens, targets, bounds = chunk["input_ids"].shape[1], len(chunk["targets"]), chunk["bounds"]
     end = up(tokens + 1, multiple)
     more, missing = end - tokens, (0, up(targets, multiple // 2) - targets)
-    return {
-        "input_ids": pad(chunk["input_ids"], (0, more)),
-        "position_ids": torch.cat([chunk["position_ids"], torch.arange(more)[None]], 1),
-        "bounds": torch.cat([bounds, torch.full((examples + 2 - len(bounds),), end, dtype=torch.int32)]),
-        "longest": max(chunk["longest"], more),
-        "supervised": pad(chunk["supervised"], missing),
-        "targets": pad(chunk["targets"], missing, value=-100),
-    }
+    return {"input_ids": pad(chunk["input_ids"], (0, more)), "longest": max(chunk["longest"], more),
+            "position_ids": torch.cat([chunk["position_ids"], torch.arange(more)[None]], 1),
+            "bounds": torch.cat([bounds, torch.full((examples + 2 - len(bounds),), end, dtype=torch.int32)]),
+            "supervised": pad(chunk["supervised"], missing), "targets": pad(chunk["targets"], missing, value=-100)}
 
 # %% ../../nbs/training/packing.ipynb #741f3b6f
 class PackedCollator:
@@ -125,20 +121,10 @@ def _capped_attention(query, key, value, blocks, scale, softcap):
 _plain = torch.compiler.disable(plain_prefill)
 
 # %% ../../nbs/training/packing.ipynb #7617617e
-def packed_attention(
-    module, # the attention layer
-    query: torch.Tensor, # (1, heads, tokens, dimension)
-    key: torch.Tensor, # (1, key heads, tokens, dimension)
-    value: torch.Tensor, # as key
-    attention_mask=None, # none is needed
-    scaling: float | None = None, # factor of the scores
-    sliding_window: int | None = None, # how many tokens a token sees, its own included
-    softcap: float | None = None, # Gemma 2's
-    dropout: float = 0.0, # of the scores; there is none here
-    packed: Packed | None = None, # of this pass
-    **kwargs, # what else transformers passes
-) -> tuple[torch.Tensor, None]: # (1, tokens, heads, dimension)
-    "Causal attention within each example, for transformers' AttentionInterface"
+def packed_attention(module, query, key, value, attention_mask=None, scaling=None, sliding_window=None, softcap=None, dropout=0.0,
+                     packed: Packed | None = None, # of this pass
+                     **kwargs):
+    "Causal attention within each example; arguments and result as of `slot_attention`"
     if packed is None: raise ValueError("the model doesn't hand arguments down to its attention")
     if dropout: raise ValueError(f"packed attention has no dropout, and the model's attention has {dropout:g}")
     half = value.is_cuda and value.dtype == torch.bfloat16 and value.shape[-1] <= 256

@@ -244,9 +244,8 @@ def weight_norms(
     model, # with parameters that learn
 ) -> dict[str, float]: # the norm of each tensor that learns, of its own part where weights are sharded
     "A cheap summary that changes with any training"
-    learning = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    local = {n: p.to_local() if hasattr(p, "to_local") else p for n, p in learning.items()}
-    return {n: torch.linalg.vector_norm(p, dtype=torch.float32).item() for n, p in local.items()}
+    def local(p): return p.detach().to_local() if hasattr(p, "to_local") else p.detach()
+    return {n: torch.linalg.vector_norm(local(p), dtype=torch.float32).item() for n, p in model.named_parameters() if p.requires_grad}
 
 def check_trained(
     trainer: GSM8KTrainer, # after its last step
