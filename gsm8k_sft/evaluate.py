@@ -81,7 +81,7 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
 
 # %% ../nbs/03_evaluate.ipynb #5ha7e012
 def _answer_share(model, tokenizer, rows, prompts, cfg, file=None, found=(), progress=False):
-    "Answer a share of what is left. The first process has the file and what was found in it, and gets all answers; the others get the record"
+    "Answer a share of what is left. The first process has the file and what is in it, and gets all answers; the others get the record"
     if job := _from_first(file and (file.name, {(a["id"], a["sample"]) for a in found})): # None: nothing is left
         with open(job[0], "ab") as out: _answers(model, tokenizer, rows, prompts, cfg, out, job[1], progress)
     return whole_lines(file.name)[0][1:] if file else _from_first()
