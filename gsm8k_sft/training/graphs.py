@@ -7,7 +7,7 @@ __all__ = ['joined_forward', 'joins', 'compiled_layers', 'start_compiler', 'trai
            'speedup_of', 'packed_collator', 'forget_run']
 
 # %% ../../nbs/training/graphs.ipynb #e9f291db
-import gc, torch
+import gc, sys, torch
 from contextlib import contextmanager
 from fastcore.basics import patch
 from functools import cache
@@ -210,11 +210,8 @@ def forget_run(
 ) -> None:
     "Free what the last run used on the GPU"
     if compiled: torch._dynamo.reset()
-    try:
-        from bitsandbytes.optim import GlobalOptimManager
-        manager = GlobalOptimManager.get_instance()
-        manager.module_weight_config_triple.clear()
-        manager.pid2config.clear()
-    except ImportError: pass
+    if optim := sys.modules.get("bitsandbytes.optim"):
+        manager = optim.GlobalOptimManager.get_instance()
+        manager.module_weight_config_triple.clear(), manager.pid2config.clear()
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
