@@ -15,9 +15,10 @@ from types import SimpleNamespace
 from ..core.config import project_path
 from .archive import read_bytes
 from .results import Predictions, complete_result, differing_facts, label, read_predictions
-from ..statistics import (
-    FEW_DISCORDANT, Equivalence, mcnemar, mean_difference, newcombe_interval, paired_bootstrap, seed_estimate, seed_spread)
+from ..statistics.intervals import Equivalence
+from ..statistics.paired import FEW_DISCORDANT, mcnemar, mean_difference, newcombe_interval, paired_bootstrap
 from ..statistics.planning import minimum_detectable_effect
+from ..statistics.seeds import seed_estimate, seed_spread
 
 # %% ../../nbs/evaluation/compare.ipynb #74e0ed24
 class NotComparable(ValueError):
