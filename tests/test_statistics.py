@@ -12,7 +12,7 @@ from gsm8k_sft.evaluation.compare import compare, compare_seeds
 from gsm8k_sft.statistics.intervals import Estimate, mean_interval, pass_at_k, wilson_interval
 from gsm8k_sft.statistics.paired import mcnemar, mean_difference, newcombe_interval, paired_bootstrap
 from gsm8k_sft.statistics.planning import MINUTES, minimum_detectable_effect, plan_seeds, plan_text, seed_power
-from gsm8k_sft.statistics.seeds import holm, seed_estimate, seed_spread, variance_components
+from gsm8k_sft.statistics.seeds import holm, seed_difference, seed_estimate, seed_spread, variance_components
 
 PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -296,6 +296,7 @@ def test_seed_differences_by_hand():
     found = seed_estimate(a, b)
     assert found == pytest.approx((d.mean(), variance ** 0.5, dof))
     assert found.interval() == pytest.approx((d.mean() - half, d.mean() + half))
+    assert seed_difference(a, b) == (found.difference, *found.interval()) and seed_difference(a, b, 0.5)[1:] == found.interval(0.5)
     assert seed_estimate(b, a) == pytest.approx((-d.mean(), *found[1:]))
     assert seed_estimate(a.tolist(), b.astype(int), pooled=[b, a, a]) == pytest.approx(found)
     (low, high), narrow = found.interval(), found.interval(confidence=0.5)
@@ -419,7 +420,7 @@ def test_planned_minutes_are_those_of_the_studies():
 def test_importing_it_imports_nothing_else():
     "The floor is at the bottom of the house, and the slow libraries are for those who call"
     others = ("gsm8k_sft.", "scipy", "pandas", "torch", "statsmodels")
-    code = ("import sys; from gsm8k_sft.statistics import intervals, paired, planning, seeds, transfer; "
+    code = ("import sys; import gsm8k_sft.statistics, gsm8k_sft.statistics.planning; "
             f"print([m for m in sys.modules if m.startswith({others}) and 'statistics' not in m])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
