@@ -289,9 +289,10 @@ def test_what_the_model_does_not_have(given):
 
 @pytest.mark.parametrize("given, says", [
     ("train.packing=2", "key 'train.packing': Invalid value '2', expected one of"), ("evaluation.calculator=-1", "Invalid value '-1'"),
-    ("train.check_memory=maybe", "Invalid value 'maybe'"), ("data.trainable=0.5", "Invalid value '0.5'"), ("qlora_config.double_quant=7", "'7'"),
+    ("train.check_memory=maybe", "Invalid value 'maybe'"), ("data.trainable=0.5", "Invalid value '0.5'"),
+    ("qlora_config.double_quant=7", "Invalid value '7'"), ("evaluation.datasets=[[main]]", "no list of single"),
     ("evaluation.shots=[[1]]", r"evaluation.shots: \[\[1\]\] is no list of single values"),
-    ("evaluation.datasets=[{a: 1}]", "evaluation.datasets: .* is no list of single values"), ("evaluation.datasets=[[main]]", "no list of single")])
+    ("evaluation.datasets=[{a: 1}]", "evaluation.datasets: .* is no list of single values")])
 def test_what_a_type_of_omegaconf_takes_besides(given, says):
     "Whole numbers for true and false, lists within lists"
     with pytest.raises(ConfigError, match=says): load([given])

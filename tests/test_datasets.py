@@ -212,7 +212,7 @@ GENERATORS = [ # the body of the function, what is said
     ("raise SystemExit", r"fails with SystemExit: \(.*made_3.py:3\)"),
     ("return 3", r"own: data.generator made_4.rows\('train'\) fails with TypeError: 'int' object is not iterable$"),
     ("return []", r"own: data.generator made_5.rows\('train'\) gives no rows$"),
-    ("return {'question': ['a']}", "made_6.rows train problem 0: an object with question and answer is needed, not str. Correct the data, or:"),
+    ("return {'question': ['a']}", "made_6.rows train problem 0: an object with question and answer is needed, not str. Correct the data,"),
     ("return [{'question': 'a', 'answer': 3}]", "made_7.rows train problem 0: the field 'answer' is int, not text")]
 
 
@@ -233,8 +233,9 @@ def test_a_generator_that_cannot_be_imported_is_a_line(project, monkeypatch):
     write(project / "broken_one.py", "1 / 0\n")
     write(project / "broken_two.py", "def rows(split)\n")
     entry = "data: {source: generator, generator: %s, licence: own}"
-    for name, says in (("broken_one.rows", r"ZeroDivisionError: division by zero \(.*broken_one.py:1\)"), ("rows", "ValueError: Empty module name"),
-                       ("broken_two.rows", r"SyntaxError: .*broken_two.py, line 1"), ("./none.rows", "TypeError"), ("json.none", "AttributeError")):
+    for name, says in (("broken_one.rows", r"ZeroDivisionError: division by zero \(.*broken_one.py:1\)"),
+                       ("broken_two.rows", r"SyntaxError: .*broken_two.py, line 1"), ("rows", "ValueError: Empty module name"),
+                       ("./none.rows", "TypeError"), ("json.none", "AttributeError")):
         with pytest.raises(DataError, match=says): load(entry % name)
 
 
@@ -247,12 +248,13 @@ def test_the_folder_of_ones_own_name_is_found(project, monkeypatch):
         assert load_config("toy", dataset="own").data.source == (source or "source: auto, ")[8:-2]
     (project / "data" / "own").rename(project / "data" / "other")
     assert load("data: {licence: own, subfolder: other, validation_fraction: 0}")["train"]["question"][:] == ["train"]
-    with pytest.raises(DataError, match="data.source: folder, but nothing names one. .* or put it into .*data/own"): load("data: {source: folder, licence: own}")
+    with pytest.raises(DataError, match="data.source: folder, but nothing names one. .* or put it into .*data/own"):
+        load("data: {source: folder, licence: own}")
     with pytest.raises(ConfigError, match="must say where it lies: .* or its files must be in .*data/own"): load("data: {licence: own}")
 
 
-NUMBERS = [(72, "72"), (72.0, "72"), (0.1, "0.1"), (1e-5, "0.00001"), (1e22, "10000000000000000000000"), (10**40, "1" + 40 * "0"), (-2.50, "-2.5"),
-           ("72.00", "72"), (1500, "1500"), (2.5e15 + 0.5, "2500000000000000.5")]
+NUMBERS = [(72, "72"), (72.0, "72"), (0.1, "0.1"), (1e-5, "0.00001"), (1e22, "10000000000000000000000"), (10**40, "1" + 40 * "0"),
+           (-2.50, "-2.5"), ("72.00", "72"), (1500, "1500"), (2.5e15 + 0.5, "2500000000000000.5")]
 
 
 @pytest.mark.parametrize("value, text", NUMBERS)
@@ -260,14 +262,15 @@ def test_a_number_is_written_out(project, value, text):
     "As a final answer and within a template: no exponent, no closing zeros"
     write(project / "rows.jsonl", jsonl([{"q": "q", "a": "So.", "n": value}]))
     [row] = load(OWN + ", question: '{q} {n}?', answer: a, final: n}")["train"]
-    assert row["final"] == text and row["answer"] == f"So.\n#### {text}" and row["question"] == f"q {value if isinstance(value, str) else text}?"
+    assert row["final"] == text and row["answer"] == f"So.\n#### {text}"
+    assert row["question"] == f"q {value if isinstance(value, str) else text}?"
 
 
 def test_what_is_no_number(project):
     rows = [{"question": str(i), "answer": "a", "n": v} for i, v in enumerate((float("nan"), float("-inf"), None, True, [3], "3 figs"))]
     write(project / "rows.jsonl", jsonl(rows))
-    says = ["line 1: the field 'n' is nan", "line 2: the field 'n' is -inf", "line 3: the field 'n' is NoneType", "line 4: the field 'n' is bool",
-            "line 5: the field 'n' is list", "line 6: '#### 3 figs' does not end in a number"]
+    says = ["line 1: the field 'n' is nan", "line 2: the field 'n' is -inf", "line 3: the field 'n' is NoneType",
+            "line 4: the field 'n' is bool", "line 5: the field 'n' is list", "line 6: '#### 3 figs' does not end in a number"]
     with pytest.raises(DataError) as e: load(OWN + ", final: n}")
     for text in says: assert text in str(e.value)
     write(project / "rows.jsonl", jsonl(rows[:2]))
@@ -293,7 +296,7 @@ def test_numbers_of_parquet_files(project):
 
 
 def test_a_final_answer_in_another_notation(project):
-    write(project / "rows.jsonl", jsonl({"question": str(i), "answer": f"#### {a}", "n": n} for i, (a, n) in enumerate([("72.0", 72), ("1/2", 0.5)])))
+    write(project / "rows.jsonl", jsonl({"question": a, "answer": f"#### {a}", "n": n} for a, n in (("72.0", 72), ("1/2", 0.5))))
     assert load(OWN + ", final: n}")["train"]["answer"][:] == ["#### 72.0", "#### 1/2"]
     write(project / "rows.jsonl", jsonl([{"question": "a", "answer": "#### 1/3", "n": 0.33}]))
     with pytest.raises(DataError, match="the answer ends in '1/3', but 'n' says '0.33'"): load(OWN + ", final: n}")
@@ -301,8 +304,9 @@ def test_a_final_answer_in_another_notation(project):
         with pytest.raises(DataError, match=f"the field '####' is missing; data.{key} can name another"): load(OWN + f", {key}: '####'}}")
 
 
-@pytest.mark.parametrize("name", ["data/train-00000-of-00001.parquet", "data/train-00000-of-00001-a09b74b3ef9c3b56.parquet", "train.parquet",
-                                  "own/train-00000-of-00001-a0.parquet", "train.json", "data/train.jsonl", "TRAIN.JSON", "TRAIN.PARQUET"])
+@pytest.mark.parametrize("name", [
+    "data/train-00000-of-00001.parquet", "data/train-00000-of-00001-a09b74b3ef9c3b56.parquet", "own/train-00000-of-00001-a0.parquet",
+    "train.parquet", "train.json", "data/train.jsonl", "TRAIN.JSON", "TRAIN.PARQUET"])
 def test_files_are_found_where_people_have_them(project, name):
     rows = [{"question": f"{i}?", "answer": f"#### {i}"} for i in range(3)]
     path = write(project / name, json.dumps(rows, indent=1)) if "json" in name.lower() else project / name
@@ -312,8 +316,9 @@ def test_files_are_found_where_people_have_them(project, name):
     assert load(f"data: {{source: folder, folder: ., licence: own, validation_fraction: 0, {files}}}")["train"]["final"][:] == list("012")
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b"{}" * 99), jsonl([{"question": "a", "answer": "b"}] * 9).encode("utf-16-le"),
-                                     "\n".join(json.dumps({"question": i, "answer": "b"}, indent=1) for i in "abc").encode()], ids=["gz", "UTF-16", "indented"])
+@pytest.mark.parametrize("content", [
+    gzip.compress(b"{}" * 99), jsonl([{"question": "a", "answer": "b"}] * 9).encode("utf-16-le"),
+    "\n".join(json.dumps({"question": i, "answer": "b"}, indent=1) for i in "abc").encode()], ids=["gz", "UTF-16", "indented"])
 def test_a_file_in_another_format_is_said_once(project, content):
     (project / "rows.jsonl").write_bytes(content)
     with pytest.raises(DataError, match="rows.jsonl line 1: not ") as e: load(OWN + "}")
@@ -331,7 +336,8 @@ def test_a_turn_of_a_chat_without_words(project):
 
 def test_what_is_kept_is_text(project):
     write(project / "rows.jsonl", '{"question": "a", "answer": "#### 1", "level": "\\ud83d", "empty": ""}\n')
-    with pytest.raises(DataError, match="line 1: the field 'hard' holds U.D83D at character 1"): load(OWN + ", keep: {hard: level, none: empty}}")
+    with pytest.raises(DataError, match="line 1: the field 'hard' holds U.D83D at character 1"):
+        load(OWN + ", keep: {hard: level, none: empty}}")
     assert load(OWN + ", keep: {none: empty}}")["train"]["none"][:] == [""]
 
 

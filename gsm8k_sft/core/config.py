@@ -99,7 +99,7 @@ def unread(): # a dataclass field without default
     "A key of a data set's entry that changes no problem: answers to them are the same"
     return field(default=MISSING, metadata={"unread": True})
 
-SPLITS, FLAG = ("train", "validation", "test"), Literal[True, False] # for OmegaConf a bool is any whole number, and "on" too
+SPLITS, FLAG = ("train", "validation", "test"), Literal[True, False] # of a bool OmegaConf takes any whole number
 COUNT, SHARE, POSITIVE, FROM_0, SEED = "[1, inf)", "[0, 1)", "(0, inf)", "[0, inf)", "[0, 4294967295]"
 
 # %% ../../nbs/core/config.ipynb #e6640be0
