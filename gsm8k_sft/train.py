@@ -46,7 +46,7 @@ def load_for_training(
     for split in rows:
         tokens[split], reports[split] = tokenize_split(rows[split], tokenizer, renderer, longest)
         if n := reports[split]["n_too_long"]: print_once(f"{split}: {n} examples are longer than data.max_length={longest} and left out")
-    if not len(tokens["train"]): raise TrainingError("no training example is left; check data.max_length and data.train_samples")
+    if not len(tokens["train"]): raise TrainingError("no training example is left; check data.max_length, data.train_samples, data.mix")
     if cfg.train.eval_steps and cfg.data.validation_fraction and not len(tokens["validation"]):
         raise TrainingError("no validation example is left; check data.max_length and data.validation_fraction, or set train.eval_steps=0")
     longest = min(reports["train"]["longest"], longest)

@@ -142,9 +142,9 @@ def test_a_dataset_of_ones_own(empty, monkeypatch):
     assert len(load_gsm8k(cfg, splits=["train"])["train"]) == 18
 
 
-@pytest.mark.parametrize("text", ["", "data: {folder: mine}", "data: {source: auto, licence: MIT}"])
+@pytest.mark.parametrize("text", ["", "data: {source: synthetic, licence: MIT}", "data: {source: auto, licence: MIT}"])
 def test_a_dataset_of_ones_own_says_where_it_lies(empty, text):
-    "Under the toy, whose source is synthetic, and under a variable that names GSM8K's folder, it would be another's problems"
+    "Neither the toy's generated problems nor a folder of GSM8K's are another set's"
     write(empty / "configs" / "dataset" / "adding.yaml", text or "data: {}")
     with pytest.raises(ConfigError, match="data.dataset: 'adding' is your own, so its file must say where it lies"): load(dataset="adding")
 
@@ -285,6 +285,18 @@ def test_what_the_model_does_not_have(given):
     from gsm8k_sft.models.sources import ModelError
     cfg = load(f"lora_config.{given}")
     with pytest.raises(ModelError, match="lora_config"): add_adapter(load_model(cfg, training=True), cfg)
+
+
+@pytest.mark.parametrize("given, says", [
+    ("train.packing=2", "key 'train.packing': Invalid value '2', expected one of"), ("evaluation.calculator=-1", "Invalid value '-1'"),
+    ("train.check_memory=maybe", "Invalid value 'maybe'"), ("data.trainable=0.5", "Invalid value '0.5'"),
+    ("qlora_config.double_quant=7", "Invalid value '7'"), ("evaluation.datasets=[[main]]", "no list of single"),
+    ("evaluation.shots=[[1]]", r"evaluation.shots: \[\[1\]\] is no list of single values"),
+    ("evaluation.datasets=[{a: 1}]", "evaluation.datasets: .* is no list of single values")])
+def test_what_a_type_of_omegaconf_takes_besides(given, says):
+    "Whole numbers for true and false, lists within lists"
+    with pytest.raises(ConfigError, match=says): load([given])
+    assert load("train.packing=true evaluation.calculator=no").train.packing is True
 
 
 # Old runs

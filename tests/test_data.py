@@ -175,7 +175,7 @@ def test_hub_unreachable_says_what_to_do(monkeypatch):
 def test_what_a_library_says_ends_in_one_full_stop(folder):
     parquet(folder)
     (folder / "main" / "train-00000-of-00001.parquet").write_bytes(b"no parquet, but long enough for a footer")
-    with pytest.raises(DataError, match=r"not readable as parquet: .*[a-z]\. Correct the file, or"): load_gsm8k(config(folder))
+    with pytest.raises(DataError, match=r"not readable as parquet: .*[a-z]\. Correct the data, or"): load_gsm8k(config(folder))
 
 
 def test_hub_loading(folder):

@@ -1,5 +1,7 @@
 "Data sets as entries: other columns, files and places; several in one evaluation; what is wrong with one is a line"
-import json, re
+import gzip, json, re
+from decimal import Decimal
+from pathlib import Path
 
 import pyarrow as pa, pyarrow.parquet as pq, pytest
 from omegaconf import OmegaConf
@@ -111,7 +113,7 @@ def test_a_boxed_answer_and_a_generator(project, monkeypatch):
           "final: boxed, keep: {template: template}, trainable: false, licence: own}\n")
     rows = load_gsm8k(load_config("toy", dataset="made", training=False))["test"]
     assert rows["final"][:] == list("0123") and rows["template"][:] == list("0011") and rows[2]["answer"] == "So $\\boxed{2}$.\n#### 2"
-    with pytest.raises(DataError, match="data.generator: makers.none can't be had"):
+    with pytest.raises(DataError, match="made: data.generator makers.none\\(.test.\\) fails with AttributeError"):
         load_gsm8k(load_config("toy", dataset="made", overrides="data.generator=makers.none", training=False))
 
 
@@ -165,6 +167,191 @@ def test_a_column_that_contradicts_the_answer(project):
     write(project / "data" / "gsm_plus" / "gsmplus_testmini.jsonl", jsonl([{**PLUS, "answer": "8"}]))
     with pytest.raises(DataError, match="line 1: the answer ends in '7', but 'answer' says '8'"):
         load_gsm8k(load_config("toy", dataset="gsm_plus", training=False))
+
+
+def load(text, overrides="", **given):
+    "The rows of the entry `own`, which is written first"
+    write(Path("configs") / "dataset" / "own.yaml", text + "\n")
+    return load_gsm8k(load_config("toy", dataset="own", overrides=overrides, **{"training": False} | given))
+
+
+OWN = "data: {source: folder, folder: ., licence: own, validation_fraction: 0, files: {train: rows.jsonl}"
+
+
+def test_the_rows_of_one_file_are_parted_by_a_column(project):
+    "With values for each split; without, one sentence says so, where each question would be in both"
+    rows = [{"question": f"And {i}?", "answer": f"#### {i}", "part": ("a", "b", "c")[i % 3], "ok": i > 0} for i in range(9)]
+    write(project / "data" / "own" / "all.jsonl", jsonl(rows))
+    both = "data: {licence: own, validation_fraction: 0, files: {train: all.jsonl, test: all.jsonl}%s}"
+    data = load(both % ", only: {ok: [true], train: {part: [a, c]}, test: {part: [b]}}")
+    assert {s: d["final"][:] for s, d in data.items()} == {"train": ["2", "3", "5", "6", "8"], "validation": [], "test": ["1", "4", "7"]}
+    assert data["test"]["id"][0] == "own/test/1"
+    with pytest.raises(DataError, match=r"all.jsonl line 1: test and another split read it; data.only can part them by a column") as e:
+        load(both % "")
+    assert "\n" not in str(e.value)
+    with pytest.raises(ConfigError, match="data.only.test: b is no list"): load(both % ", only: {test: {part: b}}")
+    with pytest.raises(ConfigError, match="data.only.part: {'a': 1} is no list"): load(both % ", only: {part: {a: 1}}")
+    with pytest.raises(DataError, match="line 1: the field 'prt' is missing; data.only can name another of: question, answer, part, ok"):
+        load(both % ", only: {test: {prt: [b]}}")
+
+
+@pytest.mark.parametrize("only, says", [("kind: [z]", "kind is 'a' or 'b' there"), ("level: ['1']", "level is 1 there"),
+                                        ("kind: [a], level: [2]", "kind is 'a' or 'b', level is 1 there")])
+def test_no_row_is_taken(project, only, says):
+    "The values that there are, since the entry is wrong and not the file"
+    write(project / "rows.jsonl", jsonl({"question": f"{k}?", "answer": "#### 1", "kind": k, "level": 1} for k in "ab"))
+    with pytest.raises(DataError, match=f"data.only: no row of train is taken; {says}"): load(OWN + f", only: {{{only}}}}}")
+    write(project / "rows.json", "[]")
+    with pytest.raises(DataError, match="train: there are no rows"): load(OWN.replace("jsonl", "json") + "}")
+
+
+GENERATORS = [ # the body of the function, what is said
+    ("raise ValueError('no luck')", r"fails with ValueError: no luck \(.*made_0.py:3\)"),
+    ("yield {}; json.loads('{')", r"fails with JSONDecodeError: Expecting .* \(.*made_1.py:3\)"),
+    ("import nosuch", r"fails with ModuleNotFoundError: No module named 'nosuch' \(.*made_2.py:3\)"),
+    ("raise SystemExit", r"fails with SystemExit: \(.*made_3.py:3\)"),
+    ("return 3", r"own: data.generator made_4.rows\('train'\) fails with TypeError: 'int' object is not iterable$"),
+    ("return []", r"own: data.generator made_5.rows\('train'\) gives no rows$"),
+    ("return {'question': ['a']}", "made_6.rows train problem 0: an object with question and answer is needed, not str. Correct the data,"),
+    ("return [{'question': 'a', 'answer': 3}]", "made_7.rows train problem 0: the field 'answer' is int, not text")]
+
+
+@pytest.mark.parametrize("i", range(len(GENERATORS)))
+def test_a_generator_that_fails_is_a_line(project, monkeypatch, i):
+    "The data set, the call, what was raised and where in the user's file, however deep in a library"
+    body, says = GENERATORS[i]
+    write(project / f"made_{i}.py", f"import json\ndef rows(split):\n    {body}\n")
+    monkeypatch.syspath_prepend(str(project))
+    entry = f"data: {{source: generator, generator: made_{i}.rows, splits: {{train: a}}, licence: own}}"
+    with pytest.raises(DataError, match=says) as e: load(entry)
+    assert "\n" not in str(e.value) and "data.folder" not in str(e.value)
+
+
+def test_a_generator_that_cannot_be_imported_is_a_line(project, monkeypatch):
+    "What a module raises before it has the function, and functions that there aren't"
+    monkeypatch.syspath_prepend(str(project))
+    write(project / "broken_one.py", "1 / 0\n")
+    write(project / "broken_two.py", "def rows(split)\n")
+    entry = "data: {source: generator, generator: %s, licence: own}"
+    for name, says in (("broken_one.rows", r"ZeroDivisionError: division by zero \(.*broken_one.py:1\)"),
+                       ("broken_two.rows", r"SyntaxError: .*broken_two.py, line 1"), ("rows", "ValueError: Empty module name"),
+                       ("./none.rows", "TypeError"), ("json.none", "AttributeError")):
+        with pytest.raises(DataError, match=says): load(entry % name)
+
+
+def test_the_folder_of_ones_own_name_is_found(project, monkeypatch):
+    "data/<name> without a word, for each source that reads folders; GSM8K's folder is GSM8K's alone"
+    monkeypatch.setenv("GSM8K_DIR", str(write(project / "gsm8k" / "train.jsonl", "x").parent))
+    for part in ("train", "test"): write(project / "data" / "own" / f"{part}.jsonl", jsonl([{"question": part, "answer": "#### 1"}]))
+    for source in ("", "source: auto, ", "source: folder, "):
+        assert load(f"data: {{{source}licence: own, validation_fraction: 0}}")["test"]["question"][:] == ["test"]
+        assert load_config("toy", dataset="own").data.source == (source or "source: auto, ")[8:-2]
+    (project / "data" / "own").rename(project / "data" / "other")
+    assert load("data: {licence: own, subfolder: other, validation_fraction: 0}")["train"]["question"][:] == ["train"]
+    with pytest.raises(DataError, match="data.source: folder, but nothing names one. .* or put it into .*data/own"):
+        load("data: {source: folder, licence: own}")
+    with pytest.raises(ConfigError, match="must say where it lies: .* or its files must be in .*data/own"): load("data: {licence: own}")
+
+
+NUMBERS = [(72, "72"), (72.0, "72"), (0.1, "0.1"), (1e-5, "0.00001"), (1e22, "10000000000000000000000"), (10**40, "1" + 40 * "0"),
+           (-2.50, "-2.5"), ("72.00", "72"), (1500, "1500"), (2.5e15 + 0.5, "2500000000000000.5")]
+
+
+@pytest.mark.parametrize("value, text", NUMBERS)
+def test_a_number_is_written_out(project, value, text):
+    "As a final answer and within a template: no exponent, no closing zeros"
+    write(project / "rows.jsonl", jsonl([{"q": "q", "a": "So.", "n": value}]))
+    [row] = load(OWN + ", question: '{q} {n}?', answer: a, final: n}")["train"]
+    assert row["final"] == text and row["answer"] == f"So.\n#### {text}"
+    assert row["question"] == f"q {value if isinstance(value, str) else text}?"
+
+
+def test_what_is_no_number(project):
+    rows = [{"question": str(i), "answer": "a", "n": v} for i, v in enumerate((float("nan"), float("-inf"), None, True, [3], "3 figs"))]
+    write(project / "rows.jsonl", jsonl(rows))
+    says = ["line 1: the field 'n' is nan", "line 2: the field 'n' is -inf", "line 3: the field 'n' is NoneType",
+            "line 4: the field 'n' is bool", "line 5: the field 'n' is list", "line 6: '#### 3 figs' does not end in a number"]
+    with pytest.raises(DataError) as e: load(OWN + ", final: n}")
+    for text in says: assert text in str(e.value)
+    write(project / "rows.jsonl", jsonl(rows[:2]))
+    with pytest.raises(DataError, match="line 2: the field 'n' is -inf"): load(OWN + ", question: '{question} {n}', finals: text}")
+
+
+def test_numbers_of_parquet_files(project):
+    "0.1 in 32 bits, decimals; columns that can't be read are named"
+    table = pa.table({"question": ["a"], "answer": ["So."], "half": pa.array([0.1], pa.float32()),
+                      "money": pa.array([Decimal("7.50")], pa.decimal128(5, 2)), "far": pa.array([2**62], pa.timestamp("ms"))})
+    entry = OWN.replace("rows.jsonl", "rows.parquet")
+    pq.write_table(table.drop_columns("far"), "rows.parquet")
+    assert [load(entry + f", final: {c}}}")["train"]["final"][0] for c in ("half", "money")] == ["0.1", "7.5"]
+    (project / "h").mkdir()
+    pq.write_table(table.drop_columns("far"), "h/train.parquet")
+    hub = f"data: {{source: hub, hub_name: {project}/h, hub_config: default, splits: {{train: train}}, licence: own, final: half}}"
+    assert load(hub)["train"]["final"][:] == ["0.1"]
+    pq.write_table(table, "rows.parquet")
+    with pytest.raises(DataError, match="rows.parquet: the column 'far' can't be read"): load(entry + ", final: half}")
+    bad = pa.ListArray.from_arrays([0, 1], pa.array([b"\xff"]).view(pa.string()))
+    pq.write_table(pa.table({"question": ["a"], "answer": ["#### 1"], "notes": bad}), "rows.parquet")
+    with pytest.raises(DataError, match="rows.parquet: the column 'notes' can't be read: 'utf-8' codec"): load(entry + "}")
+
+
+def test_a_final_answer_in_another_notation(project):
+    write(project / "rows.jsonl", jsonl({"question": a, "answer": f"#### {a}", "n": n} for a, n in (("72.0", 72), ("1/2", 0.5))))
+    assert load(OWN + ", final: n}")["train"]["answer"][:] == ["#### 72.0", "#### 1/2"]
+    write(project / "rows.jsonl", jsonl([{"question": "a", "answer": "#### 1/3", "n": 0.33}]))
+    with pytest.raises(DataError, match="the answer ends in '1/3', but 'n' says '0.33'"): load(OWN + ", final: n}")
+    for key in ("question", "answer"):
+        with pytest.raises(DataError, match=f"the field '####' is missing; data.{key} can name another"): load(OWN + f", {key}: '####'}}")
+
+
+@pytest.mark.parametrize("name", [
+    "data/train-00000-of-00001.parquet", "data/train-00000-of-00001-a09b74b3ef9c3b56.parquet", "own/train-00000-of-00001-a0.parquet",
+    "train.parquet", "train.json", "data/train.jsonl", "TRAIN.JSON", "TRAIN.PARQUET"])
+def test_files_are_found_where_people_have_them(project, name):
+    rows = [{"question": f"{i}?", "answer": f"#### {i}"} for i in range(3)]
+    path = write(project / name, json.dumps(rows, indent=1)) if "json" in name.lower() else project / name
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix.lower() == ".parquet": pq.write_table(pa.Table.from_pylist(rows), path)
+    files = f"files: {{train: {name}}}" if name.isupper() else "splits: {train: train}"
+    assert load(f"data: {{source: folder, folder: ., licence: own, validation_fraction: 0, {files}}}")["train"]["final"][:] == list("012")
+
+
+@pytest.mark.parametrize("content", [
+    gzip.compress(b"{}" * 99), jsonl([{"question": "a", "answer": "b"}] * 9).encode("utf-16-le"),
+    "\n".join(json.dumps({"question": i, "answer": "b"}, indent=1) for i in "abc").encode()], ids=["gz", "UTF-16", "indented"])
+def test_a_file_in_another_format_is_said_once(project, content):
+    (project / "rows.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match="rows.jsonl line 1: not ") as e: load(OWN + "}")
+    assert "\n" not in str(e.value)
+
+
+def test_a_turn_of_a_chat_without_words(project):
+    "An empty system text is left out; an empty question is one, whatever the system text says"
+    def chat(*texts): return {"messages": [{"role": r, "content": t} for r, t in zip(("system", "user", "assistant"), texts)]}
+    write(project / "rows.jsonl", jsonl([chat("", "One?", "#### 1"), chat(" ", "Two?", "#### 2"), chat("Say.", "Three?", "#### 3")]))
+    assert load(OWN + ", messages: messages}")["train"]["question"][:] == ["One?", "Two?", "Say.\n\nThree?"]
+    write(project / "rows.jsonl", jsonl([chat("Say.", " ", "#### 1")]))
+    with pytest.raises(DataError, match="line 1: the field 'question' is empty"): load(OWN + ", messages: messages}")
+
+
+def test_what_is_kept_is_text(project):
+    write(project / "rows.jsonl", '{"question": "a", "answer": "#### 1", "level": "\\ud83d", "empty": ""}\n')
+    with pytest.raises(DataError, match="line 1: the field 'hard' holds U.D83D at character 1"):
+        load(OWN + ", keep: {hard: level, none: empty}}")
+    assert load(OWN + ", keep: {none: empty}}")["train"]["none"][:] == [""]
+
+
+def test_an_entry_that_is_a_link_or_a_folder(project):
+    (project / "configs" / "dataset" / "linked.yaml").symlink_to(project / "configs" / "dataset" / "mine.yaml")
+    (project / "configs" / "dataset" / "none.yaml").mkdir()
+    assert load_gsm8k(load_config("toy", dataset="linked"))["train"]["id"][0].startswith("linked/train/")
+    with pytest.raises(ConfigError, match="dataset: 'none' is not one of"): load_config("toy", dataset="none")
+    with pytest.raises(ConfigError, match="data.licence: is missing"): load(OWN.replace("licence: own", "licence: ' '") + "}")
+
+
+def test_a_set_that_is_asked_twice_is_asked_once(project):
+    cfg = load_config("toy", overrides="evaluation.datasets=[svamp,main,configs/dataset/mine.yaml,mine,svamp]", training=False)
+    assert [c.data.dataset for c in evaluated_datasets(cfg)] == ["svamp", "main", "mine"]
 
 
 def test_testing_only(project):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CALCULATION', 'LOWEST', 'HIGHEST', 'OPERATORS', 'TEMPLATES', 'FAMILIES', 'NAMES', 'THINGS', 'CONTAINERS', 'DAYS',
-           'STEPS', 'SIZES', 'Template', 'parse_templates', 'solve', 'render', 'draw_words', 'reserved', 'draw_problem',
-           'make_rows', 'toy_model_path']
+           'STEPS', 'SIZES', 'Template', 'solve', 'render', 'draw_words', 'reserved', 'draw_problem', 'make_rows',
+           'toy_model_path']
 
 # %% ../../nbs/data/synthetic.ipynb #d46750de
 import random, re
@@ -28,10 +28,8 @@ class Template:
     steps: tuple # "sub-question ** step" lines
     calculations: tuple # one (result, left, operator, right) a step
 
-def parse_templates(
-    text: str, # `# family`, then blocks of ranges, question and steps, separated by empty lines
-) -> dict: # name to `Template`, in the order of the text
-    "The templates written in a text"
+def _parse_templates(text):
+    "Name to `Template`: a text has `# family`, then blocks of ranges, question and steps, separated by empty lines"
     templates, family = {}, None
     for block in text.strip().split("\n\n"):
         if block.startswith("# "): family = block[2:]; continue
@@ -75,7 +73,7 @@ def render(
     return {"question": template.question.format(**words, **values), "answer": "\n".join(lines).format(**words, **values)}
 
 # %% ../../nbs/data/synthetic.ipynb #40c175e1
-TEMPLATES = parse_templates((files("gsm8k_sft") / "assets" / "word_problems.txt").read_text(encoding="utf-8"))
+TEMPLATES = _parse_templates((files("gsm8k_sft") / "assets" / "word_problems.txt").read_text(encoding="utf-8"))
 FAMILIES = list(dict.fromkeys(name.split("-")[0] for name in TEMPLATES))
 
 # %% ../../nbs/data/synthetic.ipynb #75797d21

@@ -129,6 +129,7 @@ QUICK = { # configuration: seen before anything is loaded
     "an override without =": (lambda box: train("train.max_steps"), "key=value"),
     "an override's key misspelt": (lambda box: train("train.learning_rat=1"), "Did you mean 'train.learning_rate'"),
     "an override of the wrong type": (lambda box: train("train.max_steps=many"), "train.max_steps"),
+    "a number for yes or no": (lambda box: train("train.packing=2"), "expected one of [True, False]"),
     "an override of one item of a list": (lambda box: evaluate("--overrides=evaluation.shots[0]=3"), "give the whole list"),
     "a number out of range": (lambda box: train("train.learning_rate=-1"), "is outside (0, inf)"),
     "a quote that isn't closed": (lambda box: train("run_name='a"), "quote each pair as in a shell"),
@@ -187,6 +188,15 @@ LINE = "line 13"
 DATA = {
     "a column that no row has": (an_entry("licence: MIT, question: problem"), "data.question can name another of: question, answer"),
     "braces without a column": (an_entry("licence: MIT, question: '{} is?'"), "the field '{} is?' is missing"),
+    "a selection that no row is in": (an_entry("licence: MIT, only: {kind: [z]}", '{"question": "a", "answer": "#### 1", "kind": "x"}\n'), "kind is 'x' there"),
+    "two splits in one file": (lambda box: entry_in(box.path, "licence: MIT") or write(
+        box.path / "configs" / "dataset" / "mine.yaml", "data: {folder: mine, licence: MIT, files: {train: test.jsonl, test: test.jsonl}}\n"
+    ) and evaluate("--dataset=mine", "--shots=0"), "data.only can part them by a column"),
+    "a generator that fails": (lambda box: write(box.path / "made.py", "def rows(split):\n    return [1 / 0]\n") and a_file(
+        "configs/dataset/mine.yaml", "data: {source: generator, generator: made.rows, licence: MIT}\n", lambda f: train(dataset="mine"))(box),
+                               "fails with ZeroDivisionError: division by zero (…/made.py:2)"),
+    "an infinite number in a question": (an_entry("licence: MIT, question: '{question} {n}'", '{"question": "a", "answer": "#### 1", "n": Infinity}\n'),
+                                         "the field 'n' is inf"),
     "a set without a box": (an_entry("licence: MIT, final: boxed"), "has no \\boxed{...}"),
     "a set of formulas with an answer missing": (an_entry("licence: MIT, finals: latex", '{"question": "a", "answer": "b"}\n'), "no '####'"),
     "a set without final answers": (an_entry("licence: MIT, finals: text"), "has no final answers to grade"),
