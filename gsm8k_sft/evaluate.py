@@ -46,12 +46,11 @@ def _from_first(value=None):
 @contextmanager
 def _together():
     "Among the processes that a launcher has started"
-    if several := int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        import torch.distributed.nn # noqa: F401 before there is a group, which it would keep beyond the end
-        from accelerate import PartialState
-    try: yield several and PartialState(cpu=device() == "cpu")
-    finally:
-        if several: PartialState().destroy_process_group()
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1: return (yield)
+    import torch.distributed.nn # noqa: F401 before there is a group, which it would keep beyond the end
+    from accelerate import PartialState
+    try: yield PartialState(cpu=device() == "cpu")
+    finally: PartialState().destroy_process_group()
 
 # %% ../nbs/03_evaluate.ipynb #5ha7e011
 def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
