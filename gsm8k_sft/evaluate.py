@@ -46,12 +46,11 @@ def _from_first(value=None):
 @contextmanager
 def _together():
     "Among the processes that a launcher has started"
-    if several := int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        import torch.distributed.nn # noqa: F401 before there is a group, which it would keep beyond the end
-        from accelerate import PartialState
-    try: yield several and PartialState(cpu=device() == "cpu")
-    finally:
-        if several: PartialState().destroy_process_group()
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1: return (yield)
+    import torch.distributed.nn # noqa: F401 before there is a group, which it would keep beyond the end
+    from accelerate import PartialState
+    try: yield PartialState(cpu=device() == "cpu")
+    finally: PartialState().destroy_process_group()
 
 # %% ../nbs/03_evaluate.ipynb #5ha7e011
 def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
@@ -81,16 +80,21 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
 
 # %% ../nbs/03_evaluate.ipynb #5ha7e012
 def _answer_share(model, tokenizer, rows, prompts, cfg, file=None, found=(), progress=False):
-    "Answer a share of what is left. The first process has the file and what is in it, and gets all answers; the others get the record"
+    "Answer and grade a share. The first process has the file and what was found in it, and gets all answers; the others get the record"
     if job := _from_first(file and (file.name, {(a["id"], a["sample"]) for a in found})): # None: nothing is left
         with open(job[0], "ab") as out: _answers(model, tokenizer, rows, prompts, cfg, out, job[1], progress)
-    return whole_lines(file.name)[0][1:] if file else _from_first()
+        graded = _graded(whole_lines(job[0])[0][1:], rows, cfg.evaluation.samples, *_process())
+    return graded if file else _from_first()
 
 # %% ../nbs/03_evaluate.ipynb #bb4324bd
-def _graded(answers, rows, samples):
-    "The answers in the order of the problems, each with its verdicts and the class of its error"
+def _graded(answers, rows, samples, process=0, processes=1):
+    "The answers in the order of the problems, each with its verdicts and the class of its error; each process grades a share"
+    import torch
     found, gold = {(a["id"], a["sample"]): a for a in answers}, dict(zip(rows["id"], rows["answer"]))
-    return [a | grade_answer(a["text"], gold[i], a["finish_reason"]) for i in rows["id"] for a in [found[i, k] for k in range(samples)]]
+    answers = [found[i, k] for i in rows["id"] for k in range(samples)]
+    parts = [[grade_answer(a["text"], gold[a["id"]], a["finish_reason"]) for a in answers[process::processes]]] * processes
+    if processes > 1: torch.distributed.all_gather_object(parts, parts[process])
+    return [a | parts[i % processes][i // processes] for i, a in enumerate(answers)]
 
 def _verdicts(answers, samples):
     "Accuracies, and answers by the class of their error"
@@ -179,7 +183,7 @@ def evaluate(
         move_to_previous(folder, name, [".json", ".predictions.jsonl"], read_json(old).get("protocol", {}).get("fingerprint"))
     with open_partial(folder, name, mark) as (file, found):
         if progress: print(f"{name}: {len(rows)} problems" + (f", {len(found)} of them answered earlier" if found else ""), flush=True)
-        answers = _graded(_answer_share(model, tokenizer, rows, prompts, cfg, file, found, progress), rows, cfg.evaluation.samples)
+        answers = _answer_share(model, tokenizer, rows, prompts, cfg, file, found, progress)
         record = _result(name, cfg, model_type, first, run, protocol, answers, len(found), other)
         if cfg.evaluation.other_texts: record["elsewhere"] = held_out_loss(model, tokenizer, cfg.evaluation.other_texts)
         return _from_first(_say(write_result(folder, name, record, answers, Path(file.name)), progress))

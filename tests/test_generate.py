@@ -1,5 +1,5 @@
 "Generation: the state it leaves, memory, adapters, precisions and architectures"
-import logging, random
+import gc, logging, random
 import numpy as np
 import pytest
 import torch
@@ -162,6 +162,19 @@ def test_answers_kept_from_before_memory_ran_out(tokenizer, monkeypatch):
     monkeypatch.setattr(Engine, "decode", decode)
     assert slots(model, ids, 20, stop, 4) == [alone(model, row, 20, stop) for row in ids]
     assert calls[0] == 4 and calls[7] < 4
+
+
+def test_the_engine_is_gone_with_the_last_answer():
+    "Without waiting for the garbage collector: its memory goes back to the GPU then"
+    def engines(): return [o for o in gc.get_objects() if isinstance(o, Engine)]
+    gc.collect(), gc.disable()
+    try:
+        before, model = len(engines()), make()
+        answers = engine_answers(model, [Request(i, ids) for i, ids in enumerate(prompts())], 10, [], 2)
+        next(answers)
+        assert len(engines()) == before + 1
+        assert list(answers) and len(engines()) == before
+    finally: gc.enable()
 
 
 def test_longest_first_and_quiet(tokenizer, capfd):

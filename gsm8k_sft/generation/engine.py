@@ -59,20 +59,14 @@ class Engine:
         self.cache, self.requests, self.graphs, self.pool = SlotCache(rows + 1, length), {}, {}, None
         self.to_model = {cache_argument(model): self.cache, "slot_cache": self.cache, "use_cache": True} # of every call
         self.norms = _fused_norms(model) if fused and on_gpu else []
-        self.allocate(stop_ids)
-
-# %% ../../nbs/generation/engine.ipynb #7d201234
-@patch
-def allocate(self:Engine, stop_ids):
-    "The state of each row, on the model's device"
-    n, device = self.rows + 1, self.model.device
-    def zeros(*shape, dtype=torch.long): return torch.zeros(shape, dtype=dtype, device=device)
-    self.token, self.position, self.n_new = zeros(n), zeros(n), zeros(n)
-    self.live, self.out = zeros(n, dtype=torch.bool), zeros(n, self.limit + 1)
-    self.active, self.stop = zeros(self.rows), torch.tensor(list(stop_ids), device=device)
-    self.uniform = zeros(n, self.limit + 1, dtype=torch.float)
-    self.forced, self.n_forced, self.at_forced = zeros(n, RESULT_TOKENS), zeros(n), zeros(n)
-    self.asks = self.calculator.asks(self.model) if self.calculator else None
+        n, device = rows + 1, model.device
+        def zeros(*shape, dtype=torch.long): return torch.zeros(shape, dtype=dtype, device=device)
+        self.token, self.position, self.n_new = zeros(n), zeros(n), zeros(n)
+        self.live, self.out = zeros(n, dtype=torch.bool), zeros(n, limit + 1)
+        self.active, self.stop = zeros(rows), torch.tensor(list(stop_ids), device=device)
+        self.uniform = zeros(n, limit + 1, dtype=torch.float)
+        self.forced, self.n_forced, self.at_forced = zeros(n, RESULT_TOKENS), zeros(n), zeros(n)
+        self.asks = calculator.asks(model) if calculator else None
 
 # %% ../../nbs/generation/engine.ipynb #e882782c
 @patch
@@ -238,8 +232,10 @@ def engine_answers(
         while waiting or engine.requests:
             if (ended := run_if_fits(engine.turn, model, waiting, free, tokens)) is None: break
             yield from ((r, new, engine.rows) for r, new in ended)
-        if not (waiting or engine.requests): return
+        if not (waiting or engine.requests): break
         if engine.rows == 1: raise GenerationError(TOO_SMALL)
         waiting.extendleft(engine.requests.values())
         batch_size, engine = engine.rows // 2, None
         print(f"out of GPU memory; going on with {batch_size} prompts at once", flush=True)
+    engine = None
+    torch.cuda.empty_cache() # another process may need what this one took

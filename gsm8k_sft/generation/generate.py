@@ -103,7 +103,7 @@ def _finished(answers, tokenizer, stop_ids, stop_texts):
     for request, new, rows in answers:
         n, why = first_stop(new, stop_ids)
         text = tokenizer.decode(new[:-1] if why == "stop" else new, skip_special_tokens=True)
-        if found := _before_text(tokenizer, new[:n], stop_texts): (text, n), why = found, "stop"
+        if any(s in text for s in stop_texts): (text, n), why = _before_text(tokenizer, new[:n], stop_texts), "stop"
         yield Generation(request.index, text, n, why, request.seconds, rows)
 
 def _text_ends(tokenizer, stop_texts):
