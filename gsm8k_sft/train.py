@@ -6,7 +6,8 @@
 __all__ = ['load_for_training', 'first_record', 'last_record', 'fit', 'train', 'main']
 
 # %% ../nbs/02_train.ipynb #76d3df5e
-import os, shutil, sys
+import gc, os, shutil, sys
+gc.disable() # what is imported stays: to look for garbage in it takes a fifth of the time
 import torch
 from concurrent.futures import ThreadPoolExecutor, wait
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from .training.graphs import forget_run, start_compiler
 from .training.memory import check_fits, fit_tokens, memory_record
 from .training.trainer import build_trainer, check_trained, save_weights, weight_norms
 from transformers import set_seed
+gc.enable()
 
 # %% ../nbs/02_train.ipynb #40372252
 def load_for_training(
