@@ -8,7 +8,7 @@ __all__ = ['load_for_training', 'first_record', 'last_record', 'fit', 'train', '
 # %% ../nbs/02_train.ipynb #76d3df5e
 import os, shutil, sys
 import torch
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import SimpleNamespace
 from accelerate import PartialState
 from fastcore.script import call_parse
@@ -52,7 +52,8 @@ def load_for_training(
     longest = min(reports["train"]["longest"], longest)
     fit_tokens(cfg, longest, reports["train"]["tokens"] / reports["train"]["n"])
     set_seed(cfg.seed)
-    plan, model = check_fits(cfg, longest=longest), load_model(cfg, training=True)
+    plan, _ = check_fits(cfg, longest=longest), wait([digest]) # its copies of weights aren't in memory beside the model
+    model = load_model(cfg, training=True)
     examples = [ids for split in tokens.values() for ids in split["input_ids"]]
     known, top = model.get_input_embeddings().num_embeddings, max(map(max, examples))
     if top >= known: raise TrainingError(f"{tokenizer.convert_ids_to_tokens(top)!r} is in the data, but the model knows {known} tokens; "

@@ -1,5 +1,5 @@
 "Training as it is used: killed and resumed, stopped, diverging, reported, and run by papermill"
-import fcntl, os, re, signal, subprocess, sys, time, weakref
+import fcntl, gc, os, re, signal, subprocess, sys, time, weakref
 import pytest
 import torch
 from commands import finish
@@ -371,3 +371,15 @@ def test_more_other_texts_than_there_are_is_refused_before_training():
     with pytest.raises(ValueError, match="evaluation.other_texts: 100000 .* texts asked for"):
         train(load_config("toy", overrides="evaluation.other_texts=100000 run_name=texts data.train_samples=8 data.test_samples=2"))
     assert not list(project_path("runs").glob("**/texts*"))
+
+
+def test_the_collector_is_on_after_loading_and_after_a_refusal():
+    cfg = load_config("toy", overrides="data.max_length=8 run_name=refused")
+    with pytest.raises(TrainingError, match="no training example"): train(cfg)
+    assert gc.isenabled()
+
+
+def test_torch_starts_its_compilers_processes_when_asked():
+    "`start_compiler` passes over a torch that has no such function"
+    from torch._inductor import async_compile
+    assert callable(async_compile.maybe_warm_pool)

@@ -37,7 +37,7 @@ def evaluation_mode(
     "The plain model inside `model`, in evaluation mode; afterwards each module has its own mode again"
     training = [m for m in model.modules() if m.training]
     try:
-        model.eval()
+        if training: model.eval()
         yield model.get_base_model() if hasattr(model, "get_base_model") else model
     finally:
         for m in training: m.training = True

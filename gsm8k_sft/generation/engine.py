@@ -202,14 +202,15 @@ def _next_prompts(waiting, free, tokens):
 
 @patch
 def turn(self:Engine, model, waiting, free, tokens):
-    "Fill free rows and take some steps; the requests that ended, with their tokens"
+    "Fill free rows and take steps until a request ends; those that ended, with their tokens"
     start = time.perf_counter()
     with use_slot_attention(model):
         if len(free) >= max(1, self.rows // 8) or not self.requests:
             while waiting and free: self.prefill(_next_prompts(waiting, free, tokens))
-        present = list(self.requests.values())
-        self.decode((4 if self.calculator else 16) if self.active.is_cuda else 1)
-        ended = self.collect()
+        present, ended = list(self.requests.values()), []
+        while not ended:
+            self.decode((4 if self.calculator else 16) if self.active.is_cuda else 1)
+            ended = self.collect()
     free += [r.row for r, _ in ended]
     for r in present: r.seconds += (time.perf_counter() - start) / len(present)
     return ended
