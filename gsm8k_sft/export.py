@@ -54,13 +54,10 @@ def run_evaluations(
 
 def _base_comparisons(evaluations, preset):
     "What the tuning changed: a sentence for each evaluation of the base model on the same problems, and each way to grade"
-    same, said = ("dataset", "split", "limit", "base_model"), []
+    def asked(e): return [e["protocol"]["data_fingerprint"], *(e.get(k) for k in ("dataset", "split", "limit", "base_model"))]
     bases = [b for b in read_evaluations(preset) if b["model_type"].startswith("base-") and is_plain(b)]
-    for e in filter(is_plain, evaluations):
-        asked = [b for b in bases if all(b.get(k) == e.get(k) for k in same)
-                 and b["protocol"]["data_fingerprint"] == e["protocol"]["data_fingerprint"]]
-        said += [str(compare(b, e, g, bare=True)) for b in asked for g in ("strict", "numeric")]
-    return said
+    pairs = [(b, e) for e in filter(is_plain, evaluations) for b in bases if asked(b) == asked(e)]
+    return [str(compare(b, e, g, bare=True)) for b, e in pairs for g in ("strict", "numeric")]
 
 # %% ../nbs/export.ipynb #57609655
 OWN = "model.(name|path)|data.(sub)?folder|run_name|preset|variant|seed|tuning_method|one_shot_example.*" # paths; told elsewhere
@@ -117,7 +114,8 @@ def publish(
     from huggingface_hub import HfApi, ModelCard
     folder = Path(folder)
     if not (folder / "README.md").is_file(): raise ExportError(f"{folder}: no model card (README.md), and nothing is pushed without one")
-    data = ModelCard.load(folder / "README.md").data
+    try: data = ModelCard.load(folder / "README.md").data
+    except Exception as e: raise ExportError(f"{folder / 'README.md'}: its head can't be read: {error_text(e)}") from None
     if (data.license or "unknown") == "unknown": raise ExportError(f"{folder}: its card names no licence of the base model; give --license")
     if not (data.eval_results or unevaluated): raise ExportError(f"{folder}: {UNEVALUATED}")
     try:
@@ -146,6 +144,7 @@ def main(
     "Write a finished run as a folder for plain transformers, with a model card; push it to a hub"
     if not run or not out: raise ExportError("name a run and a folder: python -m gsm8k_sft.export runs/toy/lora_main-s0 --out lora")
     if dtype: check_choice("--dtype", dtype, tuple(DTYPES))
+    if not re.fullmatch(r"[\w.-]*", license): raise ExportError(f"--license {license}: not as a hub writes it, as in apache-2.0")
     if push and not re.fullmatch(r"[\w.-]+/[\w.-]+", push): raise ExportError(f"--push {push}: not of the form org/name")
     if push and not (unevaluated or run_evaluations(find_run(run))): raise ExportError(f"{run}: {UNEVALUATED}")
     folder = export_run(run, out, dtype or None, license or None, push or None)

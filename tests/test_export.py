@@ -152,17 +152,19 @@ def test_an_evaluation_of_other_weights_is_left_out(runs, tmp_path, capsys):
     assert len(run_evaluations(runs["full"])) == 1
 
 
-@pytest.mark.parametrize("change", ["foreign", "edited", "added", "file"])
+@pytest.mark.parametrize("change", ["foreign", "unread", "edited", "added", "file"])
 def test_what_is_not_ours_stays(runs, home, tmp_path, change):
     out = tmp_path / "out"
     if change == "foreign": (out.mkdir(), (out / "thesis.tex").write_text("years"))
+    elif change == "unread": (out.mkdir(), (out / "memory").symlink_to("/proc/self/mem")) # a file that can't be read
     elif change == "file": out.write_text("years")
     else: shutil.copytree(home / "out" / "full", out)
     if change == "edited": (out / "README.md").write_text("by hand")
     if change == "added": (out / "model.gguf").write_text("converted")
-    before = out.read_text() if change == "file" else contents(out)
+    look = {"file": Path.read_text, "unread": os.listdir}.get(change, contents)
+    before = look(out)
     with pytest.raises(ExportError, match="name (another|a) folder"): export_run(runs["full"], out)
-    assert before == (out.read_text() if change == "file" else contents(out)) and len(list(tmp_path.iterdir())) == 1
+    assert before == look(out) and len(list(tmp_path.iterdir())) == 1
 
 
 def test_an_earlier_export_and_a_killed_one_are_replaced(runs, home, tmp_path):
@@ -187,7 +189,9 @@ def test_a_full_disk_leaves_nothing(runs, tmp_path):
 
 @pytest.mark.parametrize("arguments, says", [
     ((), "name a run and a folder"), (("runs/none", "out"), "no config.yaml here"), (("{run}", "out", "bf8"), "--dtype: 'bf8' is not"),
-    (("{run}", "out", "", "", "mine"), "--push mine: not of the form org/name"), (("{begun}", "out"), "the run is interrupted"),
+    (("{run}", "out", "", "", "mine"), "--push mine: not of the form org/name"),
+    (("{run}", "out", "", "a: b"), "--license a: b: not as a hub"),
+    (("{begun}", "out"), "the run is interrupted"),
     (("{begun}", "out", "", "", "org/name"), "was never evaluated: .*--unevaluated")])
 def test_wrong_requests_are_one_line(runs, tmp_path, arguments, says):
     begun = tmp_path / "begun"
@@ -301,6 +305,7 @@ def test_public_only_if_said(home, runs, hub):
     (lambda folder: (folder / "README.md").unlink(), "no model card"),
     (lambda folder: (folder / "README.md").write_text("---\nlicense: unknown\n---\n"), "names no licence"),
     (lambda folder: (folder / "README.md").write_text("no head"), "names no licence"),
+    (lambda folder: (folder / "README.md").write_text("---\nlicense: a: b\n---\n"), "README.md: its head can't be read: mapping values"),
     (lambda folder: (folder / "README.md").write_text("---\nlicense: mit\n---\n"), "never evaluated")])
 def test_nothing_is_pushed_without_card_licence_and_accuracy(home, runs, hub, tmp_path, break_it, says):
     break_it(folder := shutil.copytree(home / "out" / "full", tmp_path / "out"))

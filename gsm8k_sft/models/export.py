@@ -30,8 +30,8 @@ def new_folder(
     folder, known = Path(folder).expanduser().resolve(), {}
     if folder.is_file(): raise ExportError(f"{folder}: is a file; name a folder")
     if (record := folder / "export.json").exists(): known = read_json(record).get("files", {})
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != record):
-        if known.get(name := path.relative_to(folder).as_posix()) != sha256_file(path):
+    for path in (p for p in folder.rglob("*") if p.is_file() and p != record): # not sorted: the folder may be a whole disk
+        if (name := path.relative_to(folder).as_posix()) not in known or known[name] != sha256_file(path):
             raise ExportError(f"{folder}: {name} isn't as an export wrote it, and nothing of yours is overwritten; name another folder")
     part, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
     folder.parent.mkdir(parents=True, exist_ok=True)
