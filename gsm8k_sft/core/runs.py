@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'PACKAGES', 'CUDA_CONTEXT', 'run_folder', 'set_aside', 'write_text', 'write_json', 'read_json',
-           'save_config', 'read_config', 'git_commit', 'environment', 'peak_memory', 'free_memory', 'print_once',
-           'meet', 'plain_errors', 'main']
+           'save_config', 'read_config', 'git_commit', 'environment', 'peak_memory', 'collector_paused', 'free_memory',
+           'print_once', 'meet', 'plain_errors', 'main']
 
 # %% ../../nbs/core/runs.ipynb #7c2940b8
-import importlib.metadata, json, os, platform, re, subprocess, sys
+import gc, importlib.metadata, json, os, platform, re, subprocess, sys
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -130,6 +130,15 @@ def peak_memory() -> int: # bytes
     import resource, torch
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+
+@contextmanager
+def collector_paused():
+    "Python looks for no unreachable objects meanwhile"
+    enabled = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if enabled: gc.enable()
 
 # %% ../../nbs/core/runs.ipynb #5a11f002
 CUDA_CONTEXT = 512 * 2**20 # bytes of a card that a process's CUDA context takes, outside the allocator
