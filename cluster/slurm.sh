@@ -1,6 +1,6 @@
 #!/bin/bash
 # A study on the GPUs of several nodes: sbatch cluster/slurm.sh gemma-3-270m
-# The folder of the project, with its .venv (pip install -e '.[cluster]'), lies on a disk that all nodes share.
+# The folder of the project, with its .venv (pip install -e '.[cluster,gemma-3-270m]'), lies on a disk that all nodes share.
 #SBATCH --job-name=gsm8k_sft
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
