@@ -6,7 +6,7 @@
 __all__ = ['do_job', 'run_notebook', 'do_jobs', 'run_study', 'results_folder', 'all_jobs', 'collect', 'skip_kept', 'main']
 
 # %% ../../nbs/experiments/runner.ipynb #c353210d
-import os, re, secrets, shlex, signal, socket, sys, tempfile, textwrap, threading, time, traceback
+import json, os, re, secrets, shlex, signal, socket, sys, tempfile, textwrap, threading, time, traceback
 from collections import Counter
 from contextlib import suppress
 from functools import partial
@@ -48,13 +48,19 @@ def do_job(
     return trained + ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
 
 # %% ../../nbs/experiments/runner.ipynb #4ed50a2c
+def _has_run(notebook, overrides): # to its end, by another job of the study
+    try: told = json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["papermill"]
+    except (OSError, ValueError, KeyError): return False # cut off, if its process was killed
+    before = [o for o in shlex.split(told["parameters"]["overrides"]) if not o.startswith("evaluation.split=")]
+    return bool(told["end_time"]) and not told["exception"] and before == overrides
+
 def run_notebook(
     job: Job, # of the matrix, or of a study
 ) -> str: # where the executed notebook is; of a study, what `do_job` says
     "Train and evaluate one variant by papermill; what the cells print is printed"
     import papermill
-    if not job.tuning: return do_job(job)
     out, overrides = project_path("runs", job.preset, f"{job.name}.ipynb"), run_overrides(job)
+    if not job.tuning or (job.overrides and _has_run(out, overrides)): return do_job(job)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists(): set_aside(out)
     if job.overrides: overrides.append(f"evaluation.split={job.split}")
