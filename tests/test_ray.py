@@ -1,7 +1,9 @@
 "Workers by Ray, on two nodes that this machine plays: nodes, drivers and jobs that die, memory, two studies at once"
 import json
 import os
+import re
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -10,6 +12,7 @@ import time
 from pathlib import Path
 import psutil
 import pytest
+import yaml
 from gsm8k_sft.core.config import ConfigError
 from gsm8k_sft.experiments.runner import _Queue, do_jobs, main, run_study
 from gsm8k_sft.experiments.study import Job, open_jobs, read_study
@@ -172,6 +175,23 @@ def test_a_cluster_that_listens_elsewhere_than_ray_looks_for_it(tmp_path, monkey
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:many", "no.such.host.invalid:6379"])
 def test_a_cluster_that_is_not_there_is_said(tmp_path, address):
     with pytest.raises(ConfigError, match=f"no Ray cluster answers at {address}, "): do_jobs(*work(tmp_path), address=address)
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "slurm.sh"])
+def test_the_cluster_files(name):
+    "Their shell is well formed, `ray start` takes what it is given on a head and on a node, and Ray's schema allows the rest"
+    from ray.autoscaler._private.util import prepare_config, validate_config
+    from ray.scripts.scripts import start
+    text = (Path(__file__).parents[1] / "cluster" / name).read_text()
+    if name == "aws.yaml":
+        config = yaml.safe_load(text)
+        validate_config(prepare_config(config))
+        text = "\n".join(line for key, lines in config.items() if key.endswith("_commands") for line in lines)
+    assert not subprocess.run(["bash", "-n"], input=text, text=True).returncode and "RAY_AUTH_MODE=token" in text
+    known = re.sub(r"\$\w+|\${[^}]+}", "1", text)
+    head, node = (start.make_context("start", shlex.split(words)).params for words in re.findall(r"ray start ([^&\n]+)", known))
+    assert head["head"] and head["include_dashboard"] is False and not head["address"]
+    assert node["address"] and not node["head"] and node["include_dashboard"] is None, "a node refuses the head's option"
 
 
 @pytest.mark.slow

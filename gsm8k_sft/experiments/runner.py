@@ -195,13 +195,12 @@ def _import_ray(address):
 def _start_ray(address, folder, workers, queue): # folder: empty and private
     ray, end = _import_ray(address), min(queue.end, time.monotonic() + 300)
     import psutil # Ray brings it
-    ours = dict(num_cpus=workers, include_dashboard=False, object_store_memory=80 * 2**20, _temp_dir=f"{folder}/ray")
+    ours = {} if address else dict(num_cpus=workers, include_dashboard=False, object_store_memory=80 * 2**20, _temp_dir=f"{folder}/ray")
     Path(folder, "rfc3987_syntax.py").write_text("raise ImportError")
     path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
     while True:
         try:
-            with modified_env(**({} if address else {"PYTHONPATH": path})):
-                ray.init(address or "local", log_to_driver=False, logging_level="error", **({} if address else ours))
+            with modified_env(PYTHONPATH=path): ray.init(address or "local", log_to_driver=False, logging_level="error", **ours)
             return ray
         except Exception as e:
             if not re.search("[Tt]imed out", str(e)) or time.monotonic() > end:
