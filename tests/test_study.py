@@ -249,6 +249,17 @@ def test_a_value_with_a_blank_reaches_the_notebook(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_in_notebooks_a_run_is_executed_once_whatever_is_asked_of_it(tmp_path):
+    "The search and a run of the same rate are one training: the second job asks the test problems without another notebook"
+    one = study(tmp_path)
+    one.how, one.base, one.pairs, one.runs["full"].datasets, one.runs["full"].seeds = "notebook", [], [], ["main"], [0]
+    del one.runs["full-wd"]
+    found = run_study(one)
+    assert (found["done"], found["failed"], found["left"]) == (2, {}, [])
+    assert [p.name for p in tmp_path.glob("**/runs/toy/*.ipynb")] == ["full_main-lr1e-3-s0.ipynb"]
+
+
+@pytest.mark.slow
 def test_a_failure_is_reported_and_the_rest_goes_on(tmp_path):
     broken = study(tmp_path, more="lora: {tuning: lora, learning_rates: [1.0e-3], overrides: ['lora_config.target_modules=[nothing]']}")
     found = run_study(broken)

@@ -6,8 +6,9 @@
 __all__ = ['do_job', 'run_notebook', 'do_jobs', 'run_study', 'results_folder', 'all_jobs', 'collect', 'skip_kept', 'main']
 
 # %% ../../nbs/experiments/runner.ipynb #c353210d
-import math, os, re, shlex, signal, socket, sys, tempfile, textwrap, threading, time, traceback
+import json, math, os, re, secrets, shlex, signal, socket, sys, tempfile, textwrap, threading, time, traceback
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from itertools import count
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from fastcore.basics import patch
 from fastcore.script import call_parse
+from fastcore.xtras import modified_env
 from omegaconf import DictConfig
 from ..core.config import ConfigError, DATASETS, TRAIN_NOTEBOOK, TUNINGS, check_choice, load_config, project_path, project_root
 from ..core.runs import plain_errors, run_folder, set_aside, write_text
@@ -46,13 +48,19 @@ def do_job(
     return trained + ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
 
 # %% ../../nbs/experiments/runner.ipynb #4ed50a2c
+def _has_run(notebook, overrides): # to its end, by another job of the study
+    try: told = json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["papermill"]
+    except (OSError, ValueError, KeyError): return False # cut off, if its process was killed
+    before = [o for o in shlex.split(told["parameters"]["overrides"]) if not o.startswith("evaluation.split=")]
+    return bool(told["end_time"]) and not told["exception"] and before == overrides
+
 def run_notebook(
     job: Job, # of the matrix, or of a study
 ) -> str: # where the executed notebook is; of a study, what `do_job` says
     "Train and evaluate one variant by papermill; what the cells print is printed"
     import papermill
-    if not job.tuning: return do_job(job)
     out, overrides = project_path("runs", job.preset, f"{job.name}.ipynb"), run_overrides(job)
+    if not job.tuning or (job.overrides and _has_run(out, overrides)): return do_job(job)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists(): set_aside(out)
     if job.overrides: overrides.append(f"evaluation.split={job.split}")
@@ -175,27 +183,42 @@ def stop(self: _Team): # all workers; what they were doing is put back
         told[worker.work] = worker
     for work in self.ray.wait(list(told), num_returns=len(told), timeout=60)[0] if told else []: self.collect(told[work])
     self.end(*self.members)
-def _start_ray(address, **ours):
-    if not address: os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" # on Linux too: loopback only; read when Ray is imported
+
+# %% ../../nbs/experiments/runner.ipynb #4a1c0019
+def _import_ray(address):
+    if not address: # on loopback only, on Linux too, with a token that no file has; read when Ray is imported
+        os.environ |= {"RAY_AUTH_TOKEN": secrets.token_hex(), **os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     try: import ray
     except ImportError: raise ConfigError("several workers need Ray: pip install 'gsm8k_sft[cluster]', or take one worker") from None
     host, _, port = address.rpartition("//")[2].rpartition(":")
     if host in ("127.0.0.1", "localhost"): host = ray.util.get_node_ip_address() # as Ray reads it
     try: host and socket.create_connection((host, int(port)), 10).close() # Ray itself would try for minutes
     except (OSError, ValueError) as e: raise ConfigError(f"no Ray cluster answers at {address}, for Ray {host}: {e}") from None
-    for tries in (2, 1, 0): # Ray gives its processes 30 s to start, which may be too few on a busy machine
-        try: ray.init(address or "local", log_to_driver=False, logging_level="error", **({} if address else ours))
+    return ray
+def _start_ray(address, folder, workers, queue): # folder: empty and private
+    ray, end = _import_ray(address), min(queue.end, time.monotonic() + 300)
+    import psutil # Ray brings it
+    ours = {} if address else dict(num_cpus=workers, include_dashboard=False, object_store_memory=80 * 2**20, _temp_dir=f"{folder}/ray")
+    Path(folder, "rfc3987_syntax.py").write_text("raise ImportError")
+    path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+    while True:
+        try:
+            with modified_env(PYTHONPATH=path): ray.init(address or "local", log_to_driver=False, logging_level="error", **ours)
+            return ray
         except Exception as e:
-            if tries and "timed out during startup" in str(e): continue
-            raise ConfigError(f"Ray does not start: {textwrap.shorten(str(e), 300)} Try again, or take one worker") from e
-        return ray
+            if not re.search("[Tt]imed out", str(e)) or time.monotonic() > end:
+                why = " ".join([str(e), *str(e.__cause__ or "").splitlines()[-1:]]) # the cause may be a token that isn't right
+                raise ConfigError(f"Ray does not start: {textwrap.shorten(why, 400)} Try again, or take one worker") from e
+        queue.say(f"Ray has not started, as happens on a busy machine (load {os.getloadavg()[0]:.0f}); trying again")
+        with suppress(psutil.Error): # what did start ends
+            for p in psutil.process_iter(["cmdline"]): folder in " ".join(p.info["cmdline"] or ()) and p.kill()
 
 # %% ../../nbs/experiments/runner.ipynb #8377c9f2
 def _with_ray(queue, do, workers, address):
     project_path("runs").mkdir(parents=True, exist_ok=True)
     with (tempfile.NamedTemporaryFile(dir=project_path("runs"), prefix=".driver-") as mark, # /tmp: names of sockets are short
           tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as private):
-        ray = _start_ray(address, num_cpus=workers, include_dashboard=False, object_store_memory=80 * 2**20, _temp_dir=f"{private}/ray")
+        ray = _start_ray(address, private, workers, queue)
         team = _Team(ray, queue, do, workers, bool(address), os.path.basename(mark.name))
         if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, signal.default_int_handler) # Ray's aborts
         try:
