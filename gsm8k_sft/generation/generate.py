@@ -111,8 +111,7 @@ def _text_ends(tokenizer, stop_texts):
     if not stop_texts: return None
     backend = getattr(tokenizer, "backend_tokenizer", None) # of a fast tokenizer: decodes on all cores
     decode = backend.decode_batch if backend else partial(tokenizer.batch_decode, skip_special_tokens=True)
-    def ended(tails): return [any(s in text for s in stop_texts) for text in decode(tails)]
-    return ended
+    return lambda tails: [any(s in text for s in stop_texts) for text in decode(tails)]
 
 # %% ../../nbs/generation/generate.ipynb #76db00e4
 def _with_progress(answers, total, every=5.0):
