@@ -10,7 +10,7 @@ import os, sys, time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from ..core.runs import print_once
 from ..data.prompts import special_tokens
 from .batches import Request, batch_answers, first_stop
@@ -109,8 +109,9 @@ def _finished(answers, tokenizer, stop_ids, stop_texts):
 def _text_ends(tokenizer, stop_texts):
     "A function of lists of token ids: which of them hold one of `stop_texts`; None if there are none to look for"
     if not stop_texts: return None
-    def ended(tails): return [any(s in text for s in stop_texts) for text in tokenizer.batch_decode(tails, skip_special_tokens=True)]
-    return ended
+    backend = getattr(tokenizer, "backend_tokenizer", None) # of a fast tokenizer: decodes on all cores
+    decode = backend.decode_batch if backend else partial(tokenizer.batch_decode, skip_special_tokens=True)
+    return lambda tails: [any(s in text for s in stop_texts) for text in decode(tails)]
 
 # %% ../../nbs/generation/generate.ipynb #76db00e4
 def _with_progress(answers, total, every=5.0):

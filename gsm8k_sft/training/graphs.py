@@ -213,5 +213,4 @@ def forget_run(
     if optim := sys.modules.get("bitsandbytes.optim"):
         manager = optim.GlobalOptimManager.get_instance()
         manager.module_weight_config_triple.clear(), manager.pid2config.clear()
-    gc.collect()
-    if torch.cuda.is_available(): torch.cuda.empty_cache()
+    gc.collect(), torch.cuda.empty_cache()
