@@ -80,17 +80,11 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
     if processes > 1: torch.distributed.barrier()
 
 # %% ../nbs/03_evaluate.ipynb #5ha7e012
-def _help(*asked):
-    "What a process other than the first does: it answers its share, if there is anything to answer"
-    if job := _from_first():
-        with open(job[0], "ab") as file: _answers(*asked, file, job[1], False)
-    return _from_first()
-
-def _ask_all(model, tokenizer, rows, prompts, cfg, file, found, progress):
-    "All answers: those found, and those that are left, by this process and the others"
-    job = _from_first((file.name, {(a["id"], a["sample"]) for a in found}))
-    _answers(model, tokenizer, rows, prompts, cfg, file, job[1], progress)
-    return whole_lines(file.name)[0][1:]
+def _answer_share(model, tokenizer, rows, prompts, cfg, file=None, found=(), progress=False):
+    "Answer a share of what is left. The first process has the file and what is in it, and gets all answers; the others get the record"
+    if job := _from_first(file and (file.name, {(a["id"], a["sample"]) for a in found})): # None: nothing is left
+        with open(job[0], "ab") as out: _answers(model, tokenizer, rows, prompts, cfg, out, job[1], progress)
+    return whole_lines(file.name)[0][1:] if file else _from_first()
 
 # %% ../nbs/03_evaluate.ipynb #bb4324bd
 def _graded(answers, rows, samples):
@@ -177,7 +171,7 @@ def evaluate(
     "Answer, grade, record; go on where an earlier evaluation stopped"
     folder, (rows, first) = _results_folder(folder), _problems(rows, limit, cfg, run)
     protocol, prompts = evaluation_protocol(model, tokenizer, rows, cfg, shots, model_fingerprint)
-    if _process()[0]: return _help(model, tokenizer, rows, prompts, cfg)
+    if _process()[0]: return _answer_share(model, tokenizer, rows, prompts, cfg)
     (name, other), mark = _name(folder, cfg, model_type, first, run, protocol), protocol["fingerprint"]
     if (done := complete_result(folder, name)) and not again and same_answers(done["protocol"], protocol):
         return _reuse(name, done, protocol["grader"], rows, folder, progress)
@@ -185,7 +179,7 @@ def evaluate(
         move_to_previous(folder, name, [".json", ".predictions.jsonl"], read_json(old).get("protocol", {}).get("fingerprint"))
     with open_partial(folder, name, mark) as (file, found):
         if progress: print(f"{name}: {len(rows)} problems" + (f", {len(found)} of them answered earlier" if found else ""), flush=True)
-        answers = _graded(_ask_all(model, tokenizer, rows, prompts, cfg, file, found, progress), rows, cfg.evaluation.samples)
+        answers = _graded(_answer_share(model, tokenizer, rows, prompts, cfg, file, found, progress), rows, cfg.evaluation.samples)
         record = _result(name, cfg, model_type, first, run, protocol, answers, len(found), other)
         if cfg.evaluation.other_texts: record["elsewhere"] = held_out_loss(model, tokenizer, cfg.evaluation.other_texts)
         return _from_first(_say(write_result(folder, name, record, answers, Path(file.name)), progress))

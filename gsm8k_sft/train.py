@@ -8,12 +8,13 @@ __all__ = ['load_for_training', 'first_record', 'last_record', 'fit', 'train', '
 # %% ../nbs/02_train.ipynb #76d3df5e
 import os, shutil, sys
 import torch
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from accelerate import PartialState
 from fastcore.script import call_parse
 from omegaconf import DictConfig
 from .core.config import load_config, tuning_of
-from .core.runs import environment, peak_memory, plain_errors, print_once
+from .core.runs import collector_paused, environment, peak_memory, plain_errors, print_once
 from .data.datasets import TRAINING_SPLITS, data_fingerprint, load_evaluated, load_gsm8k, tokenize_split
 from .data.prompts import Renderer, tokenize_texts
 from .evaluate import evaluate_run
@@ -26,7 +27,7 @@ from .models.parameters import count_parameters, precision_of
 from .models.sources import resolve_model, weights_fingerprint
 from .training.callbacks import reporting, trackers
 from .training.checkpoints import Run, TrainingError, TrainingInterrupted, open_run
-from .training.graphs import forget_run
+from .training.graphs import forget_run, start_compiler
 from .training.memory import check_fits, fit_tokens, memory_record
 from .training.trainer import build_trainer, check_trained, save_weights, weight_norms
 from transformers import set_seed
@@ -38,6 +39,7 @@ def load_for_training(
     "Data and model of a run"
     held = torch.cuda.memory_allocated() # by others, before this run
     if torch.cuda.is_initialized(): torch.cuda.reset_peak_memory_stats() # of an earlier run
+    digest = ThreadPoolExecutor(1).submit(weights_fingerprint, resolve_model(cfg.model)) # hashed beside Python's work
     tokenizer, rows, longest = load_tokenizer(cfg), load_gsm8k(cfg, splits=TRAINING_SPLITS), cfg.data.max_length
     renderer, tokens, reports = Renderer(tokenizer, cfg.data.prompt_style), {}, {}
     for split in rows:
@@ -48,9 +50,8 @@ def load_for_training(
         raise TrainingError("no validation example is left; check data.max_length and data.validation_fraction, or set train.eval_steps=0")
     longest = min(reports["train"]["longest"], longest)
     fit_tokens(cfg, longest, reports["train"]["tokens"] / reports["train"]["n"])
-    plan = check_fits(cfg, longest=longest)
     set_seed(cfg.seed)
-    model, base_fingerprint = load_model(cfg, training=True), weights_fingerprint(resolve_model(cfg.model))
+    plan, model = check_fits(cfg, longest=longest), load_model(cfg, training=True)
     examples = [ids for split in tokens.values() for ids in split["input_ids"]]
     known, top = model.get_input_embeddings().num_embeddings, max(map(max, examples))
     if top >= known: raise TrainingError(f"{tokenizer.convert_ids_to_tokens(top)!r} is in the data, but the model knows {known} tokens; "
@@ -60,7 +61,7 @@ def load_for_training(
     model = prepare_for_training(model, cfg)
     if cfg.train.gradient_checkpointing: enable_checkpointing(model)
     return SimpleNamespace(tokenizer=tokenizer, rows=rows, tokens=tokens, reports=reports, plan=plan, model=model, longest=longest,
-                           base_fingerprint=base_fingerprint, held=held)
+                           base_fingerprint=digest.result(), held=held)
 
 # %% ../nbs/02_train.ipynb #3180216d
 def _check_asked(loaded, asked): # what the model has no room to answer is refused before it is trained
@@ -134,13 +135,14 @@ def train(
         if run.record.get("status") == "complete":
             print_once(f"{run.folder} is complete and reused (train.when_done=reuse)")
             return run.record
-        asked, cfg = load_evaluated(cfg) if evaluate else None, cfg.copy() # the copy gets a number for train.max_tokens=null
-        loaded = None if run.trained else _check_asked(load_for_training(cfg), asked or [])
+        if not run.trained: start_compiler(cfg)
+        with collector_paused():
+            asked, cfg = load_evaluated(cfg) if evaluate else None, cfg.copy() # the copy gets a number for train.max_tokens=null
+            loaded = None if run.trained else _check_asked(load_for_training(cfg), asked or [])
         trackers(cfg) # one without a key is refused too, and until here nothing was touched
         if run.trained: print_once("trained already, going on with the evaluation")
         else: print_once(f"going on from {run.checkpoint}" if run.checkpoint else f"the run is written to {os.path.relpath(run.folder)}")
-        run.clear()
-        run.lap("loading")
+        run.clear(), run.lap("loading")
         with reporting(cfg, run.folder, run.main) as summary:
             if loaded: fit(cfg, run, loaded), run.lap("saving")
             else: run.begin(run.record | {"environment": environment()})

@@ -9,7 +9,7 @@ from parameters import parameter_table
 from gsm8k_sft.benchmarks.memory import main
 from gsm8k_sft.benchmarks.training import measure_training
 from gsm8k_sft.core.config import choices, load_config, project_path
-from gsm8k_sft.core.runs import read_config, read_json
+from gsm8k_sft.core.runs import CUDA_CONTEXT, _may_take, free_memory, read_config, read_json
 from gsm8k_sft.evaluation.archive import unpack
 from gsm8k_sft.train import load_for_training, train
 from gsm8k_sft.training.graphs import training_mode
@@ -261,6 +261,27 @@ def test_a_pass_is_as_large_as_the_card_allows(tuning):
             assert plan_memory(cfg).total > usable(card)
     assert sizes == sorted(set(sizes))
     assert chosen("H100 80", "16").train.max_tokens < chosen("H100 80").train.max_tokens, "no more than a step has"
+
+def test_workers_share_a_card():
+    "Alone, all that is free; else a part, less what is held, and all parts with their contexts are no more than the card"
+    card = CARDS["H100 80"]
+    assert _may_take(card // 2, card, 10**9, 1) == card // 2
+    for workers in (2, 3, 7):
+        part = _may_take(card, card, 0, workers)
+        assert card - workers < workers * (part + CUDA_CONTEXT) <= card
+        assert _may_take(card, card, 10**9, workers) == part - 10**9 and _may_take(2**20, card, 10**9, workers) == 2**20
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_gpu_a_worker_takes_no_more_than_its_part(monkeypatch):
+    def take(n): return torch.empty(n, dtype=torch.uint8, device="cuda")
+    monkeypatch.setenv("GSM8K_SFT_WORKERS", "4")
+    try:
+        before, held = free_memory(), take(2**30)
+        assert free_memory() <= before - 2**30 and before < torch.cuda.mem_get_info()[1] // 4
+        with pytest.raises(torch.OutOfMemoryError): take(before)
+        del held
+        take(before - 2**28)
+    finally: torch.cuda.set_per_process_memory_fraction(1.0)
 
 def test_a_pass_is_chosen_only_where_it_is_asked_for(monkeypatch):
     for overrides in ("train.max_tokens=2048", "train.max_tokens=null train.packing=false"):

@@ -59,7 +59,7 @@ def work(folder, seconds=0.0, lock=False, **trouble):
         import os, signal
         from pathlib import Path
         begun, side_by_side = Path(folder) / f"{job.name}.begun", int(os.environ.get("GSM8K_SFT_WORKERS", 1))
-        with open(begun, "a") as file: file.write(f"{os.getpid()} {side_by_side}\n")
+        with open(begun, "a") as file: file.write(f"{os.getpid()} {side_by_side} {os.environ.get('OMP_NUM_THREADS')}\n")
         first, what = begun.read_text().count("\n") == 1, trouble.get(f"s{job.seed}")
         if what == "fails": raise ValueError("no such luck")
         if what == "memory" and side_by_side > 1: raise type("OutOfMemoryError", (MemoryError,), {})("too little")
@@ -88,8 +88,9 @@ def processes(folder): return {p.stem: [line.split() for line in p.read_text().s
 def once(folder, *but): return ends(folder, *but) == {j.name: f"{j.seed ** 2}\n" for j in JOBS if str(j.seed) not in but}
 
 
-def test_a_job_that_fails_one_that_dies_and_one_short_of_memory(tmp_path):
+def test_a_job_that_fails_one_that_dies_and_one_short_of_memory(tmp_path, monkeypatch):
     "The quick one: a Ray of our own. Each job is done once, as without Ray; it listens on loopback only; workers are warm"
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     (todo, do), said, ports = work(tmp_path / "a", s1="memory", s2="fails", s3="dies"), [], set()
     def say(line):
         said.append(line)
@@ -100,9 +101,11 @@ def test_a_job_that_fails_one_that_dies_and_one_short_of_memory(tmp_path):
     assert list(found["failed"].values()) == ["ValueError: no such luck"]
     assert ports and ports <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     begun = processes(tmp_path / "a")
-    assert [n for _, n in begun["lora_main-s1"]] == ["2", "1"], "it had the machine to itself the second time"
+    cores = os.cpu_count() or 1
+    expected = [["2", str(max(1, cores // 2))], ["1", str(cores)]]
+    assert [numbers for _, *numbers in begun["lora_main-s1"]] == expected, "it had the machine and its cores to itself the second time"
     assert len(begun["lora_main-s3"]) == 2 and sum(map(len, begun.values())) == 8
-    assert len({pid for lines in begun.values() for pid, _ in lines}) < 8, "warm"
+    assert len({pid for lines in begun.values() for pid, *_ in lines}) < 8, "warm"
     assert len(said) == 8 and all("put back" in s for s in said if "died" in s or "Memory" in s)
     assert said[-1].endswith("5 done, 0 running, 0 open, 0 waiting, best 5.0 % (lora_main-s5), 0 min left")
     todo, do = work(tmp_path / "b", s2="fails")

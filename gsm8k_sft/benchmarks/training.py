@@ -27,9 +27,7 @@ def at_most(
     seconds: int, # before TimeoutError
 ):
     "Stop what runs after so many seconds; signals reach the main thread only, elsewhere there is no limit"
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    if threading.current_thread() is not threading.main_thread(): return (yield)
     def late(*args): raise TimeoutError(f"stopped after {seconds} s")
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)

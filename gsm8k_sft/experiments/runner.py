@@ -6,7 +6,7 @@
 __all__ = ['do_job', 'run_notebook', 'do_jobs', 'run_study', 'results_folder', 'all_jobs', 'collect', 'skip_kept', 'main']
 
 # %% ../../nbs/experiments/runner.ipynb #c353210d
-import os, re, shlex, signal, socket, sys, tempfile, textwrap, threading, time, traceback
+import math, os, re, shlex, signal, socket, sys, tempfile, textwrap, threading, time, traceback
 from collections import Counter
 from functools import partial
 from importlib.util import find_spec
@@ -104,15 +104,17 @@ class _Queue: # jobs to do, how each ended, and where all of them stand
 # %% ../../nbs/experiments/runner.ipynb #4a1c0007
 class _Worker:
     "An actor of Ray: a warm process that does jobs"
-    def __init__(self, folder, log, mark):
+    def __init__(self, folder, log, mark, unit, share, threads):
+        import ray
         if Path(folder).is_dir(): os.chdir(folder)
         self.here, path = project_path("runs", mark).exists(), project_path("runs", *log)
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2): os.dup2(file, stream)
-    def where(self):
-        import ray
-        return ray.get_runtime_context().get_node_id(), os.getpid()
+        self.node = ray.get_runtime_context().get_node_id()
+        whole = next(n["Resources"][unit] for n in ray.nodes() if n["NodeID"] == self.node)
+        os.environ["OMP_NUM_THREADS"] = threads or str(max(1, int((os.cpu_count() or 1) * share / whole))) # read when torch is imported
+    def where(self): return self.node, os.getpid()
     def work(self, do, job):
         if self.here: return do(job)
         return "failed", f"{os.uname().nodename} has no {project_path('runs')} of the driver's: the nodes need a shared folder"
@@ -128,10 +130,11 @@ class _Team:
     def start(self, share, preset):
         number = next(i for i in count() if i not in [w.number for w in self.members])
         kept = {k: v for k, v in os.environ.items() if k.startswith(("GSM8K_", "HF_HUB_OFFLINE", "WANDB_MODE", "OMP_", "TORCHINDUCTOR_"))}
-        environ = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.workers)), "TORCHINDUCTOR_COMPILE_THREADS": "4"} | kept
-        environ["GSM8K_SFT_WORKERS"] = str(round(self.workers * self.queue.share / share)) # in records: speeds under load are no benchmark
+        several = math.ceil(self.workers * self.queue.share / share - 1e-6) # never more of the card than Ray's share
+        environ = {"TORCHINDUCTOR_COMPILE_THREADS": "4"} | kept | {"GSM8K_SFT_WORKERS": str(several)} # in records too
         room = {f"num_{self.unit.lower()}s": share, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": environ}}
-        actor = self.ray.remote(_Worker).options(**room).remote(str(project_root()), (preset, f"worker-{number}.log"), self.mark)
+        how = (preset, f"worker-{number}.log"), self.mark, self.unit, share, os.environ.get("OMP_NUM_THREADS")
+        actor = self.ray.remote(_Worker).options(**room).remote(str(project_root()), *how)
         self.members.append(SimpleNamespace(actor=actor, share=share, number=number, job=None, work=None, where=actor.where.remote()))
         return self.members[-1]
     def end(self, *workers):

@@ -77,8 +77,7 @@ def run_if_fits(run, *args):
     import torch
     try: return run(*args)
     except torch.OutOfMemoryError: pass
-    gc.collect()
-    torch.cuda.empty_cache()
+    gc.collect(), torch.cuda.empty_cache()
 
 # %% ../../nbs/generation/batches.ipynb #6d0b860c
 @dataclass

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 import torch
 from fastcore.basics import patch
+from ..core.runs import free_memory
 from .batches import TOO_SMALL, Request, evaluation_mode, run_if_fits
 from .calculator import RESULT_TOKENS, Calculator
 from .kv_cache import IMPLEMENTATION, SlotCache, cache_argument
@@ -185,9 +186,9 @@ PROMPT_TOKENS = 16384 # prompt tokens that go through the model at once, if memo
 def _plan_rows(model, length, batch_size):
     "Rows to answer at once, and prompt tokens to run at once"
     if model.device.type != "cuda": return batch_size or 64, PROMPT_TOKENS
-    torch.cuda.empty_cache()
+    gc.collect(), torch.cuda.empty_cache()
     c, size = model.config.get_text_config(), next(model.parameters()).element_size()
-    free = 0.9 * torch.cuda.mem_get_info(model.device)[0]
+    free = 0.9 * free_memory(model.device)
     wide = getattr(c, "intermediate_size", None) or getattr(c, "ffn_dim", None) or 4 * c.hidden_size # OPT's, GPT-2's
     a_token = (8 * c.hidden_size + 4 * wide) * size + (c.vocab_size * (size + 4)) // 32 # logits: of one token in 32
     tokens = int(max(length, min(PROMPT_TOKENS, free / 4 / a_token)))
@@ -241,5 +242,4 @@ def engine_answers(
         if engine.rows == 1: raise GenerationError(TOO_SMALL)
         waiting.extendleft(engine.requests.values())
         batch_size, engine = engine.rows // 2, None
-        gc.collect(), torch.cuda.empty_cache()
         print(f"out of GPU memory; going on with {batch_size} prompts at once", flush=True)

@@ -11,7 +11,7 @@ import contextlib, importlib.util, json, os, re, sys, warnings
 from pathlib import Path
 from fastcore.script import call_parse
 from ..core.config import check_choice, device, gpu_has_bf16, load_config
-from ..core.runs import plain_errors
+from ..core.runs import collector_paused, plain_errors
 from ..data.prompts import fixed_date
 from .sources import ModelError, TOKENIZER_FILES, error_text, read_object, resolve_model
 
@@ -30,7 +30,8 @@ def load_tokenizer(
     from transformers import AutoTokenizer
     own = adapter and any((Path(adapter) / f).exists() for f in TOKENIZER_FILES)
     folder = Path(adapter) if own else resolve_model(getattr(source, "model", source))
-    try: tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try:
+        with collector_paused(): tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as e:
         pieces = any(folder.glob("*.model")) and importlib.util.find_spec("sentencepiece") is None
         advice = "it is a SentencePiece model, so install sentencepiece and protobuf" if pieces else error_text(e)

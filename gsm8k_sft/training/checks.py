@@ -80,9 +80,7 @@ def packing_fault(
         model.eval()
         for m in modes: m.training = True
         model.zero_grad(set_to_none=True)
-        if gpus:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        if gpus: torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
 
 # %% ../../nbs/training/checks.ipynb #d32fe019
 def checked_config(

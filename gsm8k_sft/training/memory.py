@@ -16,7 +16,7 @@ from itertools import product
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from ..core.config import check_choice, config_file, load_config, read_yaml
-from ..core.runs import print_once
+from ..core.runs import CUDA_CONTEXT, free_memory, print_once
 from ..models.parameters import model_config
 from .graphs import choose_speedup
 
@@ -265,7 +265,6 @@ def _optimizer_bytes(sizes, s):
 # %% ../../nbs/training/memory.ipynb #7fc47e19
 CONSTANTS = {
     "workspace": 96 * 2**20, # bytes: cuBLAS and the allocator's rounding
-    "context": 512 * 2**20, # bytes of a card that the CUDA context takes, outside the allocator
     "fragmentation": 0.04, # of what is allocated: held by the allocator and not usable
     "fused_rows": 2048, # tokens whose logits the fused loss has at a time
     "fused_bytes": 4, # bytes a logit of theirs: itself and its slope
@@ -521,7 +520,7 @@ def usable(
     card: str, # a key of `CARDS`
 ) -> int: # bytes that a plan's total may reach
     "What of a card's memory tensors can have"
-    return int((CARDS[check_choice("card", card, tuple(CARDS))] - CONSTANTS["context"]) / (1 + CONSTANTS["fragmentation"]))
+    return int((CARDS[check_choice("card", card, tuple(CARDS))] - CUDA_CONTEXT) / (1 + CONSTANTS["fragmentation"]))
 
 def smallest_card(
     total: int, # bytes, of a plan
@@ -567,9 +566,7 @@ def fit_tokens(
     if t.max_tokens or not t.packing: return
     asked = {k: t[k] for k in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_tokens")}
     t |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1}
-    if free is None and torch.cuda.is_available(): # a card may have several workers, and a plan be a tenth too low
-        now, card = torch.cuda.mem_get_info()
-        free = int(0.9 * min(now, card // int(os.environ.get("GSM8K_SFT_WORKERS", 1))) / (1 + CONSTANTS["fragmentation"]))
+    if free is None and torch.cuda.is_available(): free = int(0.9 * free_memory() / (1 + CONSTANTS["fragmentation"]))
     try:
         known, total = example_tokens(model_shape(cfg), cfg.data.dataset)
         most = rows * (mean or total / N_TRAIN) + rows**0.5 * (longest or known) # of a step whose examples happen to be long
@@ -628,8 +625,7 @@ def check_fits(
     "Raise a `MemoryPlanError` if a run can't fit, and name the nearest that can"
     import torch
     changes = _launched() | changes
-    if device_free is None and torch.cuda.is_available(): # a plan may be a tenth too large
-        device_free = int(1.1 * (torch.cuda.mem_get_info()[0] + held))
+    if device_free is None and torch.cuda.is_available(): device_free = int(1.1 * (free_memory() + held)) # a plan may be a tenth too large
     free, nearest = int((device_free or 0) / (1 + CONSTANTS["fragmentation"])), "train.gradient_checkpointing=true, or tuning=lora."
     try: needed = plan_memory(cfg, longest=longest, **changes)
     except UnknownMemory:
