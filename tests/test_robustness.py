@@ -10,7 +10,7 @@ from gsm8k_sft.experiments.robustness import drop_table, gap_table, study_answer
 from gsm8k_sft.experiments.runner import collect, do_job
 from gsm8k_sft.experiments.study import open_jobs, read_study
 from gsm8k_sft.report import make_report
-from gsm8k_sft.statistics import gain_gap
+from gsm8k_sft.statistics.transfer import gain_gap
 
 
 # Right answers

@@ -9,10 +9,10 @@ from scipy.stats import beta, binom, bootstrap, norm, t, ttest_1samp
 from statsmodels.stats.proportion import proportion_confint
 
 from gsm8k_sft.evaluation.compare import compare, compare_seeds
-from gsm8k_sft.statistics import (
-    Estimate, mcnemar, mean_difference, mean_gap, mean_interval, newcombe_interval, paired_bootstrap, pass_at_k,
-    holm, seed_difference, seed_estimate, seed_interval, seed_spread, variance_components, wilson_interval)
+from gsm8k_sft.statistics.intervals import Estimate, mean_interval, pass_at_k, wilson_interval
+from gsm8k_sft.statistics.paired import mcnemar, mean_difference, newcombe_interval, paired_bootstrap
 from gsm8k_sft.statistics.planning import MINUTES, minimum_detectable_effect, plan_seeds, plan_text, seed_power
+from gsm8k_sft.statistics.seeds import holm, seed_estimate, seed_spread, variance_components
 
 PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -105,14 +105,6 @@ def test_wilson(k, n):
 @pytest.mark.parametrize("k, n", [(0, 0), (2, 1), (-1, 5), (0, -1)])
 def test_wilson_of_nothing(k, n):
     with pytest.raises(ValueError, match=f"{k} right of {n} answers"): wilson_interval(k, n)
-
-
-def test_seed_interval():
-    assert seed_interval([0.08]) == (0.08, None, None) and seed_interval([0.08, 0.08]) == (0.08, 0.08, 0.08)
-    mean, low, high = seed_interval([0.07, 0.08, 0.12])
-    assert mean == pytest.approx(0.09) and low < 0.07 and high > 0.1 and low < seed_interval([0.07, 0.08, 0.12], 0.5)[1]
-    for values in ([], [float("nan")], [[0.1]]):
-        with pytest.raises(ValueError): seed_interval(values)
 
 
 def test_several_answers_to_a_problem():
@@ -214,11 +206,12 @@ def test_results_that_do_not_go_together(tmp_path):
     with pytest.raises(ValueError, match="no such result"): compare("a", "gone", folder=tmp_path)
 
 
-def test_compare_seeds_is_seed_difference():
+def test_compare_seeds_is_seed_estimate():
     rng, n = np.random.default_rng(0), 120
     a, b = [rng.random((3, n)) < rng.uniform(0.2, 0.4, (3, 1)) for _ in range(2)]
     found = compare_seeds([predictions(x) for x in a], [predictions(x) for x in b])
-    assert (found.difference, found.low, found.high) == pytest.approx(seed_difference(a, b)) and not found.single
+    e = seed_estimate(a, b)
+    assert (found.difference, found.low, found.high) == pytest.approx((e.difference, *e.interval())) and not found.single
 
 
 def test_one_seed_is_said():
@@ -253,7 +246,8 @@ def simulated(p, sd, correlation, seeds, seeds_b=None, more=0, n=1319, repeats=4
     for _ in range(repeats):
         ranks = rng.random(n)
         a, b = [arm(rng, p, sd, correlation, s, ranks, agreement) for s in (seeds, seeds_b or seeds)]
-        rows.append(seed_difference(a, b, pooled=[bank[i] for i in rng.choice(200, more, replace=False)] if more else None))
+        e = seed_estimate(a, b, pooled=[bank[i] for i in rng.choice(200, more, replace=False)] if more else None)
+        rows.append((e.difference, *e.interval()))
     difference, low, high = np.array(rows).T
     return ((low <= 0) & (high >= 0)).mean(), (high - low).mean() / (2 * 1.96 * difference.std())
 
@@ -299,12 +293,13 @@ def test_seed_differences_by_hand():
     variance = problems + share * excess
     dof = variance ** 2 / (problems ** 2 / 199 + (share * (excess + noise)) ** 2 / 5)
     half = t.ppf(0.975, dof) * variance ** 0.5
-    found = seed_difference(a, b)
-    assert found == pytest.approx((d.mean(), d.mean() - half, d.mean() + half)) and found.low == found[1]
-    assert seed_difference(b, a) == pytest.approx((-found.difference, -found.high, -found.low))
-    assert seed_difference(a.tolist(), b.astype(int), pooled=[b, a, a]) == pytest.approx(found)
-    narrow = seed_difference(a, b, confidence=0.5)
-    assert found.low < narrow.low < narrow.high < found.high
+    found = seed_estimate(a, b)
+    assert found == pytest.approx((d.mean(), variance ** 0.5, dof))
+    assert found.interval() == pytest.approx((d.mean() - half, d.mean() + half))
+    assert seed_estimate(b, a) == pytest.approx((-d.mean(), *found[1:]))
+    assert seed_estimate(a.tolist(), b.astype(int), pooled=[b, a, a]) == pytest.approx(found)
+    (low, high), narrow = found.interval(), found.interval(confidence=0.5)
+    assert low < narrow[0] < narrow[1] < high
 
 
 def test_seeds_paired_and_fixed():
@@ -319,13 +314,14 @@ def test_seeds_paired_and_fixed():
                          ({"pooled": [a[0]]}, "one seed of a list"), ({"a": a[:0]}, "are needed"), ({"b": gain * np.nan}, "are needed"),
                          ({"pooled": [np.where(a, np.nan, 1)]}, "are needed")):
         with pytest.raises(ValueError, match=words): seed_estimate(**{"a": a, "b": gain} | change)
-    with pytest.raises(ValueError, match="confidence=95"): seed_difference(a, gain, 95)
+    with pytest.raises(ValueError, match="confidence=95"): apart.interval(95)
 
 
 def test_seeds_without_any_difference_are_no_certainty():
     for x in (np.zeros((3, 100), bool), np.ones((1, 100), bool)):
-        found = seed_difference(x, x)
-        assert found.difference == 0 and -0.05 < found.low < 0 < found.high < 0.05
+        found = seed_estimate(x, x)
+        low, high = found.interval()
+        assert found.difference == 0 and -0.05 < low < 0 < high < 0.05
 
 
 def test_equivalence_is_two_one_sided_tests():
@@ -359,8 +355,6 @@ def test_templates_count_once():
         low, high = mean_difference(a, b, groups).interval()
         held.append(low <= 0 <= high)
     assert np.mean(held) == pytest.approx(0.95, abs=0.027)
-    gap = mean_gap(a, b[:80], groups, groups[:80])
-    assert gap.difference == pytest.approx(b[:80].mean() - a.mean()) and gap.dof < 20
     for wrong, words in (
             ((one, two, groups), "400 of them for 60"), ((one[:1], two[:1]), "at least two"), ((one, two[:9]), "two flat lists"),
             ((one, two * np.nan), "with NaN"), ((one[:1], two), "two flat lists"), ((one[None], two[None]), "two flat lists")):
@@ -385,7 +379,7 @@ def test_planned_power_by_simulation(seeds, difference, sd):
     for _ in range(400):
         ranks = rng.random(n)
         a, b = [arm(rng, p, sd, 0.4, seeds, ranks) for p in (0.3, 0.3 + difference)]
-        low, high = seed_difference(a, b)[1:]
+        low, high = seed_estimate(a, b).interval()
         found += low > 0 or high < 0
     # three standard errors of 400 studies
     assert seed_power(difference, 0.3, seeds, seed_sd=sd, within=0.4, between=0.4) == pytest.approx(found / 400, abs=0.075)
@@ -423,9 +417,10 @@ def test_planned_minutes_are_those_of_the_studies():
 
 
 def test_importing_it_imports_nothing_else():
-    "It is at the bottom of the house, and the slow libraries are for those who call"
+    "The floor is at the bottom of the house, and the slow libraries are for those who call"
     others = ("gsm8k_sft.", "scipy", "pandas", "torch", "statsmodels")
-    code = f"import sys, gsm8k_sft.statistics; print([m for m in sys.modules if m.startswith({others}) and 'statistics' not in m])"
+    code = ("import sys; from gsm8k_sft.statistics import intervals, paired, planning, seeds, transfer; "
+            f"print([m for m in sys.modules if m.startswith({others}) and 'statistics' not in m])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

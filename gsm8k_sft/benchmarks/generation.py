@@ -34,14 +34,6 @@ def _batches(model, ids, new, size, **settings):
         input_ids, mask = (t.to(model.device) for t in left_pad(ids[i:i + size], 0))
         model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)
 
-def _continuous(model, ids, new):
-    "transformers' continuous batching"
-    from transformers import GenerationConfig
-    config = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    done = model.generate_batch(inputs=ids, generation_config=config)
-    complete = len(done) == len(ids) and all(len(r.generated_tokens) == new for r in done.values())
-    if not complete: raise RuntimeError("continuous batching left answers out")
-
 def _engine(model, ids, new, rows=None, **switches):
     "Ours; the switches are for the ablation"
     from gsm8k_sft.generation.batches import Request
@@ -81,7 +73,6 @@ def _candidates(n):
         "generate, batch 16": (few, 90, lambda m, ids, new: _batches(m, ids, new, 16)),
         "vLLM": (n, 240, _vllm),
         "vLLM, 512 rows": (n, 240, lambda m, ids, new: _vllm(m, ids, new, 512)),
-        "continuous batching": (n, 90, _continuous),
         "generate, static cache, compiled": (some, 120, static),
     }
 
@@ -108,8 +99,7 @@ def bench_shape(
     names: tuple[str, ...] = (), # of candidates; all by default
     limit: int | None = None, # only so many prompts
     tokenizer=None, # the preset's by default
-    checkpoint=lambda found, name: None, # called after each candidate, with what there is and the candidate's name
-) -> dict: # prompts, prompt_tokens, new_tokens, candidates: name -> result
+): # yields, after each candidate, its name and what there is: prompts, prompt_tokens, new_tokens, candidates: name -> result
     "Every candidate with random weights"
     import torch
     from gsm8k_sft.models.loading import load_tokenizer
@@ -126,8 +116,7 @@ def bench_shape(
         if "vLLM" in name and not find_spec("vllm"): print(f"{name} isn't measured: vllm isn't installed (pip install vllm)")
         else:
             found["candidates"][name] = {"prompts": n, **_timed(lambda: run(model, ids[:n], new), n * new, seconds)}
-            checkpoint(found, name)
-    return found
+            yield name, found
 
 # %% ../../nbs/benchmarks/generation.ipynb #56db27a6
 VARIANTS = { # name -> with the adapter (no, merged or as it is), evaluation settings
@@ -160,8 +149,7 @@ def bench_answers(
     preset: str, # whose real weights
     adapter: Path | str | None = None, # a run's folder with config.yaml and adapter/
     limit: int | None = None, # only so many problems
-    checkpoint=lambda found, name: None, # called after each variant, with what there is and the variant's name
-) -> dict: # name -> accuracy, seconds, new tokens, and how many answers are those of "LoRA, merged"
+): # yields, after each variant, its name and what there is: name -> accuracy, seconds, same_answers (share equal to "LoRA, merged") ...
     "Evaluations of the real model, side by side"
     from gsm8k_sft.models.adapters import load_tuned
     from gsm8k_sft.models.loading import load_model, load_tokenizer
@@ -178,8 +166,7 @@ def bench_answers(
         other = texts.get("LoRA, merged", own) if kind else texts["base, zero-shot"]
         same = sum(a == b for a, b in zip(own, other)) / len(other)
         found[name]["same_answers"] = same if len(own) == len(other) else None
-        checkpoint(found, name)
-    return found
+        yield name, found
 
 # %% ../../nbs/benchmarks/generation.ipynb #21ae3a9b
 @call_parse
@@ -193,16 +180,15 @@ def main(
     "Measure generation on this machine's GPU: speed at the shapes of Gemma 2B and 3 270M, agreement with the real 270M"
     from gsm8k_sft.models.loading import load_tokenizer
     record, limit = {"environment": environment(), "limit": limit or None}, limit or None
-    def keep(key, found, name):
-        record[key] = found
-        write_json(Path(out), record)
-        print(f"{key}, {name}: {found.get('candidates', found)[name]}", flush=True)
-    tokenizer = load_tokenizer(load_config("gemma-3-270m", training=False))
-    shapes = [("gemma-2b-it", 256, tuple(n.strip() for n in names.split(";") if n.strip()))]
-    if not names:
-        bench_answers("gemma-3-270m", adapter or None, limit, lambda *found: keep("answers", *found))
-        shapes.insert(0, ("gemma-3-270m", 512, ("slots", "slots, norms of the model")))
-    for preset, new, some in shapes: bench_shape(preset, new, some, limit, tokenizer, lambda *found: keep(preset, *found))
+    tokenizer, some = load_tokenizer(load_config("gemma-3-270m", training=False)), tuple(n.strip() for n in names.split(";") if n.strip())
+    parts = {"gemma-2b-it": bench_shape("gemma-2b-it", 256, some, limit, tokenizer)}
+    if not some: parts = {
+        "answers": bench_answers("gemma-3-270m", adapter or None, limit),
+        "gemma-3-270m": bench_shape("gemma-3-270m", 512, ("slots", "slots, norms of the model"), limit, tokenizer), **parts}
+    for key, part in parts.items():
+        for name, record[key] in part:
+            write_json(Path(out), record)
+            print(f"{key}, {name}: {record[key].get('candidates', record[key])[name]}", flush=True)
 
 # %% ../../nbs/benchmarks/generation.ipynb #3a2a42bb
 def speed_table(

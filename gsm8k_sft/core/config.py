@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'COUNT', 'SHARE', 'POSITIVE', 'FROM_0', 'SEED', 'SET_BY_US', 'REPORTERS', 'CONFIGS', 'TRAIN_NOTEBOOK',
-           'TUNINGS', 'DATASETS', 'ENTRY', 'READ', 'SAVED_FIELDS', 'ConfigError', 'SettingsError', 'check_choice',
-           'project_root', 'setting', 'project_path', 'within', 'unread', 'DatasetEntry', 'DataConfig',
-           'OneShotExample', 'ModelConfig', 'LoraSettings', 'QloraSettings', 'StepConfig', 'EvaluationConfig',
-           'TrainConfig', 'Config', 'empty_config', 'reporters', 'check_config', 'device', 'gpu_has_bf16', 'choices',
-           'config_file', 'read_yaml', 'dotlist', 'merge_layer', 'merge_layers', 'method_of', 'tuning_of',
-           'config_layers', 'fingerprint', 'load_config', 'for_dataset', 'evaluated_datasets', 'check_parameters',
-           'config_table']
+           'TUNINGS', 'DATASETS', 'ENTRY', 'READ', 'SAVED_FIELDS', 'ConfigError', 'check_choice', 'project_root',
+           'setting', 'project_path', 'within', 'unread', 'DatasetEntry', 'DataConfig', 'OneShotExample', 'ModelConfig',
+           'LoraSettings', 'QloraSettings', 'StepConfig', 'EvaluationConfig', 'TrainConfig', 'Config', 'empty_config',
+           'reporters', 'check_config', 'device', 'gpu_has_bf16', 'choices', 'config_file', 'read_yaml', 'dotlist',
+           'merge_layer', 'merge_layers', 'method_of', 'tuning_of', 'config_layers', 'fingerprint', 'load_config',
+           'for_dataset', 'evaluated_datasets', 'check_parameters', 'config_table']
 
 # %% ../../nbs/core/config.ipynb #251a68b1
 import configparser, difflib, hashlib, json, os, re, shlex, warnings
@@ -29,9 +28,6 @@ from yaml import YAMLError
 # %% ../../nbs/core/config.ipynb #3d4d4bb1
 class ConfigError(ValueError):
     "A configuration that can't be run; the message names the file and the key"
-
-class SettingsError(ConfigError):
-    "A settings.ini that can't be used"
 
 def check_choice(
     name: str, # what is being chosen, for the message
@@ -67,13 +63,13 @@ def setting(
     root: Path | None = None, # the project's root; found by `project_root` if not given
 ) -> str: # the value as written, stripped; may be empty
     "One value of settings.ini, or of the environment variable GSM8K_SFT_<SECTION>_<KEY>, or its default"
-    if key not in SETTINGS.get(section, {}): raise SettingsError(f"settings.ini: there is no key '{key}' in [{section}]")
+    if key not in SETTINGS.get(section, {}): raise ConfigError(f"settings.ini: there is no key '{key}' in [{section}]")
     if (value := os.environ.get(f"GSM8K_SFT_{section}_{key}".upper())) is not None: return value.strip()
     path, ini = (root or project_root()) / "settings.ini", configparser.ConfigParser(interpolation=None)
     ini.read_dict(SETTINGS)
     try: ini.read(path, encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError) as e:
-        raise SettingsError(f"{path}: can't be read: {' '.join(str(e).split())}") from None
+        raise ConfigError(f"{path}: can't be read: {' '.join(str(e).split())}") from None
     for name, known in SETTINGS.items():
         for found in ini.options(name): check_choice(f"{path}: key in [{name}]", found, list(known))
     return ini.get(section, key).strip()

@@ -15,9 +15,10 @@ from types import SimpleNamespace
 from ..core.config import project_path
 from .archive import read_bytes
 from .results import Predictions, complete_result, differing_facts, label, read_predictions
-from ..statistics import (
-    FEW_DISCORDANT, Equivalence, mcnemar, mean_difference, newcombe_interval, paired_bootstrap, seed_estimate, seed_spread)
+from ..statistics.intervals import Equivalence
+from ..statistics.paired import FEW_DISCORDANT, mcnemar, mean_difference, newcombe_interval, paired_bootstrap
 from ..statistics.planning import minimum_detectable_effect
+from ..statistics.seeds import seed_estimate, seed_spread
 
 # %% ../../nbs/evaluation/compare.ipynb #74e0ed24
 class NotComparable(ValueError):
@@ -89,23 +90,21 @@ class _Difference:
     metric: str # strict, numeric or flexible
     n: int # problems
     difference: float
-    low: float # of the interval of the difference
+    low: float # of the 95 % interval of the difference
     high: float
     p: float # of the test that the difference is zero
     detectable: float | None # the minimum detectable effect at 80 % power; None: no difference is found so often
     equivalence: Equivalence # what is shown about the margin
     margin: float
-    confidence: float
     @property
-    def shown(self): return bool(self.p <= 1 - self.confidence)
+    def shown(self): return bool(self.p <= 0.05)
     def _repr_markdown_(self): return str(self)
     def _interval(self):
-        return (f"a difference of {_points(self.difference)} points, {100 * self.confidence:g} % interval "
-                f"[{_points(self.low)}, {_points(self.high)}]")
+        return f"a difference of {_points(self.difference)} points, 95 % interval [{_points(self.low)}, {_points(self.high)}]"
     def _verdict(self):
         visible = f"{_percent(self.detectable)} points" if self.detectable else "none"
         real = f"not shown to be real (minimum detectable effect at 80 % power: {visible})"
-        if self.shown: real = f"shown to be real at the {100 * (1 - self.confidence):.2g} % level"
+        if self.shown: real = "shown to be real at the 5 % level"
         e, margin = self.equivalence, f"{100 * self.margin:g} points"
         sides = zip(("worse", "better"), (e.not_worse, e.not_better))
         one_side = "" if e.within or self.shown else "".join(f", not {word} by {margin}: shown" for word, shown in sides if shown)
@@ -159,7 +158,6 @@ def compare(
     metric: str = "strict", # or numeric, flexible, or any field that is true or false
     folder: Path | None = None, # where the predictions are; eval_results by default
     names: tuple[str, str] | None = None, # for the sentence; from the results by default
-    confidence: float = 0.95, # of the interval; 1 - confidence is the level of the test
     margin: float = 0.02, # the largest difference that doesn't matter, a share
     bare: bool = False, # the mere difference, with the reason, where they can't be compared
 ) -> Comparison | BareDifference: # its str is one sentence
@@ -173,13 +171,13 @@ def compare(
     counts = mcnemar(a, b)
     few = counts["only_a"] + counts["only_b"] < FEW_DISCORDANT
     method, interval = ("Newcombe", newcombe_interval) if few else ("paired bootstrap", paired_bootstrap)
-    low, high = interval(a, b, confidence)
+    low, high = interval(a, b)
     try: detectable = minimum_detectable_effect(len(a), discordant=float((a != b).mean()))
     except ValueError: detectable = None # too few problems, or none that one model alone solves
     # one more problem that each solves alone: of equal answers, too, the truth may differ a little
     same = mean_difference([*a, 0, 1], [*b, 1, 0]).equivalence(margin)
     return Comparison(*names, metric, len(a), float(b.mean() - a.mean()), low, high, **counts, detectable=detectable, equivalence=same,
-                      margin=margin, confidence=confidence, accuracy_a=float(a.mean()), accuracy_b=float(b.mean()), method=method)
+                      margin=margin, accuracy_a=float(a.mean()), accuracy_b=float(b.mean()), method=method)
 
 # %% ../../nbs/evaluation/compare.ipynb #5d1c0a7f
 def _seed_note(single, dof):
@@ -210,7 +208,6 @@ def compare_seeds(
     metric: str = "strict", # or numeric, flexible
     folder: Path | None = None, # where the predictions are; eval_results by default
     names: tuple[str, str] | None = None, # of the two methods; from the first results by default
-    confidence: float = 0.95, # of the interval
     pooled: Sequence[np.ndarray] = (), # other methods of the study, (seeds, problems) each: how much seeds scatter
     margin: float = 0.02, # the largest difference that doesn't matter, a share
     seedless: tuple[str, ...] = (), # of `names`, what no seed changes: an untuned model's greedy answers
@@ -230,5 +227,5 @@ def compare_seeds(
     single = tuple(name for name, x in zip(names, (a, b)) if len(x) == 1 and name not in seedless)
     fixed = [side for side, name in zip("ab", names) if name in seedless]
     e, spread = seed_estimate(a, b, pooled, fixed), seed_spread([*(x for side, x in zip("ab", (a, b)) if side not in fixed), *pooled])
-    return SeedComparison(*names, metric, a.shape[1], e.difference, *e.interval(confidence), e.p(), e.detectable(alpha=1 - confidence),
-                          e.equivalence(margin), margin, confidence, *(x.mean(axis=1).tolist() for x in (a, b)), spread.dof, single)
+    return SeedComparison(*names, metric, a.shape[1], e.difference, *e.interval(), e.p(), e.detectable(),
+                          e.equivalence(margin), margin, *(x.mean(axis=1).tolist() for x in (a, b)), spread.dof, single)

@@ -17,7 +17,8 @@ from ..evaluation.archive import glob_files, read_bytes, read_record
 from ..evaluation.results import label
 from .study import read_study
 from ..reporting.figures import COLOURS, INK, figure_style
-from ..statistics import gain_gap, holm, seed_estimate
+from ..statistics.seeds import holm, seed_estimate
+from ..statistics.transfer import gain_gap
 
 # %% ../../nbs/experiments/robustness.ipynb #20b05709
 def study_answers(

@@ -182,16 +182,6 @@ def _solutions(preset, dataset="main", split="test"):
     except ValueError: return {}
     return dict(zip(rows["question"], rows["answer"]))
 
-# %% ../../nbs/site/widgets.ipynb #9521607e
-def _controls(there, **names):
-    "The explorer's widgets by name"
-    dropdown = lambda name, options, **kw: ipywidgets.Dropdown(options=options, description=name, **kw)
-    titles, wide = [(e["title"], n) for n, e in there.items()], {"layout": {"width": "49%"}}
-    runs = {k: dropdown(k, titles, value=n, **wide) for k, n in names.items()}
-    filters = {"right": dropdown("show", list(VERDICTS)), "kind": dropdown("class", ["any", *CLASSES]), "steps": dropdown("steps", ["any"])}
-    buttons = {k: ipywidgets.Button(description=k, icon=f"arrow-{d}") for k, d in (("previous", "left"), ("next", "right"))}
-    return runs | filters | buttons | {"place": ipywidgets.Label(), "pane": ipywidgets.HTML()}
-
 # %% ../../nbs/site/widgets.ipynb #a9e956cf
 def _connect(w, there, root):
     "Have the widgets `w` show what they say"
@@ -227,7 +217,14 @@ def explorer(
     there, preset = evaluations(root), lambda n: there[n]["configuration"]["preset"]
     first = check_choice("first", first or next(iter(there)), list(there))
     second = check_choice("second", second or [n for n in there if preset(n) == preset(first)][-1], list(there))
-    _connect(w := _controls(there, first=first, second=second), there, root)
+    titles, wide = [(e["title"], name) for name, e in there.items()], {"width": "49%"}
+    w = {name: ipywidgets.Dropdown(options=titles, description=name, value=value, layout=wide)
+         for name, value in (("first", first), ("second", second))}
+    for name, text, options in (("right", "show", list(VERDICTS)), ("kind", "class", ["any", *CLASSES]), ("steps", "steps", ["any"])):
+        w[name] = ipywidgets.Dropdown(options=options, description=text)
+    w |= {name: ipywidgets.Button(description=name, icon=f"arrow-{d}") for name, d in (("previous", "left"), ("next", "right"))}
+    w |= {"place": ipywidgets.Label(), "pane": ipywidgets.HTML()}
+    _connect(w, there, root)
     rows = [("first", "second"), ("right", "kind", "steps"), ("previous", "next", "place")]
     box = ipywidgets.VBox([*(ipywidgets.HBox([w[n] for n in row]) for row in rows), w["pane"]])
     box.controls = w

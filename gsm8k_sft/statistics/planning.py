@@ -6,7 +6,8 @@
 __all__ = ['MINUTES', 'minimum_detectable_effect', 'seed_power', 'plan_seeds', 'plan_text', 'main']
 
 # %% ../../nbs/statistics/planning.ipynb #ab9cf978
-import numpy as np
+import inspect, numpy as np
+from fastcore.meta import delegates
 from fastcore.script import call_parse
 from functools import cache
 from .seeds import SeedSpread, seed_error
@@ -44,7 +45,7 @@ def seed_power(
     difference: float, # the true one, a share
     accuracy: float, # of the worse method
     seeds: int = 3, # of each method
-    problems: int = 1319,
+    problems: int = 1319, # that all are asked
     draws: int = 1, # answers to each problem: 1 is the greedy one, more are drawn at a temperature and averaged
     seed_sd: float = 0.005, # standard deviation of the seeds' skill beyond item noise, a share
     within: float = 0.32, # correlation of the answers of two seeds
@@ -53,7 +54,7 @@ def seed_power(
     methods: int = 2, # that the spread between seeds is pooled over
     alpha: float = 0.05, # level of the two-sided test
 ) -> float: # probability
-    "How often the interval of `seed_difference` excludes zero"
+    "How often the interval of `seed_estimate` excludes zero"
     from scipy.special import ndtr, stdtrit
     from scipy.stats import chi2
     p, share, dof = accuracy + difference / 2, 2 / seeds, methods * (seeds - 1)
@@ -91,16 +92,18 @@ def plan_seeds(
 # %% ../../nbs/statistics/planning.ipynb #8d0573da
 MINUTES = {"gemma-3-270m": (0.6, 0.05), "qwen2.5-coder-0.5b": (0.85, 0.11), "qwen2.5-coder-1.5b": (1.75, 0.15)} # a training; 1,319 answers
 
+@delegates(seed_power, but=["alpha"])
 def plan_text(
     accuracy: float = 0.10, # of the worse method, a share
     difference: float = 0.02, # that is to be found, a share
     power: float = 0.8, # how often
-    minutes_per_run: float = 0.0, # GPU minutes of a training and its evaluation; 0: as measured
+    minutes_per_run: float = 0.0, # GPU minutes of a training and its evaluation; 0: as measured on an H100
     **assumed, # as for `plan_seeds`
 ) -> str: # lines
     "A plan as a person reads it"
     plan = plan_seeds(accuracy, difference, power, **assumed)
-    seeds, problems, draws = (assumed.get(k, n) for k, n in (("seeds", 3), ("problems", 1319), ("draws", 1)))
+    given = {k: assumed.get(k, p.default) for k, p in inspect.signature(seed_power).parameters.items()}
+    seeds, problems, draws = (given[k] for k in ("seeds", "problems", "draws"))
     answers = f"{draws} answer{'s' * (draws > 1)} to each"
     def line(what, n, rest): return f"  {n:,} {what}, with {rest}" if n else f"  no number of {what} is enough with {rest}"
     visible = f"their minimum detectable effect is {100 * plan['detectable']:.1f} points" if plan["detectable"] else "nothing is detectable"
@@ -113,25 +116,14 @@ def plan_text(
         costs = {f" for {k}": a + b * draws * problems / 1319 for k, (a, b) in MINUTES.items()}
         if minutes_per_run: costs = {"": minutes_per_run}
         text.append(f"GPU minutes of {runs} runs: " + ", ".join(f"{runs * each:.0f}{name}" for name, each in costs.items()) + ".")
+    text.append(f"Assumed: seeds scatter by {100 * given['seed_sd']:g} points; answers correlate by {given['within']:g} within a method, "
+                f"{given['between']:g} between.")
     return "\n".join(text)
 
 # %% ../../nbs/statistics/planning.ipynb #dbd00468
 @call_parse
-def main(
-    accuracy: float = 0.10, # of the worse method, a share
-    difference: float = 0.02, # that is to be found, a share
-    power: float = 0.8, # how often
-    seeds: int = 3, # of each method
-    problems: int = 1319, # that all are asked
-    draws: int = 1, # answers to each problem
-    seed_sd: float = 0.005, # standard deviation of the seeds' skill beyond item noise, a share
-    within: float = 0.32, # correlation of the answers of two seeds
-    between: float = 0.29, # of two methods
-    drawn: float = 0.35, # of two answers drawn from one run
-    methods: int = 2, # that the spread between seeds is pooled over
-    minutes_per_run: float = 0.0, # GPU minutes of a training and its evaluation; 0: as measured on an H100
-):
+@delegates(plan_text)
+def main(**assumed):
     "How many seeds, problems and drawn answers find a difference, and what that costs"
-    try: print(plan_text(**locals()))
+    try: print(plan_text(**assumed))
     except ValueError as e: raise SystemExit(f"error: {e}") from None
-    print(f"Assumed: seeds scatter by {100 * seed_sd:g} points; answers correlate by {within:g} within a method, {between:g} between.")
