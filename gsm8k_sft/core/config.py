@@ -9,7 +9,7 @@ __all__ = ['SETTINGS', 'COUNT', 'SHARE', 'POSITIVE', 'FROM_0', 'SEED', 'SET_BY_U
            'LoraSettings', 'QloraSettings', 'StepConfig', 'EvaluationConfig', 'TrainConfig', 'Config', 'empty_config',
            'reporters', 'check_config', 'device', 'gpu_has_bf16', 'choices', 'config_file', 'read_yaml', 'dotlist',
            'merge_layer', 'merge_layers', 'method_of', 'tuning_of', 'config_layers', 'fingerprint', 'load_config',
-           'for_dataset', 'evaluated_datasets', 'check_parameters', 'config_table']
+           'for_dataset', 'evaluated_datasets', 'problems_name', 'check_parameters', 'config_table']
 
 # %% ../../nbs/core/config.ipynb #251a68b1
 import configparser, difflib, hashlib, json, os, re, shlex, warnings
@@ -621,6 +621,14 @@ def evaluated_datasets(
 ) -> list[DictConfig]: # one for each of evaluation.datasets, else of the sets that are mixed; else `cfg` itself
     "The configurations that an evaluation asks under"
     return [for_dataset(cfg, d) for d in cfg.evaluation.datasets or cfg.data.mix or ()] or [cfg]
+
+# %% ../../nbs/core/config.ipynb #a0d17002
+def problems_name(
+    dataset: str, # as data.dataset
+    generated: bool, # whether main and socratic are generated, as the toy's are
+) -> str: # for a title
+    "What the problems of a data set are called"
+    return dataset if dataset not in DATASETS else "generated (synthetic)" if generated else f"GSM8K {dataset}"
 
 # %% ../../nbs/core/config.ipynb #e45f8030
 def check_parameters(
