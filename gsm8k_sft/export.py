@@ -75,8 +75,8 @@ def _model_card(run, name, evaluations, weights, base, license):
     graders = {k: g for k, g in (GRADERS | FORMULA_GRADERS).items() if k in GRADERS or any(k in e["accuracy"] for e in evaluations)}
     jinja.filters["quoted"] = lambda text: json.dumps(text, ensure_ascii=False)
     text = jinja.get_template("card.md").render(
-        cfg=cfg, sets=[for_dataset(cfg, name).data for name in cfg.data.mix or [cfg.data.dataset]], record=record, base=base, license=license,
-        evaluations=evaluations, weights=weights, name=name, graders=graders,
+        cfg=cfg, sets=[for_dataset(cfg, name).data for name in cfg.data.mix or [cfg.data.dataset]], record=record, base=base,
+        license=license, evaluations=evaluations, weights=weights, name=name, graders=graders,
         tuning=tuning_of(cfg), method=label(tuning_of(cfg)), comparisons=_base_comparisons(evaluations, cfg.preset),
         prompt=renderer.prompt("QUESTION"), stop_texts=renderer.stop_texts, settings=table[~table.key.str.fullmatch(OWN)],
         version=gsm8k_sft.__version__)

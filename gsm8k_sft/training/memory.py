@@ -104,12 +104,6 @@ class Setup:
     processes: int = 1 # that train together, one on each GPU
     sharded: bool = False # by FSDP2: each holds its part of the weights; else, by DDP, a copy
 
-def _compute(s): return 4 if s.precision == "fp32" else 2
-def _residual(s): return 4 if s.precision in ("fp32", "fp16") or (s.precision == "mixed" and s.tuning == "full") else 2
-def _learning(s): return 2 if s.precision == "bf16" else 4
-def _widens(s): return s.precision in ("mixed", "fp16") and (s.tuning == "lora" or (s.tuning == "qlora" and s.device == "cpu"))
-def _mask_bytes(s): return 0 if not s.dropout or s.tuning == "full" else 1 if s.device == "cuda" else _learning(s)
-
 # %% ../../nbs/training/memory.ipynb #9286d2be
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit")
 TOKENS = 8192 # of a packed pass where train.max_tokens is null and no card says how many fit
@@ -172,12 +166,18 @@ def setup(
         attention=_attention(cfg, shape, packed, device),
         speedup=choose_speedup(cfg, sum(_tensors(shape)), device == "cuda", changes.get("processes", 1)),
         accumulate=t.gradient_accumulation_steps > 1 or several,
-        r=lora.r, dropout=lora.lora_dropout, targets=names, dora=bool(names and lora.get("use_dora")), double_quant=cfg.qlora_config.double_quant,
+        r=lora.r, dropout=lora.lora_dropout, targets=names, dora=bool(names and lora.get("use_dora")),
+        double_quant=cfg.qlora_config.double_quant,
         answers=t.validation_samples if t.eval_steps and cfg.data.validation_fraction else 0)
     if "tokens" in changes: changes.setdefault("longest", min(longest, changes["tokens"]))
     return replace(found, **changes)
 
 # %% ../../nbs/training/memory.ipynb #fab3ef67
+def _compute(s): return 4 if s.precision == "fp32" else 2
+def _residual(s): return 4 if s.precision in ("fp32", "fp16") or (s.precision == "mixed" and s.tuning == "full") else 2
+def _learning(s): return 2 if s.precision == "bf16" else 4
+def _widens(s): return s.precision in ("mixed", "fp16") and (s.tuning == "lora" or (s.tuning == "qlora" and s.device == "cpu"))
+def _mask_bytes(s): return 0 if not s.dropout or s.tuning == "full" else 1 if s.device == "cuda" else _learning(s)
 def _norm_bytes(shape, s): return 4 + (0 if s.tuning != "full" else _residual(s) if shape.kind == "qwen2" else 4)
 
 def _attention_bytes(shape, s):
@@ -311,10 +311,11 @@ def _temporary_bytes(shape, s):
     return max(mlp, adapter, norm, plain)
 
 def _copy_bytes(shape, s):
-    "Bytes of the 16-bit copies of fp32 weights under autocast: all but the norms'; DoRA makes its own of each layer that sees dropped inputs"
+    "Bytes of the 16-bit copies of fp32 weights under autocast: all but the norms'; with dropout DoRA makes its own of each layer"
     if s.precision not in ("mixed", "fp16"): return 0
     again = s.targets if s.dora and s.dropout and s.speedup == "none" else ()
-    adapters = 2 * (sum(_trainable_sizes(shape, s)) + shape.layers * sum(math.prod(_linear_sizes(shape)[t]) for t in again)) if s.tuning != "full" else 0
+    adapters = 2 * sum(_trainable_sizes(shape, s)) if s.tuning != "full" else 0
+    adapters += 2 * shape.layers * sum(math.prod(_linear_sizes(shape)[t]) for t in again)
     if adapters and (s.precision == "mixed" or s.tuning == "qlora"): return adapters
     return adapters + 2 * (shape.layers * (sum(n * m for n, m in _linear_sizes(shape).values()) + sum(shape.biases)) + shape.embedding)
 
