@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pathlib import Path
 from fastcore.script import call_parse
-from .core.config import DATASETS, project_path
+from .core.config import DATASETS, problems_name, project_path
 from .core.runs import plain_errors
 from .evaluation.results import label, read_runs
 from .grading.answers import GRADERS
@@ -61,7 +61,7 @@ def plot_comparison(
     if not len(table) or table[["preset", "dataset", "n"]].drop_duplicates().shape[0] != 1:
         raise ValueError("plot_comparison needs evaluations of one preset, data set and number of problems; choose rows of the table first")
     first, right = table.iloc[0], 100 * max(table.strict_high.max(), table.numeric_high.fillna(0).max())
-    kind = "generated (synthetic)" if first.preset == "toy" else f"GSM8K {first.dataset}" if first.dataset in DATASETS else first.dataset
+    kind = problems_name(first.dataset, first.preset == "toy")
     many = table.model.duplicated().any()
     names = [f"{label(r.model)}\n{r.run}" if many and isinstance(r.run, str) else label(r.model) for r in table.itertuples()]
     with figure_style() as plt:
@@ -159,7 +159,8 @@ def main(
     keys = ["model", *(["data set"] if "data set" in shown else []), *(["run"] if shown.model.duplicated().any() else [])]
     print(shown[keys + ["n", "exact [95 %]", "last number [95 %]"]].to_string(index=False), "\n")
     print(shown[keys + ["trainable", "training", "tokens/s", "peak memory", "evaluation"]].to_string(index=False), "\n")
-    if preset == "toy": print("Synthetic: a toy model on generated word problems. It shows the path at work, not what Gemma does on GSM8K.")
+    if preset == "toy" and table.dataset.isin(DATASETS).any():
+        print("Synthetic: a toy model on generated word problems. It shows the path at work, not what Gemma does on GSM8K.")
     print("exact: the number after the first '####' is right; last number: the last number is right. 95 % Wilson intervals.")
     files, notebooks = draw_figures(folder, preset), sorted(folder.glob("*.ipynb"))
     if files: print(f"figures: {', '.join(short(f) for f in files if f.suffix == '.png')}; each as .svg, too")

@@ -11,7 +11,7 @@ import pandas as pd
 from pathlib import Path
 from fastcore.script import call_parse
 from .analysis import draw_figures
-from .core.config import choices, project_path, project_root
+from .core.config import choices, problems_name, project_path, project_root
 from .core.runs import plain_errors, read_json, write_text
 from .evaluation.results import LABELS, is_plain, read_evaluations, read_runs
 from .experiments import robustness, tables as studies
@@ -103,7 +103,7 @@ def _sections(out, root, words):
     published, (dates, failures) = project_path("results", "published.json"), _read_log(project_root() / "nbs" / "log.ipynb")
     return _template("report.md").make_module({
         "choices": choices, "read_study": read_study, "protocol_lines": _protocol_lines, "root": root, "words": words,
-        "table": table, "evaluations": evaluations, "runs": runs, "data": _data_table(runs),
+        "problems_name": problems_name, "table": table, "evaluations": evaluations, "runs": runs, "data": _data_table(runs),
         "presets": sorted({r["preset"] for r in [*runs, *(e["configuration"] for e in evaluations)]}),
         "of_preset": lambda preset: [e for e in evaluations if e["configuration"]["preset"] == preset],
         "relative": lambda path: os.path.relpath(path, out), "seed_table": _seed_table, "chronology": dates, "failures": failures,

@@ -6,7 +6,9 @@ from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq, pytest
 from omegaconf import OmegaConf
 
-from gsm8k_sft.core.config import CONFIGS, ConfigError, choices, evaluated_datasets, for_dataset, load_config, merge_layer, read_yaml
+from gsm8k_sft.analysis import plot_comparison
+from gsm8k_sft.core.config import (
+    CONFIGS, ConfigError, choices, evaluated_datasets, for_dataset, load_config, merge_layer, project_path, read_yaml)
 from gsm8k_sft.core.runs import read_config
 from gsm8k_sft.data.datasets import data_fingerprint, load_evaluated, load_gsm8k, refuse_test
 from gsm8k_sft.data.problems import DataError
@@ -623,6 +625,13 @@ def test_saved_answers_under_platinums_labels(project, capsys):
     assert "11 of them" in (said := capsys.readouterr().out) and "synthetic-main/test/7" in said and path.read_bytes() == before
     with pytest.raises(EvaluationError, match="none of its 12 questions"): rescore(result["name"], rows.select([]))
     with pytest.raises(SystemExit, match="mine has no test split"): main(relabel=str(path), dataset="mine")
+
+
+def test_titles_call_a_set_by_its_name():
+    "The toy's main and socratic are generated, others aren't, whoever is asked them"
+    table = comparison_table(root=project_path("results")).query("preset == 'toy' and dataset == 'main'")
+    for dataset, kind in (("main", "generated (synthetic)"), ("svamp", "svamp")):
+        assert f" {kind} problems" in plot_comparison(table.assign(dataset=dataset)).get_title(loc="left")
 
 
 def test_leakage_between_any_two_sets(project):

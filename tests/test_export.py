@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from gsm8k_sft import export
 from gsm8k_sft.core.config import ConfigError, choices, load_config, project_root, reporters
 from gsm8k_sft.core.runs import read_config, read_json, run_folder, save_config, write_json
+from gsm8k_sft.data.datasets import load_gsm8k
 from gsm8k_sft.evaluate import evaluate_base
 from gsm8k_sft.evaluation.archive import glob_files, read_bytes
 from gsm8k_sft.evaluation.results import read_predictions
@@ -325,6 +326,20 @@ def test_a_hub_that_refuses_is_one_line(home, runs, hub, monkeypatch):
     with pytest.raises(ExportError, match="org/full: not pushed"): publish(home / "out" / "full", "org/full")
 
 
+def test_the_card_of_a_mixture_names_each_set_and_its_licence(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"A bus makes {i} trips of {i + 2} km. How far is that?", "answer": f"#### {i * (i + 2)}"} for i in range(2, 40)]
+    for name, text in (("settings.ini", "[paths]\nruns = runs\n"), ("trips.jsonl", "\n".join(map(json.dumps, rows))),
+                       ("configs/dataset/trips.yaml", "data: {source: folder, folder: ., files: {train: trips.jsonl}, licence: CC0}"),
+                       ("configs/dataset/both.yaml", "data: {mix: {toy: 0.01, trips: 1}}")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    train(cfg := load_config("toy", "lora", "both", overrides="train.max_steps=2 train.eval_steps=0"), evaluate=False)
+    card = (export_run(run_folder(cfg), tmp_path / "out") / "README.md").read_text()
+    assert "problems of generated word problems (`toy`) and `trips`, made" in card and "Generated problems, not GSM8K" not in card
+    assert "The data it was trained on: `toy`, Apache-2.0; `trips`, CC0." in card
+
+
 # Trackers
 
 def test_trackers_are_checked_before_anything_runs():
@@ -379,3 +394,32 @@ def test_strict_and_flexible_are_the_harness_s_filters():
         [found] = [f().apply([[t] for t in texts], None) for f in build_filter_ensemble(of_task["name"], steps).filters]
         theirs = [bool(exact_match_hf_evaluate([x], [f"#### {g}"], **ignore)["exact_match"]) for [x], g in zip(found, golds)]
         assert theirs == [v[ours] for v in verdicts]
+
+
+@pytest.mark.slow
+def test_the_harness_s_own_command_finds_our_numbers(home, tmp_path):
+    "Of an export, on problems in a folder laid out as the hub has them, asked as the training asked them"
+    harness = pytest.importorskip("lm_eval")
+    longer = "run_name=harness data.train_samples=null train.max_steps=120 evaluation.max_new_tokens=96"
+    cfg = load_config("toy", "full", overrides=f"{SMALL} {longer}")
+    train(cfg)
+    folder, problems = export_run(run_folder(cfg), tmp_path / "model"), load_gsm8k(load_config("toy", training=False))
+    (data := tmp_path / "openai" / "gsm8k").joinpath("main").mkdir(parents=True)
+    for split in ("train", "test"):
+        rows = problems[split].select(range(50)).select_columns(["question", "answer"])
+        rows.to_parquet(data / "main" / f"{split}-00000-of-00001.parquet")
+    files = "".join(f"{{split: {s}, path: main/{s}-*}}, " for s in ("train", "test"))
+    (data / "README.md").write_text(f"---\nconfigs: [{{config_name: main, data_files: [{files}]}}]\n---\n")
+    task = Path(harness.__file__).parent / "tasks" / "gsm8k" / "gsm8k.yaml"
+    (tmp_path / "plain.yaml").write_text(f'include: {task}\ntask: plain\ndoc_to_text: "{{{{question}}}}"\n')
+    asked = ["--model", "hf", "--model_args", f"pretrained={folder},dtype=float32", "--tasks", "plain", "--include_path", ".",
+             "--device", "cpu", "--num_fewshot", "0", "--apply_chat_template", "--output_path", "out", "--log_samples"]
+    done = subprocess.run([sys.executable, "-m", "lm_eval", *asked], cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    assert not done.returncode, done.stderr[-2000:]
+    [path], [evaluation] = (tmp_path / "out").rglob("samples*.jsonl"), run_evaluations(run_folder(cfg))
+    samples = [json.loads(line) for line in path.read_text().splitlines()]
+    for theirs, ours in (("strict-match", "strict"), ("flexible-extract", "flexible")):
+        answers = [s for s in samples if s["filter"] == theirs]
+        right = [bool(s["exact_match"]) for s in answers]
+        assert right == [grade(s["resps"][0][0], s["doc"]["answer"])[ours] for s in answers]
+        assert 0 < sum(right) == evaluation["accuracy"][ours]["k"] < len(right) == 50

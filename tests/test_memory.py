@@ -1,5 +1,5 @@
 "Memory: the ledger against what autograd keeps, the plan against traced peaks, tables, refusals, the harness"
-import re
+import re, weakref
 from contextlib import contextmanager
 from dataclasses import replace
 import bitsandbytes as bnb
@@ -67,10 +67,12 @@ def random_batch(rows, longest, vocabulary, padded=True):
 def saved(model):
     "Storage -> bytes of what autograd keeps for the backward pass; the model's own tensors don't count"
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-    kept, alive = {}, []
+    kept = {}
     def pack(tensor):
         storage = tensor.untyped_storage()
-        if storage._cdata not in own: kept[storage._cdata] = storage.nbytes(); alive.append(storage)
+        if (key := storage._cdata) not in own and key not in kept:
+            kept[key] = storage.nbytes()
+            weakref.finalize(storage, kept.pop, key, None) # DoRA's norm needs no gradient: its graph is gone at once
         return tensor
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): yield kept
 
@@ -83,6 +85,8 @@ COUNTED = {"gemma": ["full model.precision=bf16", "full", "full model.precision=
 
 @pytest.mark.parametrize("kind, overrides, changes", [
     *((k, o, {}) for k, settings in COUNTED.items() for o in settings),
+    *((k, f"lora lora_config.use_dora=true{o}", {}) for k, o in zip(KINDS, ("", " model.precision=bf16", " lora_config.lora_dropout=0",
+                                                                           " model.precision=fp16 lora_config.target_modules=[v_proj]"))),
     ("gemma", "full", {"padded": False}), ("gemma3_text", "lora", {"padded": False}), ("qwen2", "full", {"padded": False}),
     *((k, o, WIDE) for k in KINDS for o in ("full", "lora model.precision=bf16")),
     *((k, f"{t} model.precision=fp16", {}) for k, t in (("gemma3_text", "full"), ("gemma3_text", "lora"), ("qwen2", "lora")))])
@@ -92,10 +96,10 @@ def test_the_ledger_is_what_autograd_keeps(kind, overrides, changes):
     model = random_training_model(cfg, transformers)
     half = {"mixed": torch.bfloat16, "fp16": torch.float16}.get(s.precision)
     with saved(model) as kept, torch.autocast("cpu", half, enabled=half is not None):
-        model(**random_batch(3, 64, shape.vocabulary, padded), use_cache=False)
+        loss = model(**random_batch(3, 64, shape.vocabulary, padded), use_cache=False).loss
     p = plan(shape, s, "loss") # besides what is kept this stage has the logits and, if they are bf16, an fp32 copy
     formula = p.activations + p.copies + p.loss - s.tokens * shape.vocabulary * (4 if s.precision == "fp32" else 6)
-    assert formula == pytest.approx(sum(kept.values()), rel=0.02)
+    assert loss.requires_grad and formula == pytest.approx(sum(kept.values()), rel=0.02)
 
 CHECKPOINT, FEW, MANY = " train.gradient_checkpointing=true", {"vocab_size": 300}, {"vocab_size": 6000}
 LONG = {"rows": 6, "longest": 100, **FEW}
@@ -105,6 +109,7 @@ TRACED = [("gemma", "full", {}), ("gemma2", "lora", {}), ("qwen2", "full", {}), 
 TRACED += [("gemma2", "full" + CHECKPOINT, MANY), ("gemma3_text", "lora" + CHECKPOINT, MANY)]
 TRACED += [pytest.param(k, t + c, MANY, marks=pytest.mark.slow) for k in KINDS for t in ("full", "lora") # quick: these, and the chapter
            for c in ("", CHECKPOINT) if (k, t + c, MANY) not in TRACED]
+TRACED += [("gemma3_text", "lora lora_config.use_dora=true", MANY), ("qwen2", "lora model.precision=bf16 lora_config.use_dora=true", LONG)]
 TRACED += [("gemma", "full model.precision=bf16" + c, v) for c in ("", CHECKPOINT) for v in (FEW, MANY)]
 TRACED += [pytest.param("gemma3_text", t + c, LONG, marks=[pytest.mark.slow] * (t.startswith("lora") == bool(c)))
            for t in ("full", "lora", "lora model.precision=bf16") for c in ("", CHECKPOINT)]
@@ -154,7 +159,8 @@ def state_bytes(optimizer):
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_bnb_8bit"])
 @pytest.mark.parametrize("kind, overrides", [("gemma", "full"), ("gemma3_text", "full model.precision=bf16"), ("gemma2", "lora"),
-                                             ("gemma3_text", "lora model.precision=bf16"), ("qwen2", "full"), ("gemma3_text", "full")])
+                                             ("gemma3_text", "lora model.precision=bf16"), ("qwen2", "full"), ("gemma3_text", "full"),
+                                             ("qwen2", "lora lora_config.use_dora=true")])
 def test_weights_gradients_and_optimizer_state_are_those_of_a_real_step(kind, overrides, optim):
     cfg, transformers, shape, s = small_case(kind, overrides, 2, 32)
     model, s = random_training_model(cfg, transformers), replace(s, optim=optim)
@@ -282,7 +288,7 @@ def test_a_pass_is_chosen_only_where_it_is_asked_for(monkeypatch):
         cfg = config(overrides=overrides)
         fit_tokens(before := cfg.copy(), free=usable("L4 24"))
         assert before == cfg
-    unknown = config("gemma-3-270m", "lora", "train.max_tokens=null train.gradient_accumulation_steps=2 lora_config.use_dora=true")
+    unknown = config("gemma-3-270m", "lora", "train.max_tokens=null train.gradient_accumulation_steps=2 lora_config.rank_pattern.q_proj=64")
     fit_tokens(unknown, free=usable("L4 24"))
     assert unknown.train.max_tokens == TOKENS and unknown.train.gradient_accumulation_steps == 2, "batches stay as asked"
     small = config("gemma-2-9b-it", overrides="train.max_tokens=null")
@@ -419,7 +425,7 @@ def test_packed_rows_of_an_unknown_architecture_have_no_plan(tmp_path):
 
 # Adapters that the ledger doesn't know
 
-BEYOND = ["use_dora=true", "modules_to_save=[lm_head]", "rank_pattern.q_proj=64", "alpha_pattern.q_proj=8", "bias=all",
+BEYOND = ["modules_to_save=[lm_head]", "rank_pattern.q_proj=64", "alpha_pattern.q_proj=8", "bias=all",
           "target_modules=[q_proj,embed_tokens]"]
 
 @pytest.mark.parametrize("extra", BEYOND)
@@ -431,7 +437,15 @@ def test_an_adapter_that_is_not_known_has_no_number(extra):
     assert plan_memory(config("gemma-3-270m", "full", f"lora_config.{extra}")).total # full fine-tuning has no adapter
 
 def test_it_is_no_advice_either():
-    assert "tuning=" not in nearest_fit(config(overrides="lora_config.use_dora=true"), usable("L4 24"))
+    assert "tuning=" not in nearest_fit(config(overrides="lora_config.rank_pattern.q_proj=64"), usable("L4 24"))
+
+@pytest.mark.parametrize("tuning, more", [("lora", "train.gradient_checkpointing=true"), ("qlora", "train.gradient_checkpointing=false")])
+def test_of_dora_only_what_was_traced_has_a_plan(tuning, more):
+    asked = [f"lora_config.use_dora={d} {more}" for d in ("false", "true")]
+    assert plan_memory(config("gemma-2b-it", tuning, asked[0])).total
+    with pytest.raises(UnknownMemory, match="use_dora.*DoRA without checkpointing and 4-bit weights"):
+        plan_memory(config("gemma-2b-it", tuning, asked[1]))
+    assert plan_memory(config("gemma-2b-it", "dora")).total > 1.5 * total("gemma-2b-it", "lora")
 
 @pytest.mark.parametrize("plain", ["use_rslora=true", "init_lora_weights=gaussian", "use_dora=false", "bias=none"])
 def test_what_changes_no_bytes_has_a_plan(plain):

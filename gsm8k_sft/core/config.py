@@ -9,8 +9,8 @@ __all__ = ['SETTINGS', 'SPLITS', 'FLAG', 'COUNT', 'SHARE', 'POSITIVE', 'FROM_0',
            'OneShotExample', 'ModelConfig', 'LoraSettings', 'QloraSettings', 'StepConfig', 'EvaluationConfig',
            'TrainConfig', 'Config', 'empty_config', 'reporters', 'check_config', 'device', 'gpu_has_bf16', 'choices',
            'config_file', 'read_yaml', 'dotlist', 'merge_layer', 'merge_layers', 'method_of', 'tuning_of',
-           'config_layers', 'fingerprint', 'load_config', 'for_dataset', 'evaluated_datasets', 'check_parameters',
-           'config_table']
+           'config_layers', 'fingerprint', 'load_config', 'for_dataset', 'evaluated_datasets', 'problems_name',
+           'check_parameters', 'config_table']
 
 # %% ../../nbs/core/config.ipynb #251a68b1
 import configparser, difflib, hashlib, json, os, re, shlex, warnings
@@ -631,6 +631,14 @@ def evaluated_datasets(
     "The configurations that an evaluation asks under"
     asked = [for_dataset(cfg, d) for d in cfg.evaluation.datasets or cfg.data.mix or ()] or [cfg]
     return [c for i, c in enumerate(asked) if c not in asked[:i]]
+
+# %% ../../nbs/core/config.ipynb #a0d17002
+def problems_name(
+    dataset: str, # as data.dataset
+    generated: bool, # whether main and socratic are generated, as the toy's are
+) -> str: # for a title
+    "What the problems of a data set are called"
+    return dataset if dataset not in DATASETS else "generated (synthetic)" if generated else f"GSM8K {dataset}"
 
 # %% ../../nbs/core/config.ipynb #e45f8030
 def check_parameters(

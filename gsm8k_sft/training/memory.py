@@ -96,18 +96,13 @@ class Setup:
     r: int = 16 # rank of the adapter
     dropout: float = 0.05 # of the adapter
     targets: tuple = () # layers with an adapter
+    dora: bool = False # each with a learned magnitude for each of its outputs
     double_quant: bool = True # 4-bit constants quantised too
     answers: int = 0 # validation problems answered during training
     device: str = "cuda" # cuda, or cpu, which keeps larger dropout masks
     speedup: str = "none" # of packed rows: none, compile or record, as train.speedup
     processes: int = 1 # that train together, one on each GPU
     sharded: bool = False # by FSDP2: each holds its part of the weights; else, by DDP, a copy
-
-def _compute(s): return 4 if s.precision == "fp32" else 2
-def _residual(s): return 4 if s.precision in ("fp32", "fp16") or (s.precision == "mixed" and s.tuning == "full") else 2
-def _learning(s): return 2 if s.precision == "bf16" else 4
-def _widens(s): return s.precision in ("mixed", "fp16") and (s.tuning == "lora" or (s.tuning == "qlora" and s.device == "cpu"))
-def _mask_bytes(s): return 0 if not s.dropout or s.tuning == "full" else 1 if s.device == "cuda" else _learning(s)
 
 # %% ../../nbs/training/memory.ipynb #9286d2be
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit")
@@ -128,12 +123,13 @@ def example_tokens(
     return known.get(dataset, known["main"])
 
 # %% ../../nbs/training/memory.ipynb #b6355915
-def _adapted(lora, known):
-    "Names of the layers with an adapter; `UnknownMemory` where `lora_config` asks for more than plain LoRA"
-    plain = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "init_lora_weights")
+def _adapted(lora, known, dora):
+    "Names of the layers with an adapter; `UnknownMemory` where `lora_config` asks for more than plain LoRA, or DoRA where that is known"
+    plain = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "init_lora_weights", *["use_dora"] * dora)
     more = [k for k, v in lora.items() if k not in plain and v not in (None, False, "none") and v != {} and v != []]
     names = [*known] if lora.target_modules == "all-linear" else [n.rsplit(".", 1)[-1] for n in lora.target_modules]
-    if more: raise UnknownMemory(f"lora_config.{more[0]}: the memory of such an adapter isn't known here, only that of plain LoRA")
+    if more: raise UnknownMemory(f"lora_config.{more[0]}: the memory of such an adapter isn't known here, only that of plain LoRA, "
+                                 "and of DoRA without checkpointing and 4-bit weights")
     if other := set(names) - set(known):
         raise UnknownMemory(f"lora_config.target_modules: the memory of {', '.join(sorted(other))} isn't known here, "
                             f"only that of {', '.join(known)}")
@@ -161,7 +157,8 @@ def setup(
     room = t.max_tokens or TOKENS
     several = packed and rows * mean > room
     tokens = changes.get("tokens") or min(rows * longest, max(longest, room) if packed else rows * longest)
-    names = _adapted(lora, _linear_sizes(shape)) if changes.get("tuning", cfg.tuning_method) != "full" else ()
+    tuning, dora = changes.get("tuning", cfg.tuning_method), not changes.get("checkpointing", t.gradient_checkpointing)
+    names = _adapted(lora, _linear_sizes(shape), dora and tuning == "lora") if tuning != "full" else ()
     found = Setup(
         tuning=cfg.tuning_method, precision=cfg.model.precision, longest=longest, optim=t.optim,
         tokens=tokens, rows=min(rows, math.ceil(tokens / mean)) if packed else 0,
@@ -169,12 +166,18 @@ def setup(
         attention=_attention(cfg, shape, packed, device),
         speedup=choose_speedup(cfg, sum(_tensors(shape)), device == "cuda", changes.get("processes", 1)),
         accumulate=t.gradient_accumulation_steps > 1 or several,
-        r=lora.r, dropout=lora.lora_dropout, targets=names, double_quant=cfg.qlora_config.double_quant,
+        r=lora.r, dropout=lora.lora_dropout, targets=names, dora=bool(names and lora.get("use_dora")),
+        double_quant=cfg.qlora_config.double_quant,
         answers=t.validation_samples if t.eval_steps and cfg.data.validation_fraction else 0)
     if "tokens" in changes: changes.setdefault("longest", min(longest, changes["tokens"]))
     return replace(found, **changes)
 
 # %% ../../nbs/training/memory.ipynb #fab3ef67
+def _compute(s): return 4 if s.precision == "fp32" else 2
+def _residual(s): return 4 if s.precision in ("fp32", "fp16") or (s.precision == "mixed" and s.tuning == "full") else 2
+def _learning(s): return 2 if s.precision == "bf16" else 4
+def _widens(s): return s.precision in ("mixed", "fp16") and (s.tuning == "lora" or (s.tuning == "qlora" and s.device == "cpu"))
+def _mask_bytes(s): return 0 if not s.dropout or s.tuning == "full" else 1 if s.device == "cuda" else _learning(s)
 def _norm_bytes(shape, s): return 4 + (0 if s.tuning != "full" else _residual(s) if shape.kind == "qwen2" else 4)
 
 def _attention_bytes(shape, s):
@@ -204,6 +207,7 @@ def _compiled_ledger(shape, s):
     if s.tuning == "full": return kept
     sizes, early = _linear_sizes(shape), len({"q_proj", "k_proj", "v_proj"} & set(s.targets))
     kept["between the adapter's matrices"] = c * s.r * len(s.targets)
+    if s.dora: kept["results that magnitudes scale"] = 2 * c * sum(sizes[t][1] for t in s.targets)
     if not s.dropout: return kept
     kept |= {"dropout masks": sum(sizes[t][0] for t in s.targets), "dropped inputs of queries, keys, values": c * h * early}
     return kept | {"dropped result of attention": c * q * ("o_proj" in s.targets)}
@@ -225,6 +229,7 @@ def _layer_ledger(shape, s):
     kept |= {"inputs of linear layers": c * inputs, **_attention_bytes(shape, s), "gate, activation, up": 3 * c * i}
     if full: return kept
     kept["between the adapter's matrices"] = c * s.r * len(s.targets)
+    if s.dora: kept["results that magnitudes scale"] = 2 * c * sum(sizes[t][1] for t in s.targets)
     masks = _mask_bytes(s) * sum(sizes[t][0] for t in s.targets)
     return kept | ({"dropout masks": masks} if masks else {})
 
@@ -232,7 +237,8 @@ def _layer_ledger(shape, s):
 def _trainable_sizes(shape, s):
     "What learns"
     if s.tuning == "full": return _tensors(shape)
-    return [s.r * n for t in s.targets for n in _linear_sizes(shape)[t]] * shape.layers
+    sizes = [_linear_sizes(shape)[t] for t in s.targets]
+    return ([s.r * n for pair in sizes for n in pair] + [out for _, out in sizes] * s.dora) * shape.layers
 
 def _weight_bytes(shape, s):
     "Bytes of the weights as held during training"
@@ -305,9 +311,11 @@ def _temporary_bytes(shape, s):
     return max(mlp, adapter, norm, plain)
 
 def _copy_bytes(shape, s):
-    "Bytes of the 16-bit copies of fp32 weights under autocast: all but the norms'"
+    "Bytes of the 16-bit copies of fp32 weights under autocast: all but the norms'; with dropout DoRA makes its own of each layer"
     if s.precision not in ("mixed", "fp16"): return 0
+    again = s.targets if s.dora and s.dropout and s.speedup == "none" else ()
     adapters = 2 * sum(_trainable_sizes(shape, s)) if s.tuning != "full" else 0
+    adapters += 2 * shape.layers * sum(math.prod(_linear_sizes(shape)[t]) for t in again)
     if adapters and (s.precision == "mixed" or s.tuning == "qlora"): return adapters
     return adapters + 2 * (shape.layers * (sum(n * m for n, m in _linear_sizes(shape).values()) + sum(shape.biases)) + shape.embedding)
 
