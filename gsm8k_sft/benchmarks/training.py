@@ -7,7 +7,7 @@ __all__ = ['at_most', 'synchronized_time', 'Clock', 'bench_examples', 'training_
            'training_table', 'plot_waterfall']
 
 # %% ../../nbs/benchmarks/training.ipynb #50633cbb
-import signal, tempfile, time, traceback
+import signal, tempfile, threading, time, traceback
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +26,8 @@ from ..training.memory import LiveBytes, UnknownMemory, fit_tokens, model_shape,
 def at_most(
     seconds: int, # before TimeoutError
 ):
-    "Stop what runs in the main thread after so many seconds"
+    "Stop what runs after so many seconds; signals reach the main thread only, elsewhere there is no limit"
+    if threading.current_thread() is not threading.main_thread(): return (yield)
     def late(*args): raise TimeoutError(f"stopped after {seconds} s")
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)
