@@ -255,6 +255,22 @@ def test_the_folder_of_ones_own_name_is_found(project, monkeypatch):
     with pytest.raises(ConfigError, match="must say where it lies: .* or its files must be in .*data/own"): load("data: {licence: own}")
 
 
+def test_another_gsm8k_is_not_read_from_the_folder_of_the_published_one(project, monkeypatch):
+    rows = [{"question": f"{i}?", "answer": f"#### {i}"} for i in range(9)]
+    for split in ("train", "test"):
+        write(project / "gsm8k" / f"{split}.jsonl", jsonl([{**r, "question": split + r["question"]} for r in rows]))
+    monkeypatch.setenv("GSM8K_DIR", str(project / "gsm8k"))
+    asked = "data.source=auto data.validation_fraction=0"
+    assert len(load_gsm8k(load_config("toy", overrides=asked))["test"]) == 9
+    with pytest.raises(DataError, match="none/fork .main, train. can't be loaded from the hub"):
+        load_gsm8k(load_config("toy", overrides=f"{asked} data.hub_name=none/fork"))
+
+
+def test_a_generator_that_is_not_named(project):
+    with pytest.raises(DataError, match="main: data.generator None.'train'. fails with ValueError: Empty module name"):
+        load_gsm8k(load_config("toy", overrides="data.source=generator"))
+
+
 NUMBERS = [(72, "72"), (72.0, "72"), (0.1, "0.1"), (1e-5, "0.00001"), (1e22, "10000000000000000000000"), (10**40, "1" + 40 * "0"),
            (-2.50, "-2.5"), ("72.00", "72"), (1500, "1500"), (2.5e15 + 0.5, "2500000000000000.5")]
 

@@ -107,6 +107,15 @@ def test_wilson_of_nothing(k, n):
     with pytest.raises(ValueError, match=f"{k} right of {n} answers"): wilson_interval(k, n)
 
 
+@pytest.mark.parametrize("confidence", [95, 1, 0, -1, float("nan")])
+def test_wilson_at_no_level(confidence):
+    with pytest.raises(ValueError, match=f"confidence={confidence}"): wilson_interval(3, 10, confidence)
+
+
+def test_wilson_of_numpy_counts_is_plain():
+    assert {type(x) for x in wilson_interval(np.int64(3), np.int64(10))} == {float}
+
+
 def test_several_answers_to_a_problem():
     assert mean_interval([0.5, 0.5]) == (0.5, 0.5) and mean_interval([0.0, 1.0])[0] == 0.0 and mean_interval([1.0]) == (1.0, 1.0)
     for wrong in ((3, 1, 4), (3, 4, 1), (3, 1, 0)):

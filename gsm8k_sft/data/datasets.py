@@ -45,7 +45,7 @@ def _from_hub(cfg, split, problems):
 # %% ../../nbs/data/datasets.ipynb #9e4e7a71
 def _generated(data, split):
     "(where, row) pairs that a function named as module.function makes"
-    module, _, name = data.generator.rpartition(".")
+    module, _, name = (data.generator or "").rpartition(".")
     where = f"{data.dataset}: data.generator {data.generator}({split!r})"
     try: rows = list(getattr(importlib.import_module(module), name)(split))
     except (ConfigError, DataError): raise

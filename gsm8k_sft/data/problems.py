@@ -44,7 +44,7 @@ def data_folder(
 ) -> Path | None: # an existing folder; None if nothing names one
     "The folder that holds the data set, from the configuration, the environment or settings.ini"
     d, named = cfg.data, {"data.folder": cfg.data.folder}
-    if d.dataset in DATASETS:
+    if d.dataset in DATASETS and d.hub_name == "openai/gsm8k":
         named |= {"GSM8K_DIR": os.environ.get("GSM8K_DIR"), "settings.ini [paths] gsm8k": setting("paths", "gsm8k")}
     for origin, value in named.items():
         if not value: continue
@@ -68,9 +68,8 @@ def split_files(
     split: str, # one of `published_splits(data)`
 ) -> list[Path]: # JSONL or JSON files, or parquet shards in order
     "The files of one published split"
-    named, found = (data.files or {}).get(split), []
+    config, named, found = data.hub_config or data.dataset, (data.files or {}).get(split), []
     names = [named] if named else [f"{split}.{ending}" for ending in ("jsonl", "json", "parquet")]
-    config = data.hub_config or data.dataset
     places = [folder, folder / ("data" if config == "default" else config), folder / "data"]
     for name, place in product(names, places):
         if files := [place / name] if (place / name).is_file() else [place / f for f in sorted(glob(name, root_dir=place))]: return files
@@ -249,7 +248,7 @@ def read_parquet(
     for name in table.column_names:
         column, kind = table[name], table[name].type
         if pa.types.is_string(kind) or pa.types.is_large_string(kind): column = column.cast(pa.large_binary())
-        if kind in (pa.float16(), pa.float32()): column = column.cast(pa.string()).cast(pa.float64()) # 0.1 stays 0.1
+        if kind == pa.float32(): column = column.cast(pa.string()).cast(pa.float64()) # 0.1 stays 0.1
         try: columns[name] = [as_text(v) for v in column.to_pylist()]
         except (ValueError, OverflowError, pa.ArrowException) as e: problems.add(path, f"the column {name!r} can't be read: {e}")
     return [(f"{path} row {i}", {k: v[i] for k, v in columns.items()}) for i in range(len(table))]

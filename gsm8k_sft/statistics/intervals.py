@@ -21,9 +21,10 @@ def wilson_interval(
     from scipy.special import ndtri # importing scipy.stats takes longer than grading all answers
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"{k} right of {n} answers: at least one answer is needed, and from 0 to all of them right")
+    if not 0 < confidence < 1: raise ValueError(f"confidence={confidence}: a number between 0 and 1 is needed, such as 0.95")
     p, z = k / n, float(ndtri(0.5 + 0.5 * confidence))
     middle, half = (x / (2 * (n + z * z)) for x in (2 * n * p + z * z, z * math.sqrt(4 * n * p * (1 - p) + z * z)))
-    return middle - half if k else 0.0, middle + half if k < n else 1.0
+    return float(middle - half) if k else 0.0, float(middle + half) if k < n else 1.0
 
 # %% ../../nbs/statistics/intervals.ipynb #e92d6f06
 def mean_interval(
