@@ -10,7 +10,7 @@ import json, os, re, shutil
 import gsm8k_sft
 from pathlib import Path
 from fastcore.script import call_parse
-from .core.config import check_choice, config_table, for_dataset, project_root, tuning_of
+from .core.config import ConfigError, check_choice, config_table, for_dataset, project_root, tuning_of
 from .core.runs import plain_errors, read_config, read_json, write_text
 from .data.prompts import Renderer
 from .evaluation.compare import compare
@@ -66,14 +66,15 @@ def _model_card(run, name, evaluations, weights, base, license):
     "What a model is, how often it is right and what isn't known, from records: markdown with a head in YAML"
     from jinja2 import Environment, PackageLoader, StrictUndefined
     cfg, record = read_config(run), read_json(run / "record.json")
+    try: sets = [for_dataset(cfg, d).data for d in cfg.data.mix or [cfg.data.dataset]]
+    except ConfigError as e: raise ExportError(f"{run}: {e}; the card names the licence of each set of data.mix") from None
     tokenizer = load_tokenizer(cfg) if cfg.tuning_method != "full" else load_tokenizer(run / "model")
     renderer, table = Renderer(tokenizer, cfg.data.prompt_style), config_table(cfg, changed_only=True)
     jinja = Environment(loader=PackageLoader("gsm8k_sft", "assets"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     graders = {k: g for k, g in (GRADERS | FORMULA_GRADERS).items() if k in GRADERS or any(k in e["accuracy"] for e in evaluations)}
     jinja.filters["quoted"] = lambda text: json.dumps(text, ensure_ascii=False)
     text = jinja.get_template("card.md").render(
-        cfg=cfg, sets=[for_dataset(cfg, name).data for name in cfg.data.mix or [cfg.data.dataset]], record=record, base=base,
-        license=license, evaluations=evaluations, weights=weights, name=name, graders=graders,
+        cfg=cfg, sets=sets, record=record, base=base, license=license, evaluations=evaluations, weights=weights, name=name, graders=graders,
         tuning=tuning_of(cfg), method=label(tuning_of(cfg)), comparisons=_base_comparisons(evaluations, cfg.preset),
         prompt=renderer.prompt("QUESTION"), stop_texts=renderer.stop_texts, settings=table[~table.key.str.fullmatch(OWN)],
         version=gsm8k_sft.__version__)

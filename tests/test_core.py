@@ -289,6 +289,7 @@ def test_what_the_model_does_not_have(given):
 
 @pytest.mark.parametrize("given, says", [
     ("train.packing=2", "key 'train.packing': Invalid value '2', expected one of"), ("evaluation.calculator=-1", "Invalid value '-1'"),
+    ("train.packing=null", "key 'train.packing': Incompatible value 'None' for field of type 'bool'"),
     ("train.check_memory=maybe", "Invalid value 'maybe'"), ("data.trainable=0.5", "Invalid value '0.5'"),
     ("qlora_config.double_quant=7", "Invalid value '7'"), ("evaluation.datasets=[[main]]", "no list of single"),
     ("evaluation.shots=[[1]]", r"evaluation.shots: \[\[1\]\] is no list of single values"),
