@@ -339,7 +339,8 @@ def test_the_card_of_a_mixture_names_each_set_and_its_licence(home, tmp_path, mo
     assert "problems of generated word problems (`toy`) and `trips`, made" in card and "Generated problems, not GSM8K" not in card
     assert "The data it was trained on: `toy`, Apache-2.0; `trips`, CC0." in card
     (tmp_path / "configs/dataset/trips.yaml").unlink()
-    with pytest.raises(ExportError, match="trips.*; the card names the licence of each set of data.mix"): export_run(run_folder(cfg), tmp_path / "2")
+    says = "trips.*; the card names the licence of each set of data.mix"
+    with pytest.raises(ExportError, match=says): export_run(run_folder(cfg), tmp_path / "2")
     assert not (tmp_path / "2").exists()
 
 

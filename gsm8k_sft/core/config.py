@@ -516,7 +516,8 @@ def merge_layer(
         wrong = next((k for k in mappings if not isinstance(OmegaConf.select(layer, k), DictConfig | None)), "")
         if wrong: raise ConfigError(f"{source}: {wrong}: a mapping of keys is needed, as in base.yaml") from None
         if isinstance(e, TypeError): raise ConfigError(f"{source}: an item alone can't be set; give the whole list, as [1,2]") from None
-        key, text = getattr(e, "full_key", None) or "", str(e).splitlines()[0].split(". Did you mean")[0].replace("Literal[True, False]", "bool")
+        key, text = getattr(e, "full_key", None) or "", str(e).splitlines()[0].split(". Did you mean")[0]
+        text = text.replace("Literal[True, False]", "bool")
         near = difflib.get_close_matches(key, [k for k, _ in _fields()], 1, cutoff=0.7)
         hint = f" Did you mean '{near[0]}'?" if near and near[0] != key else ""
         raise ConfigError(f"{source}: key '{key}': {text}.{hint}") from None

@@ -104,6 +104,13 @@ class Setup:
     processes: int = 1 # that train together, one on each GPU
     sharded: bool = False # by FSDP2: each holds its part of the weights; else, by DDP, a copy
 
+# %% ../../nbs/training/memory.ipynb #f0a70b17
+def _compute(s): return 4 if s.precision == "fp32" else 2
+def _residual(s): return 4 if s.precision in ("fp32", "fp16") or (s.precision == "mixed" and s.tuning == "full") else 2
+def _learning(s): return 2 if s.precision == "bf16" else 4
+def _widens(s): return s.precision in ("mixed", "fp16") and (s.tuning == "lora" or (s.tuning == "qlora" and s.device == "cpu"))
+def _mask_bytes(s): return 0 if not s.dropout or s.tuning == "full" else 1 if s.device == "cuda" else _learning(s)
+
 # %% ../../nbs/training/memory.ipynb #9286d2be
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit")
 TOKENS = 8192 # of a packed pass where train.max_tokens is null and no card says how many fit
@@ -173,11 +180,6 @@ def setup(
     return replace(found, **changes)
 
 # %% ../../nbs/training/memory.ipynb #fab3ef67
-def _compute(s): return 4 if s.precision == "fp32" else 2
-def _residual(s): return 4 if s.precision in ("fp32", "fp16") or (s.precision == "mixed" and s.tuning == "full") else 2
-def _learning(s): return 2 if s.precision == "bf16" else 4
-def _widens(s): return s.precision in ("mixed", "fp16") and (s.tuning == "lora" or (s.tuning == "qlora" and s.device == "cpu"))
-def _mask_bytes(s): return 0 if not s.dropout or s.tuning == "full" else 1 if s.device == "cuda" else _learning(s)
 def _norm_bytes(shape, s): return 4 + (0 if s.tuning != "full" else _residual(s) if shape.kind == "qwen2" else 4)
 
 def _attention_bytes(shape, s):
