@@ -133,7 +133,7 @@ def train(
     "Train one variant, resuming what was interrupted; save weights and record; evaluate"
     with open_run(cfg) as run:
         if run.record.get("status") == "complete":
-            print_once(f"{run.folder} is complete and reused (train.when_done=reuse)")
+            print_once(f"{run.folder} is complete and reused (train.when_done=reuse); gsm8k_sft.evaluate --run asks other problems")
             return run.record
         with collector_paused():
             asked, cfg = load_evaluated(cfg) if evaluate else None, cfg.copy() # the copy gets a number for train.max_tokens=null
