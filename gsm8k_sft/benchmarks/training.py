@@ -123,10 +123,9 @@ def _peer(cfg, model, rows, folder, case):
     from gsm8k_sft.models.loading import load_tokenizer
     from transformers import Trainer, TrainingArguments
     t, gpu = cfg.train, torch.cuda.is_available()
-    given = dict(
-        output_dir=folder, max_steps=t.max_steps, per_device_train_batch_size=t.per_device_train_batch_size,
-        optim=t.optim, learning_rate=t.learning_rate, max_grad_norm=t.max_grad_norm, logging_steps=t.logging_steps,
-        report_to=[], disable_tqdm=True, save_strategy="no", seed=0, bf16=False, use_cpu=not gpu)
+    given = dict(output_dir=folder, max_steps=t.max_steps, per_device_train_batch_size=t.per_device_train_batch_size, optim=t.optim,
+                 learning_rate=t.learning_rate, max_grad_norm=t.max_grad_norm, logging_steps=t.logging_steps, report_to=[],
+                 disable_tqdm=True, save_strategy="no", seed=0, bf16=False, use_cpu=not gpu)
     data = dict(model=model, train_dataset=Dataset.from_list(rows))
     if case["trainer"] == "stock":
         return Trainer(args=TrainingArguments(**given, remove_unused_columns=False), data_collator=Collator(0), **data)
@@ -135,7 +134,8 @@ def _peer(cfg, model, rows, folder, case):
     if gpu:
         _lend_flash_attention()
         getattr(model, "get_base_model", lambda: model)().set_attn_implementation("flash_attention_2")
-    args = SFTConfig(**given, packing=True, max_length=2048 if gpu else 256, use_liger_kernel=gpu, gradient_checkpointing=False)
+    args = SFTConfig(**given, packing=True, max_length=2048 if gpu else 256, use_liger_kernel=gpu,
+                     gradient_checkpointing=t.gradient_checkpointing)
     return SFTTrainer(args=args, processing_class=load_tokenizer(load_config("gemma-3-270m", training=False)), **data)
 
 # %% ../../nbs/benchmarks/training.ipynb #6c0e16ee
