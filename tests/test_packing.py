@@ -152,18 +152,50 @@ def test_layers_are_compiled_once(tuning):
     assert counts[0] > 0 and len(set(counts)) == 1, counts
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_layers_share_one_graph(tuning, monkeypatch):
-    "The first layer, whose input needs no gradient, and those with a window and without: each other graph costs seconds of compiling"
+@pytest.fixture
+def traceable(monkeypatch):
+    "Attention without packed rows, which break the graph on a CPU"
     import gsm8k_sft.training.packing as module
-    from gsm8k_sft.models.adapters import prepare_for_training
     from torch.nn.functional import scaled_dot_product_attention as attend
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-    def traceable(packed, q, k, v, scale, window, softcap): # that of packed rows breaks the graph on a CPU
+    def attention(packed, q, k, v, scale, window, softcap):
         behind = torch.arange(len(q))[:, None] - torch.arange(len(q))
         seen = (behind >= 0) & (behind < (window or len(q)))
         return attend(*(t.transpose(0, 1)[None] for t in (q, k, v)), attn_mask=seen, scale=scale, enable_gqa=True)[0].transpose(0, 1)
-    monkeypatch.setattr(module, "_plain", traceable)
+    monkeypatch.setattr(module, "_plain", attention)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_compiled_layers_are_checkpointed(tuning, traceable):
+    "Between the passes compiled layers keep what plain ones keep with checkpointing: a few inputs; and the gradients are the same"
+    cfg = load_config("toy", tuning, overrides=[*SMALL.split(), "train.packing=true", "train.gradient_checkpointing=true"])
+    loaded = load_for_training(cfg)
+    model, kept = loaded.model, []
+    inner = model.get_base_model() if tuning == "lora" else model
+    chunk = PackedCollator(10**5)([loaded.tokens["train"][i] for i in range(8)])["chunks"][0]
+    def gradients(layers):
+        model.zero_grad()
+        kept.append(0)
+        def keep(tensor):
+            kept[-1] += tensor.nbytes
+            return tensor
+        with training_mode(inner, layers):
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor): loss = packed_loss(model, inner, chunk)
+            loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    torch._dynamo.reset()
+    compiled = compiled_layers(inner, "aot_eager")
+    torch.testing.assert_close(gradients(compiled), gradients([]), rtol=1e-3, atol=1e-4)
+    assert all(layer.gradient_checkpointing for layer in inner.get_decoder().layers), "as it was"
+    for layer in inner.get_decoder().layers: layer.gradient_checkpointing = False
+    gradients([])
+    assert kept[0] <= 1.01 * kept[1] < 0.3 * kept[2], kept
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_layers_share_one_graph(tuning, traceable):
+    "The first layer, whose input needs no gradient, and those with a window and without: each other graph costs seconds of compiling"
+    from gsm8k_sft.models.adapters import prepare_for_training
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
     torch.manual_seed(0)
     shape = dict(vocab_size=99, hidden_size=32, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
                  num_hidden_layers=3, sliding_window=5, layer_types=["sliding_attention", "full_attention", "sliding_attention"])

@@ -10,7 +10,7 @@ __all__ = ['joined_forward', 'joins', 'compiled_layers', 'start_compiler', 'trai
 import gc, sys, torch
 from contextlib import contextmanager
 from fastcore.basics import patch
-from functools import cache
+from functools import cache, partial
 from types import MethodType
 from torch.utils._triton import has_triton
 from ..core.config import ConfigError
@@ -74,6 +74,9 @@ def compiled_layers(
         layer.compile(**options)
         call = layer._compiled_call_impl
         if len({*windows}) > 1 and "dynamic" in options: call = _any_window(call, window or 2**30) # more than there are tokens
+        if getattr(layer, "gradient_checkpointing", False): # around the compiled call: what is compiled with it keeps most of it
+            call = partial(layer._gradient_checkpointing_func, call)
+            found.append((layer, "gradient_checkpointing", False))
         found.append((layer, "_compiled_call_impl", call))
         del layer._compiled_call_impl
     return found
@@ -94,11 +97,13 @@ def training_mode(
 ):
     "Packed attention and compiled layers; afterwards all is as it was"
     before, inner.config._attn_implementation = inner.config._attn_implementation, PACKED
+    saved = [(module, name, vars(module)[name]) for module, name, _ in compiled if name in vars(module)]
     for module, name, value in compiled: setattr(module, name, value)
     try: yield
     finally:
         inner.config._attn_implementation = before
         for module, name, _ in compiled: delattr(module, name)
+        for module, name, value in saved: setattr(module, name, value)
 
 # %% ../../nbs/training/graphs.ipynb #ecedd733
 class RecordedStep:
