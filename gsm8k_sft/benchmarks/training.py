@@ -111,7 +111,8 @@ def _lend_flash_attention():
         sys.modules[name] = module = types.ModuleType(name)
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)
         vars(module).update(unused, __version__="2.8.3", flash_attn_varlen_func=flash_attn_varlen_func)
-    import_utils.PACKAGE_DISTRIBUTION_MAPPING["flash_attn"] = ["flash-attn"]
+    names = getattr(import_utils, "PACKAGE_DISTRIBUTION_MAPPING", None) or import_utils._package_distribution_mapping() # since 5.24
+    names["flash_attn"] = ["flash-attn"]
     import_utils.is_flash_attn_2_available.cache_clear()
 
 # %% ../../nbs/benchmarks/training.ipynb #f50bd2d7
