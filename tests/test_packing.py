@@ -252,6 +252,45 @@ def test_filled_chunks_train_alike(monkeypatch):
     same(run("filled", **given), plain, 2e-4)
 
 
+class Short(RecordedStep):
+    "Memory ends while a step is recorded, with gradients and random numbers half used; `hidden`: by an error that follows"
+    hidden, tried = False, 0
+    def record(self, chunk):
+        Short.tried += 1
+        self.run(chunk)
+        try: raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            if self.hidden: raise RuntimeError("operation failed due to a previous error during capture")
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_steps_go_unrecorded_where_memory_is_short(hidden, monkeypatch, capsys):
+    "Nothing is lost and nothing counts twice; it is said once, and not tried again"
+    import gsm8k_sft.training.trainer as module
+    given = dict(tuning="lora", train__packing=True, train__max_tokens=600, train__max_steps=2, lora_config__lora_dropout=0.3,
+                 train__gradient_accumulation_steps=2, train__per_device_train_batch_size=4)
+    monkeypatch.setattr(module, "speedup_of", lambda *args: "record")
+    monkeypatch.setattr(module, "has_triton", lambda: False)
+    monkeypatch.setattr(module, "RecordedStep", lambda loss, parameters: RecordedStep(loss, parameters, recorded=False))
+    plain = run("plain", **given)
+    monkeypatch.setattr(module, "RecordedStep", Short)
+    monkeypatch.setattr(Short, "hidden", hidden)
+    monkeypatch.setattr(Short, "tried", 0)
+    made, start = [], module.GSM8KTrainer.__init__
+    monkeypatch.setattr(module.GSM8KTrainer, "__init__", lambda self, *args, **how: made.append(self) or start(self, *args, **how))
+    same(run("short", **given), plain, 1e-6)
+    assert Short.tried == 1 and made[0].speedup == "none" and capsys.readouterr().out.count("unrecorded") == 1
+
+
+def test_another_error_of_a_recording_ends_the_run():
+    class Wrong(RecordedStep):
+        def record(self, chunk): raise RuntimeError("an illegal memory access")
+    layer = torch.nn.Linear(2, 2)
+    step, one = Wrong(lambda chunk: layer(chunk["x"]).sum(), layer.parameters()), torch.ones(1, 2)
+    step.start()
+    with pytest.raises(RuntimeError, match="illegal"): step({"x": one, "input_ids": one, "targets": one, "bounds": one, "longest": 1}, 1.0)
+
+
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 def to_gpu(batch): return {k: v.cuda() if torch.is_tensor(v) else v for k, v in batch.items()}
