@@ -74,9 +74,8 @@ def compiled_layers(
         layer.compile(**options)
         call = layer._compiled_call_impl
         if len({*windows}) > 1 and "dynamic" in options: call = _any_window(call, window or 2**30) # more than there are tokens
-        if getattr(layer, "gradient_checkpointing", False): # around the compiled call: what is compiled with it keeps most of it
-            call = partial(layer._gradient_checkpointing_func, call)
-            found.append((layer, "gradient_checkpointing", False))
+        if getattr(layer, "gradient_checkpointing", False): # around the code, not in it, where the compiler would keep more
+            call, found = partial(layer._gradient_checkpointing_func, call), [*found, (layer, "gradient_checkpointing", False)]
         found.append((layer, "_compiled_call_impl", call))
         del layer._compiled_call_impl
     return found
