@@ -10,6 +10,7 @@ import os, re, sys
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
+import torch, torch.distributed as dist
 from fastcore.script import call_parse
 from omegaconf import DictConfig
 from .core.config import (
@@ -33,12 +34,10 @@ from .models.sources import weights_fingerprint
 # %% ../nbs/03_evaluate.ipynb #3c9ea4d8
 def _process():
     "Which process this is, and of how many that work together"
-    import torch.distributed as dist
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 def _from_first(value=None):
     "The first process's value, in all processes"
-    import torch.distributed as dist
     found = [value]
     if dist.is_initialized(): dist.broadcast_object_list(found)
     return found[0]
@@ -55,7 +54,6 @@ def _together():
 # %% ../nbs/03_evaluate.ipynb #5ha7e011
 def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
     "This process's share of the answers that are left, appended to `file` as they come"
-    import torch
     if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
     (process, processes), e, rows = _process(), cfg.evaluation, list(rows)
     todo = [(i, k) for i, row in enumerate(rows) for k in range(e.samples) if (row["id"], k) not in done][process::processes]
@@ -76,7 +74,7 @@ def _answers(model, tokenizer, rows, prompts, cfg, file, done, progress):
         print_once(f"interrupted: the answers so far are in {Path(file.name).name}, and the same evaluation goes on from there")
         raise
     finally: append_lines(file, new)
-    if processes > 1: torch.distributed.barrier()
+    if processes > 1: dist.barrier()
 
 # %% ../nbs/03_evaluate.ipynb #5ha7e012
 def _answer_share(model, tokenizer, rows, prompts, cfg, file=None, found=(), progress=False):
@@ -89,11 +87,10 @@ def _answer_share(model, tokenizer, rows, prompts, cfg, file=None, found=(), pro
 # %% ../nbs/03_evaluate.ipynb #bb4324bd
 def _graded(answers, rows, samples, process=0, processes=1):
     "The answers in the order of the problems, each with its verdicts and the class of its error; each process grades a share"
-    import torch
     found, gold = {(a["id"], a["sample"]): a for a in answers}, dict(zip(rows["id"], rows["answer"]))
     answers = [found[i, k] for i in rows["id"] for k in range(samples)]
     parts = [[grade_answer(a["text"], gold[a["id"]], a["finish_reason"]) for a in answers[process::processes]]] * processes
-    if processes > 1: torch.distributed.all_gather_object(parts, parts[process])
+    if processes > 1: dist.all_gather_object(parts, parts[process])
     return [a | parts[i % processes][i // processes] for i, a in enumerate(answers)]
 
 def _verdicts(answers, samples):

@@ -6,19 +6,21 @@
 __all__ = ['VARIANTS', 'bench_shape', 'bench_answers', 'main', 'speed_table', 'answers_table']
 
 # %% ../../nbs/benchmarks/generation.ipynb #83cc31aa
-import tempfile, time
+import gc, tempfile, time
 from pathlib import Path
+import torch
 from fastcore.script import call_parse
 from importlib.util import find_spec
 from .training import at_most, synchronized_time
 from ..core.config import load_config
 from ..core.runs import environment, plain_errors, write_json
+from ..data.datasets import load_gsm8k
+from ..models.loading import load_model, load_tokenizer
 from ..models.sources import error_text
 
 # %% ../../nbs/benchmarks/generation.ipynb #f862b7bc
 def _turn_prompts(cfg, tokenizer, vocabulary):
     "The test questions in Gemma's turn format"
-    from gsm8k_sft.data.datasets import load_gsm8k
     rows = load_gsm8k(cfg, splits=["test"])["test"]
     texts = [f"<bos><start_of_turn>user\n{q}<end_of_turn>\n<start_of_turn>model\n" for q in rows["question"]]
     return [[t % vocabulary for t in ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -79,7 +81,6 @@ def _candidates(n):
 # %% ../../nbs/benchmarks/generation.ipynb #87b0446a
 def _timed(run, tokens, seconds):
     "Seconds, tokens per second and peak memory of `run()`, which makes so many tokens and may return seconds of a start; or its error"
-    import gc, torch
     gc.collect()
     cuda = torch.cuda.is_available()
     if cuda: torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
@@ -101,8 +102,6 @@ def bench_shape(
     tokenizer=None, # the preset's by default
 ): # yields, after each candidate, its name and what there is: prompts, prompt_tokens, new_tokens, candidates: name -> result
     "Every candidate with random weights"
-    import torch
-    from gsm8k_sft.models.loading import load_tokenizer
     from gsm8k_sft.models.parameters import meta_model
     from transformers import AutoModelForCausalLM
     cfg = load_config(preset, training=False)
@@ -133,7 +132,6 @@ VARIANTS = { # name -> with the adapter (no, merged or as it is), evaluation set
 # %% ../../nbs/benchmarks/generation.ipynb #184de12b
 def _evaluated(model, tokenizer, cfg, limit):
     "What an evaluation found, and the texts"
-    from gsm8k_sft.data.datasets import load_gsm8k
     from gsm8k_sft.evaluate import evaluate
     from gsm8k_sft.evaluation.results import read_predictions
     rows = load_gsm8k(cfg, splits=["test"])["test"]
@@ -152,7 +150,6 @@ def bench_answers(
 ): # yields, after each variant, its name and what there is: name -> accuracy, seconds, same_answers (share equal to "LoRA, merged") ...
     "Evaluations of the real model, side by side"
     from gsm8k_sft.models.adapters import load_tuned
-    from gsm8k_sft.models.loading import load_model, load_tokenizer
     found, texts, before = {}, {}, 0
     for name, (kind, settings) in VARIANTS.items():
         if kind and not adapter: continue
@@ -178,7 +175,6 @@ def main(
     names: str = "", # only these candidates at Gemma 2B's shape, separated by semicolons, as in slots;vLLM
 ):
     "Measure generation on this machine's GPU: speed at the shapes of Gemma 2B and 3 270M, agreement with the real 270M"
-    from gsm8k_sft.models.loading import load_tokenizer
     record, limit = {"environment": environment(), "limit": limit or None}, limit or None
     tokenizer, some = load_tokenizer(load_config("gemma-3-270m", training=False)), tuple(n.strip() for n in names.split(";") if n.strip())
     parts = {"gemma-2b-it": bench_shape("gemma-2b-it", 256, some, limit, tokenizer)}

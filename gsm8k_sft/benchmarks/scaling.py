@@ -8,6 +8,7 @@ __all__ = ['main']
 # %% ../../nbs/benchmarks/scaling.ipynb #5ca1e003
 import json, os, re, signal, subprocess, sys, tempfile, time
 from pathlib import Path
+import torch
 from fastcore.script import call_parse
 from omegaconf import OmegaConf
 from .training import bench_examples, matmul_rate, measure_training
@@ -32,7 +33,6 @@ def _train(case, tokenizer, steps, limit):
 # %% ../../nbs/benchmarks/scaling.ipynb #5ca1e011
 def _answer(case, tokenizer, limit):
     "Seconds of an evaluation, with and without its files and grades"
-    import torch
     from gsm8k_sft.data.datasets import load_gsm8k
     from gsm8k_sft.evaluate import evaluate
     from gsm8k_sft.evaluation.results import read_predictions
@@ -98,7 +98,6 @@ def main(
     case: str = "", # as JSON: this process belongs to a launch
 ):
     "Measure training and evaluation by one and several GPUs of this machine"
-    import torch
     if case: return _work(json.loads(case), steps, limit, out)
     gpus, items = torch.cuda.device_count(), []
     said = OmegaConf.to_container(read_yaml(Path(cases or CONFIGS / "benchmark" / "scaling.yaml")), resolve=True)["cases"]

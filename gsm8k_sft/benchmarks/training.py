@@ -11,15 +11,20 @@ import signal, tempfile, threading, time, traceback
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+import torch
 from fastcore.script import call_parse
 from omegaconf import OmegaConf
 from transformers import TrainerCallback
 from ..core.config import CONFIGS, TUNINGS, load_config, read_yaml
 from ..core.runs import environment, plain_errors, read_json, write_json
+from ..data.datasets import Collator, load_gsm8k, tokenize_split
+from ..data.prompts import Renderer
+from ..models.loading import load_tokenizer
 from ..models.parameters import count_parameters, model_config
 from ..models.sources import error_text
-from ..training.graphs import forget_run
+from ..training.graphs import forget_run, packed_collator
 from ..training.memory import LiveBytes, UnknownMemory, fit_tokens, model_shape, plan, random_training_model, setup
+from ..training.trainer import GSM8KTrainer, training_arguments
 
 # %% ../../nbs/benchmarks/training.ipynb #aa2b154c
 @contextmanager
@@ -36,7 +41,6 @@ def at_most(
 
 def synchronized_time() -> float: # seconds
     "The clock, read when the GPU has done what it was given"
-    import torch
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return time.perf_counter()
 
@@ -71,8 +75,6 @@ def bench_examples(
     limit: int | None = None, # only so many
 ) -> list[dict]: # input_ids and labels, lists
     "GSM8K's training part, tokenised"
-    from gsm8k_sft.data.datasets import load_gsm8k, tokenize_split
-    from gsm8k_sft.data.prompts import Renderer
     cfg = load_config("gemma-3-270m", overrides=f"data.train_samples={limit}" if limit else "", training=False)
     train, render = load_gsm8k(cfg, splits=["train"])["train"], Renderer(tokenizer, cfg.data.prompt_style)
     rows = tokenize_split(train, tokenizer, render, cfg.data.max_length)[0][:]
@@ -81,10 +83,6 @@ def bench_examples(
 # %% ../../nbs/benchmarks/training.ipynb #9013e5ca
 def _ours(cfg, model, rows, folder, case):
     "This project's trainer, but for what the case is without"
-    import torch
-    from gsm8k_sft.data.datasets import Collator
-    from gsm8k_sft.training.graphs import packed_collator
-    from gsm8k_sft.training.trainer import GSM8KTrainer, training_arguments
     from transformers.trainer_utils import SaveStrategy
     options = {"head": {"all_logits": True}, "softmax": {"compiled_softmax": False}}.get(case["without"])
     rows = [{k: torch.tensor(v) for k, v in r.items()} for r in rows]
@@ -118,10 +116,8 @@ def _lend_flash_attention():
 # %% ../../nbs/benchmarks/training.ipynb #f50bd2d7
 def _peer(cfg, model, rows, folder, case):
     "TRL's SFTTrainer, or transformers' Trainer"
-    import torch, warnings
+    import warnings
     from datasets import Dataset
-    from gsm8k_sft.data.datasets import Collator
-    from gsm8k_sft.models.loading import load_tokenizer
     from transformers import Trainer, TrainingArguments
     t, gpu = cfg.train, torch.cuda.is_available()
     given = dict(output_dir=folder, max_steps=t.max_steps, per_device_train_batch_size=t.per_device_train_batch_size, optim=t.optim,
@@ -156,7 +152,6 @@ def measure_training(
     changes: dict = {}, # of the shape, for tests
 ) -> dict: # the case with speed, memory and prediction
     "Train a setting for some steps"
-    import torch
     steps, device = case.get("steps", steps), "cuda" if torch.cuda.is_available() else "cpu"
     quiet = "eval_steps=0 validation_samples=0 report_to=none train_sampling_strategy=random logging_steps=10"
     overrides = [*(f"train.{o}" for o in quiet.split()), "lora_config.lora_dropout=0", f"train.max_steps={steps}"]
@@ -182,7 +177,6 @@ def measure_training(
 # %% ../../nbs/benchmarks/training.ipynb #6ad08ae3
 def matmul_rate() -> float: # operations a second
     "What a matrix product in bf16 reaches on this GPU"
-    import torch
     n = 8192
     a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     for _ in range(5): a @ b
@@ -193,7 +187,6 @@ def matmul_rate() -> float: # operations a second
 # %% ../../nbs/benchmarks/training.ipynb #7898e439
 def _open_record(out, resume):
     "The record as it is, without failed settings, or a new one"
-    import torch
     old, here = read_json(out) if resume and Path(out).exists() else {}, environment()
     if old.get("environment", {}).get("gpus") == here["gpus"]: return old | {"items": [i for i in old["items"] if "error" not in i]}
     return {"environment": here, "matmul_rate": matmul_rate() if torch.cuda.is_available() else None, "items": []}
@@ -217,7 +210,6 @@ def main(
     seconds: int = 100, # allowed for each setting
 ):
     "Measure training on this machine's GPU"
-    from gsm8k_sft.models.loading import load_tokenizer
     record, name = _open_record(out, resume), lambda c: f"{c['preset']} {c['tuning']} {c['name']}"
     rows = bench_examples(load_tokenizer(load_config("gemma-3-270m", training=False)), 2000)
     wanted, done = [n.strip() for n in names.split(",") if n.strip()] or [""], [name(i) for i in record["items"]]

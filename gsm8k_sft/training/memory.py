@@ -13,6 +13,7 @@ import math, os, weakref
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from ..core.config import check_choice, config_file, load_config, read_yaml
@@ -432,7 +433,6 @@ class LiveBytes(TorchDispatchMode):
         self.now += storage.nbytes()
         weakref.finalize(storage, lambda key: setattr(self, "now", self.now - self.known.pop(key)), storage._cdata)
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        import torch
         out = func(*args, **(kwargs or {}))
         tree_map_only(torch.Tensor, self._follow, out)
         self.peak = max(self.peak, self.now)
@@ -441,7 +441,7 @@ class LiveBytes(TorchDispatchMode):
 # %% ../../nbs/training/memory.ipynb #eed43bfc
 def _quantise(model, cfg):
     "Put 4-bit layers in the place of the linear ones, as loading does"
-    import bitsandbytes as bnb, torch
+    import bitsandbytes as bnb
     from gsm8k_sft.models.adapters import linear_layers
     for name in linear_layers(model):
         parent, _, child = name.rpartition(".")
@@ -458,7 +458,6 @@ def random_training_model(
     device: str = "cpu", # cuda, cpu or meta
 ): # model in train mode, a PeftModel for LoRA and QLoRA
     "A model with random weights, ready to train as `load_for_training` makes it"
-    import torch
     from transformers import AutoModelForCausalLM
     from gsm8k_sft.models.adapters import prepare_for_training
     from gsm8k_sft.models.loading import torch_dtype, weight_dtype
@@ -470,7 +469,6 @@ def random_training_model(
 # %% ../../nbs/training/memory.ipynb #071a9a20
 def _trace_peak(model, rows, longest, passes, mixed):
     "Peak bytes of a step of padded rows; weights on `meta` become fake tensors on the CPU"
-    import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake = {} # a tied weight stays one weight
@@ -561,7 +559,6 @@ def fit_tokens(
     free: int | None = None, # bytes that tensors can have; None: ask CUDA
 ) -> None:
     "Make of `train.max_tokens=null` the most that fit, and of a step's accumulated batches one"
-    import torch
     from accelerate.utils import gather_object
     t, rows = cfg.train, cfg.train.per_device_train_batch_size * cfg.train.gradient_accumulation_steps
     if t.max_tokens or not t.packing: return
@@ -624,7 +621,6 @@ def check_fits(
     **changes, # fields of `Setup`
 ) -> Plan | None: # what it will need; None where that isn't known
     "Raise a `MemoryPlanError` if a run can't fit, and name the nearest that can"
-    import torch
     changes = _launched() | changes
     if device_free is None and torch.cuda.is_available(): device_free = int(1.1 * (free_memory() + held)) # a plan may be a tenth too large
     free, nearest = int((device_free or 0) / (1 + CONSTANTS["fragmentation"])), "train.gradient_checkpointing=true, or tuning=lora."
