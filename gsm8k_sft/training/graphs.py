@@ -146,6 +146,7 @@ def record(self: RecordedStep, chunk):
     self.pool = self.pool or graph.pool()
     return graph
 
+# %% ../../nbs/training/graphs.ipynb #a0d7e502
 @patch
 def add(self: RecordedStep, shape, chunk):
     "Record a shape; gradients and random numbers are as before. Where memory is short for that, no step is recorded any more"
