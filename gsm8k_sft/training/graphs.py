@@ -15,6 +15,7 @@ from types import MethodType
 from torch.utils._triton import has_triton
 from ..core.config import ConfigError
 from ..core.runs import print_once
+from ..generation.batches import run_if_fits
 from .packing import PACKED, PackedCollator
 
 # %% ../../nbs/training/graphs.ipynb #32f2b61d
@@ -112,7 +113,7 @@ class RecordedStep:
         parameters: list, # that learn
         recorded: bool = True, # False: the same steps, launched one by one; for the CPU and for tests
     ):
-        self.loss, self.parameters, self.recorded, self.short, self.graphs, self.pool = loss, list(parameters), recorded, False, {}, None
+        self.loss, self.parameters, self.recorded, self.graphs, self.pool = loss, list(parameters), recorded, {}, None
         device = self.parameters[0].device
         self.gradients, self.share, self.total = None, torch.ones((), device=device), torch.zeros((), device=device)
 
@@ -135,32 +136,22 @@ def _recording_stream(): return torch.cuda.Stream()
 
 @patch
 def record(self: RecordedStep, chunk):
-    "Run twice, so that all workspaces are there, then record"
-    stream = _recording_stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2): self.run(chunk)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=self.pool, stream=stream): self.run(chunk)
+    "Run twice, so that all workspaces are there, then record; gradients and random numbers are as before, even if it fails"
+    kept, state, stream = [g.clone() for g in self.gradients], torch.cuda.get_rng_state(), _recording_stream()
+    here, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(here)
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(2): self.run(chunk)
+        here.wait_stream(stream)
+        with torch.cuda.graph(graph, pool=self.pool, stream=stream): self.run(chunk)
+    finally:
+        torch.cuda.set_stream(here) # a recording that fails may leave its own
+        here.wait_stream(stream)
+        torch._foreach_copy_(self.gradients, kept)
+        torch.cuda.set_rng_state(state)
     self.pool = self.pool or graph.pool()
     return graph
-
-# %% ../../nbs/training/graphs.ipynb #a0d7e502
-@patch
-def add(self: RecordedStep, shape, chunk):
-    "Record a shape; gradients and random numbers are as before. Where memory is short for that, no step is recorded any more"
-    fixed, kept = {k: v.clone() if torch.is_tensor(v) else v for k, v in chunk.items()}, [g.clone() for g in self.gradients]
-    with torch.random.fork_rng([self.share.device] if self.share.is_cuda else []):
-        try: self.graphs[shape] = fixed, self.record(fixed)
-        except RuntimeError as e: # while a graph is recorded, an error that follows may hide the first
-            if not any(isinstance(x, torch.OutOfMemoryError) for x in (e, e.__context__)): raise
-            self.recorded, self.short = False, True
-    if self.short:
-        self.graphs, self.pool = {}, None
-        if self.share.is_cuda: torch.cuda.synchronize(), torch.cuda.empty_cache()
-        print_once("train.speedup: the GPU's memory is too short to record steps; they go unrecorded from here on, and slower")
-    torch._foreach_copy_(self.gradients, kept)
 
 # %% ../../nbs/training/graphs.ipynb #183fc2d6
 @patch
@@ -168,7 +159,13 @@ def __call__(self: RecordedStep, chunk, share):
     "Add a chunk's gradients, times `share`; the loss, times `share`"
     self.share.fill_(share) # a number: nothing is copied, nobody waits
     shape = chunk["input_ids"].shape[1], len(chunk["targets"]), len(chunk["bounds"]), chunk["longest"]
-    if self.recorded and shape not in self.graphs: self.add(shape, chunk)
+    if self.recorded and shape not in self.graphs:
+        fixed = {k: v.clone() if torch.is_tensor(v) else v for k, v in chunk.items()}
+        if graph := run_if_fits(self.record, fixed): self.graphs[shape] = fixed, graph
+        else:
+            self.recorded, self.graphs, self.pool = False, {}, None
+            torch.cuda.empty_cache() # what was recorded held memory
+            print_once("out of GPU memory while a step was recorded: steps go on unrecorded, launched one by one")
     if not self.recorded:
         self.run(chunk)
         return self.total.clone()
