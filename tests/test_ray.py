@@ -132,6 +132,10 @@ def test_where_the_jobs_stand(tmp_path):
     shared.running += [job for job, _ in shared.open()]
     shared.report(JOBS[0], "failed", "OutOfMemoryError: too little")
     assert shared.open() == [(JOBS[0], 1)]
+    for outcome in ["lost", "unbegun", "lost", "unbegun", "unbegun"]:
+        shared.running.append(JOBS[0])
+        shared.report(JOBS[0], outcome, "")
+        assert [job for job, _ in shared.open()] == JOBS[:1], "a node's death costs no try"
 
 
 LATE = """
@@ -199,11 +203,13 @@ def test_the_cluster_files(name):
 
 @pytest.mark.slow
 def test_a_node_is_killed_in_the_middle(tmp_path, cluster):
-    todo, do = work(tmp_path / "a", seconds=1)
+    (todo, do), said = work(tmp_path / "a", seconds=8), []
     def say(line):
+        said.append(line)
         if cluster.second in cluster.worker_nodes and line.endswith("min left"): cluster.remove_node(cluster.second, allow_graceful=False)
     found = do_jobs(todo, do, address=cluster.address, say=say)
     assert once(tmp_path / "a") and found["done"] == 6 and not found["failed"]
+    assert sum("its process died" in line for line in said) <= 1, "that Ray starts another on the dead node isn't the job's fault"
 
 
 DRIVER = """

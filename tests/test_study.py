@@ -248,6 +248,25 @@ def test_a_value_with_a_blank_reaches_the_notebook(tmp_path, monkeypatch):
     assert load_config("toy", overrides=seen["overrides"], training=False).one_shot_example.question == "Two words?"
 
 
+@pytest.mark.parametrize("change,again", [
+    ({}, False), ({"overrides": "evaluation.split=validation"}, False), ({"overrides": None}, True), ({"dataset": "socratic"}, True),
+    ({"run": None}, True), ({"exception": True}, True), ({"end_time": None}, True)])
+def test_a_notebook_stands_for_another_job_of_its_run_only_where_it_trained_just_that(tmp_path, monkeypatch, change, again):
+    "One of somebody else's that papermill wrote has no overrides; a run whose folder is gone has its notebook executed anew"
+    job, executed = Job("toy", "full_main-s0", "full", overrides=("train.max_steps=2",)), []
+    monkeypatch.setattr("gsm8k_sft.experiments.runner.do_job", lambda job: "")
+    def execute(notebook, out, parameters, **how):
+        executed.append(out)
+        given = {k: v for k, v in parameters.items() if k not in change} | ({"dataset": change["dataset"]} if "dataset" in change else {})
+        if change.get("overrides"): given["overrides"] = parameters["overrides"].replace("evaluation.split=test", change["overrides"])
+        told = {"end_time": "2026", "exception": False} | {k: v for k, v in change.items() if k in ("end_time", "exception")}
+        out.write_text(json.dumps({"metadata": {"papermill": told | {"parameters": given}}}))
+        if "run" not in change: write_json(out.with_suffix("") / "record.json", {"status": "complete"})
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    run_notebook(job), run_notebook(job)
+    assert len(executed) == 1 + again
+
+
 @pytest.mark.slow
 def test_in_notebooks_a_run_is_executed_once_whatever_is_asked_of_it(tmp_path):
     "The search and a run of the same rate are one training: the second job asks the test problems without another notebook"

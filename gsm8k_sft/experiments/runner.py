@@ -48,11 +48,12 @@ def do_job(
     return trained + ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
 
 # %% ../../nbs/experiments/runner.ipynb #4ed50a2c
-def _has_run(notebook, overrides): # to its end, by another job of the study
-    try: told = json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["papermill"]
-    except (OSError, ValueError, KeyError): return False # cut off, if its process was killed
-    before = [o for o in shlex.split(told["parameters"]["overrides"]) if not o.startswith("evaluation.split=")]
-    return bool(told["end_time"]) and not told["exception"] and before == overrides
+def _has_run(notebook, parameters): # to its end, by another job of the study, and the run is there
+    def training(p): return p | {"overrides": [o for o in shlex.split(p.get("overrides", "")) if not o.startswith("evaluation.split=")]}
+    with suppress(OSError, ValueError, KeyError): # cut off, if its process was killed
+        told = json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["papermill"]
+        if not told["end_time"] or told["exception"] or training(told["parameters"]) != training(parameters): return False
+        return (notebook.with_suffix("") / "record.json").exists()
 
 def run_notebook(
     job: Job, # of the matrix, or of a study
@@ -60,11 +61,10 @@ def run_notebook(
     "Train and evaluate one variant by papermill; what the cells print is printed"
     import papermill
     out, overrides = project_path("runs", job.preset, f"{job.name}.ipynb"), run_overrides(job)
-    if not job.tuning or (job.overrides and _has_run(out, overrides)): return do_job(job)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists(): set_aside(out)
     if job.overrides: overrides.append(f"evaluation.split={job.split}")
     parameters = {k: getattr(job, k) for k in ("preset", "tuning", "dataset", "seed")} | {"overrides": shlex.join(overrides)}
+    if not job.tuning or (job.overrides and _has_run(out, parameters)): return do_job(job)
+    out.parent.mkdir(parents=True, exist_ok=True), out.exists() and set_aside(out)
     papermill.execute_notebook(TRAIN_NOTEBOOK, out, parameters=parameters, cwd=project_root(), progress_bar=False, stdout_file=sys.stdout,
                                extra_arguments=["--IPKernelApp.log_level=40"]) # no word about the transport of a kernel on this machine
     return do_job(job) if job.overrides else os.path.relpath(out)
@@ -90,13 +90,13 @@ class _Queue: # jobs to do, how each ended, and where all of them stand
         self.later = [j for j in self.left if self.until.get(j, 0) > time.monotonic()] # another process has them
         runs = {(j.preset, j.name): j for j in [*reversed(self.left), *self.running] if j not in self.later} # one job of each
         return [(j, self.shares.get(j, self.share)) for j in self.left if j in runs.values() and j not in self.running]
-    def report(self, job, outcome, text): # outcome: done, stopped, failed, or lost if its process died
+    def report(self, job, outcome, text): # outcome: done, stopped, failed, lost if its process died, unbegun if before it a node did
         self.running.remove(job)
         kinds = {"OutOfMemoryError|MemoryPlanError": "short", ".*(belongs to|another) process": "locked"}
         kind = next((k for words, k in kinds.items() if outcome == "failed" and re.match(words, text)), outcome)
         self.back[job, kind] += 1
         few, whole = self.back[job, kind] < 3, self.shares.get(job, self.share) >= self.whole
-        again = {"lost": few, "stopped": few, "locked": True, "short": not whole}.get(kind)
+        again = {"lost": few, "stopped": few, "locked": True, "unbegun": True, "short": not whole}.get(kind)
         if kind == "locked": self.until[job] = time.monotonic() + 10
         if kind == "short": self.shares[job] = min(self.whole, 2 * self.shares.get(job, self.share))
         if not again: self.outcomes[job] = "done" if kind == "done" else "failed", text
@@ -167,8 +167,9 @@ def collect(self: _Team, worker): # what came of its job
     try: outcome, text = self.ray.get(worker.work)
     except self.ray.exceptions.RayError as e:
         outcome, text = "lost", f"its process died ({type(e).__name__}); see worker-{worker.number}.log"
+        if re.search("node has died.*never ran", str(e), re.S): outcome, text = "unbegun", "its node died before it began"
     kind = self.queue.report(job, outcome, text)
-    if kind in ("short", "lost"): self.end(worker, *(w for w in self.members if not (w.job or w is worker or kind == "short")))
+    if kind in ("short", "lost", "unbegun"): self.end(worker, *(w for w in self.members if not (w.job or w is worker or kind == "short")))
 
 # %% ../../nbs/experiments/runner.ipynb #4a1c0010
 @patch
@@ -210,8 +211,8 @@ def _start_ray(address, folder, workers, queue): # folder: empty and private
                 why = " ".join([str(e), *str(e.__cause__ or "").splitlines()[-1:]]) # the cause may be a token that isn't right
                 raise ConfigError(f"Ray does not start: {textwrap.shorten(why, 400)} Try again, or take one worker") from e
         queue.say(f"Ray has not started, as happens on a busy machine (load {os.getloadavg()[0]:.0f}); trying again")
-        with suppress(psutil.Error): # what did start ends
-            for p in psutil.process_iter(["cmdline"]): folder in " ".join(p.info["cmdline"] or ()) and p.kill()
+        for p in psutil.process_iter(["cmdline"]): # what did start ends
+            with suppress(psutil.Error): folder in " ".join(p.info["cmdline"] or ()) and p.kill()
 
 # %% ../../nbs/experiments/runner.ipynb #8377c9f2
 def _with_ray(queue, do, workers, address):
