@@ -90,6 +90,7 @@ def export_run(
 ) -> Path: # the folder
     "A finished run as a folder for plain transformers, with its model card"
     run, out = find_run(run), Path(out).expanduser().resolve()
+    if not re.fullmatch(r"[\w.-]*", license or ""): raise ExportError(f"license: {license!r} isn't as a hub writes it, as in apache-2.0")
     status = read_json(run / "record.json").get("status") if (run / "record.json").exists() else "not begun"
     if status not in ("complete", "trained"): raise ExportError(f"{run}: the run is {status}; the command that trains it goes on")
     base, known, folder = base_model(read_config(run))
@@ -146,7 +147,6 @@ def main(
     "Write a finished run as a folder for plain transformers, with a model card; push it to a hub"
     if not run or not out: raise ExportError("name a run and a folder: python -m gsm8k_sft.export runs/toy/lora_main-s0 --out lora")
     if dtype: check_choice("--dtype", dtype, tuple(DTYPES))
-    if not re.fullmatch(r"[\w.-]*", license): raise ExportError(f"--license {license}: not as a hub writes it, as in apache-2.0")
     if push and not re.fullmatch(r"[\w.-]+/[\w.-]+", push): raise ExportError(f"--push {push}: not of the form org/name")
     if push and not (unevaluated or run_evaluations(find_run(run))): raise ExportError(f"{run}: {UNEVALUATED}")
     folder = export_run(run, out, dtype or None, license or None, push or None)

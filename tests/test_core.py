@@ -1,5 +1,5 @@
 "Configuration, settings, files of one's own, ranges, LoRA's settings by PEFT, run names, the console command"
-import ast, configparser, dataclasses, json, os, re, subprocess, sys, typing
+import ast, configparser, dataclasses, json, os, re, shutil, subprocess, sys, typing
 from pathlib import Path
 
 import pytest
@@ -128,6 +128,17 @@ def test_in_the_packages_own_folder_its_files_are_not_twice(monkeypatch):
     ("toi", "Did you mean 'toy'"), ("gone.yaml", "there is no file gone.yaml"), ("../toy", "is not one of")])
 def test_a_preset_that_there_is_not(empty, name, says):
     with pytest.raises(ConfigError, match=says): load(preset=name)
+
+
+def test_a_file_that_its_name_does_not_find_is_said(tmp_path, monkeypatch):
+    "Names find files that end in .yaml; a path is looked for in the working folder alone"
+    monkeypatch.chdir(tmp_path)
+    (folder := tmp_path / "configs" / "preset").mkdir(parents=True)
+    for name in ("mine.yml", "yours.yaml"): shutil.copy(config_file("preset", "toy"), folder / name)
+    assert config_file("preset", "configs/preset/mine.yml").name == "mine.yml" and config_file("preset", "yours").name == "yours.yaml"
+    for name, why in (("mine", "mine.yml is found by its path.* once it ends in .yaml"), ("mine.yml", "do you mean .*preset/mine.yml"),
+                      ("yours.yml", "do you mean .*/yours.yaml"), ("toy.yaml", "do you mean .*/toy.yaml"), ("none.yaml", r"\)$")):
+        with pytest.raises(ConfigError, match=why): config_file("preset", name)
 
 
 def test_a_dataset_of_ones_own(empty, monkeypatch):

@@ -191,7 +191,7 @@ def test_a_full_disk_leaves_nothing(runs, tmp_path):
 @pytest.mark.parametrize("arguments, says", [
     ((), "name a run and a folder"), (("runs/none", "out"), "no config.yaml here"), (("{run}", "out", "bf8"), "--dtype: 'bf8' is not"),
     (("{run}", "out", "", "", "mine"), "--push mine: not of the form org/name"),
-    (("{run}", "out", "", "a: b"), "--license a: b: not as a hub"),
+    (("{run}", "out", "", "a: b"), "license: 'a: b' isn't as a hub"),
     (("{begun}", "out"), "the run is interrupted"),
     (("{begun}", "out", "", "", "org/name"), "was never evaluated: .*--unevaluated")])
 def test_wrong_requests_are_one_line(runs, tmp_path, arguments, says):
@@ -200,6 +200,12 @@ def test_wrong_requests_are_one_line(runs, tmp_path, arguments, says):
     write_json(begun / "record.json", {"status": "interrupted"})
     with pytest.raises(SystemExit, match=says) as e: export.main(*(a.format(run=runs["full"], begun=begun) for a in arguments))
     assert "\n" not in str(e.value) and not Path("out").exists()
+
+
+def test_a_licence_that_is_no_word_is_refused_from_python_too(runs, tmp_path):
+    "It would break the head of the card"
+    with pytest.raises(export.ExportError, match="license: 'a: b' isn't as a hub"): export.export_run(runs["full"], tmp_path / "out", license="a: b")
+    assert not list(tmp_path.iterdir())
 
 
 # Licences

@@ -519,6 +519,30 @@ def test_real_gemma(tmp_path):
     assert (turn[0], turn[-1]) == (105, 106)
 
 
+LEFT = """
+import atexit, torch, threading
+from concurrent.futures import ThreadPoolExecutor
+from gsm8k_sft.models.sources import weights_fingerprint
+begun, first = [], threading.Event()
+class Weight:
+    def detach(self):
+        begun.append(self), first.set()
+        return torch.zeros(8_000_000)
+class Model:
+    def state_dict(self, keep_vars): return {f"w{i}": Weight() for i in range(200)}
+atexit.register(lambda: print(len(begun)))
+ThreadPoolExecutor(1).submit(weights_fingerprint, Model())
+first.wait(60)
+raise SystemExit("a reason")
+"""
+
+
+def test_a_process_that_ends_does_not_wait_for_a_fingerprint():
+    "Weights are hashed beside other work, which may fail; Python would wait for all of them"
+    ended = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and ended.stderr == "a reason\n" and 0 < int(ended.stdout) < 100
+
+
 # Precision
 
 PRECISIONS = [

@@ -464,11 +464,14 @@ def config_file(
     name: str, # one of `choices(kind)`, or the path of a .yaml file
 ) -> Path: # the file; its stem is the name that runs are filed under
     "Find a configuration file by its name or path"
-    found = []
-    if name.endswith((".yaml", ".yml")):
-        found = [Path(name).expanduser()]
-        if not found[0].is_file(): raise ConfigError(f"{kind}: there is no file {name} (looked in {Path.cwd()})")
-    stem = found[0].stem if found else check_choice(kind, name, choices(kind))
+    found = [Path(name).expanduser()] if name.endswith((".yaml", ".yml")) else []
+    stem = found[0].stem if found else name
+    other = [p for f in _folders(kind) for end in ("yaml", "yml") if (p := f / f"{stem}.{end}").is_file()]
+    if found and not found[0].is_file():
+        raise ConfigError(f"{kind}: there is no file {name} (looked in {Path.cwd()})" + "".join(f"; do you mean {p}?" for p in other[:1]))
+    if not found and other and name not in choices(kind):
+        raise ConfigError(f"{kind}: {other[0]} is found by its path, and by its name, {name!r}, once it ends in .yaml")
+    if not found: check_choice(kind, name, choices(kind))
     found = {p.resolve(): p.absolute() for p in (*found, *(f / f"{stem}.yaml" for f in _folders(kind))) if p.is_file()}
     if len(found) > 1: raise ConfigError(f"{kind} {stem!r}: several files have this name, {' and '.join(map(str, found))}. "
                                          "Results are filed under it, so give yours another.")

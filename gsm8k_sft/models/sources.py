@@ -8,7 +8,7 @@ __all__ = ['TOKENIZER_FILES', 'HUB_HELP', 'GEMMA_INSTALL', 'GEMMA_PACKAGE', 'BUI
            'resolve_model', 'weights_fingerprint']
 
 # %% ../../nbs/models/sources.ipynb #407d32c2
-import difflib, hashlib, importlib.util, json, os, shutil, sys, time
+import difflib, hashlib, importlib.util, json, os, shutil, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from ..core.config import choices, load_config, project_path, project_root
@@ -263,6 +263,7 @@ def weights_fingerprint(
     "SHA-256 of a model's weights"
     import torch
     def digest(pair):
+        if getattr(threading, "_SHUTTING_DOWN", False): raise SystemExit # of Python, which waits for threads, at an error elsewhere
         name, values = pair[0], pair[1].detach().cpu()
         data = (values.float() if values.is_floating_point() else values).contiguous().reshape(-1).view(torch.uint8).numpy()
         return f"{name} {list(values.shape)} {hashlib.sha256(data).hexdigest()}"

@@ -270,8 +270,10 @@ def check_trained(
 def _save_checkpoint(self: GSM8KTrainer, *args, **kwargs):
     self.lap("training")
     kept = self.cfg.train.keep_checkpoints or self.args.load_best_model_at_end or self.is_fsdp_enabled
+    before, saving = torch.serialization.get_crc32_options(), kept or self.state.global_step < self.state.max_steps
     torch.serialization.set_crc32_options(False) # checksums that torch.load doesn't read, for most of the time of saving
-    if kept or self.state.global_step < self.state.max_steps: Trainer._save_checkpoint(self, *args, **kwargs)
+    try: saving and Trainer._save_checkpoint(self, *args, **kwargs)
+    finally: torch.serialization.set_crc32_options(before)
 
 @patch
 def _save(self: GSM8KTrainer, output_dir=None, state_dict=None):
