@@ -27,7 +27,6 @@ def _mark_rows(ax, y, value, low, high, colour, **look):
     for x, end, at in zip(value, high, y):
         ax.annotate(f"{x:.1f}", (end, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
 
-# %% ../nbs/04_analysis.ipynb #9ec8fdba
 def plot_results(
     table: pd.DataFrame, # from `comparison_table`
 ): # Axes

@@ -204,7 +204,8 @@ def test_wrong_requests_are_one_line(runs, tmp_path, arguments, says):
 
 def test_a_licence_that_is_no_word_is_refused_from_python_too(runs, tmp_path):
     "It would break the head of the card"
-    with pytest.raises(export.ExportError, match="license: 'a: b' isn't as a hub"): export.export_run(runs["full"], tmp_path / "out", license="a: b")
+    with pytest.raises(export.ExportError, match="license: 'a: b' isn't as a hub"):
+        export.export_run(runs["full"], tmp_path / "out", license="a: b")
     assert not list(tmp_path.iterdir())
 
 

@@ -9,6 +9,7 @@ __all__ = ['DTYPES', 'load_tokenizer', 'torch_dtype', 'weight_dtype', 'load_weig
 # %% ../../nbs/models/loading.ipynb #04a1f499
 import contextlib, importlib.util, json, os, re, sys, warnings
 from pathlib import Path
+import torch
 from fastcore.script import call_parse
 from ..core.config import check_choice, device, gpu_has_bf16, load_config
 from ..core.runs import collector_paused, plain_errors
@@ -50,7 +51,6 @@ def torch_dtype(
     name: str, # fp32, fp16, bf16; auto: bf16. On a GPU without bf16 and on Apple's that is fp32
 ): # the torch.dtype
     "The torch type of a precision's name"
-    import torch
     if name in ("auto", "bf16"): name = "fp32" if gpu_has_bf16() is False or device() == "mps" else "bf16"
     return getattr(torch, DTYPES[check_choice("dtype", name, tuple(DTYPES))])
 
@@ -86,7 +86,6 @@ def _load_advice(folder, error, attn_implementation):
 # %% ../../nbs/models/loading.ipynb #5ee5a4e1
 def _causal(model, folder):
     "The model, if no token changes the logits of those before it, as it would in an encoder"
-    import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     changes = False
     with contextlib.suppress(Exception), torch.no_grad(), sdpa_kernel(SDPBackend.MATH): # what can't run says so when it has to
@@ -104,7 +103,6 @@ def load_weights(
     quantization=None, # from `quantization_config`; None: dense
 ): # transformers model in eval mode, on this process's device
     "Load a causal language model from a folder"
-    import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
     if not sys.stderr.isatty(): logging.disable_progress_bar() # in a log or a saved notebook a bar is a heap of lines
@@ -163,7 +161,6 @@ def adapter_folder(
     read_object(folder / "adapter_config.json", "peft_type", str)
     return folder
 
-# %% ../../nbs/models/loading.ipynb #01213124
 def _check_kind(config):
     "Raise a `ModelError` for an adapter that the model inside, which is asked and merged, lacks or has otherwise than trained"
     kind = "aLoRA" if getattr(config, "alora_invocation_tokens", None) else config.peft_type.value

@@ -53,7 +53,6 @@ def _filled(chunk, multiple, examples):
             "bounds": torch.cat([bounds, torch.full((examples + 2 - len(bounds),), end, dtype=torch.int32)]),
             "supervised": pad(chunk["supervised"], missing), "targets": pad(chunk["targets"], missing, value=-100)}
 
-# %% ../../nbs/training/packing.ipynb #741f3b6f
 class PackedCollator:
     "A step's examples as flat chunks"
     def __init__(self,
@@ -140,6 +139,5 @@ def packed_attention(module, query, key, value, attention_mask=None, scaling=Non
     else: out = _plain(packed, query, key, value, scaling, window, softcap)
     return out[None], None
 
-# %% ../../nbs/training/packing.ipynb #7617617f
 PACKED = "gsm8k_sft_packed"
 AttentionInterface.register(PACKED, packed_attention)
