@@ -291,8 +291,6 @@ def save_weights(
     if trainer.is_world_process_zero(): shutil.rmtree(part, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(part))
-    if trainer.is_world_process_zero():
-        shutil.rmtree(whole, ignore_errors=True)
-        part.rename(whole)
+    if trainer.is_world_process_zero(): shutil.rmtree(whole, ignore_errors=True), part.rename(whole)
     trainer.accelerator.wait_for_everyone()
     return whole
