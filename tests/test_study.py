@@ -248,6 +248,13 @@ def test_a_value_with_a_blank_reaches_the_notebook(tmp_path, monkeypatch):
     assert load_config("toy", overrides=seen["overrides"], training=False).one_shot_example.question == "Two words?"
 
 
+def test_the_runner_leaves_torch_to_its_workers():
+    "A worker's number of threads is read when torch is imported, and Ray's processes import the runner first"
+    code = "import sys, gsm8k_sft.experiments.runner; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("change,again", [
     ({}, False), ({"overrides": "evaluation.split=validation"}, False), ({"overrides": None}, True), ({"dataset": "socratic"}, True),
     ({"run": None}, True), ({"exception": True}, True), ({"end_time": None}, True)])

@@ -8,6 +8,7 @@ __all__ = ['VARIANTS', 'bench_shape', 'bench_answers', 'main', 'speed_table', 'a
 # %% ../../nbs/benchmarks/generation.ipynb #83cc31aa
 import gc, tempfile, time
 from pathlib import Path
+import pandas as pd
 import torch
 from fastcore.script import call_parse
 from importlib.util import find_spec
@@ -192,7 +193,6 @@ def speed_table(
     preset: str, # whose shape
 ): # pandas DataFrame, a row a candidate
     "Seconds, speed and memory of each candidate"
-    import pandas as pd
     rows = [{"candidate": name, "prompts": found["prompts"], "seconds": found.get("seconds"),
              "new tokens/s": found.get("tokens_per_second"),
              "peak GiB": found["peak_memory"] / 2**30 if found.get("peak_memory") else None,
@@ -204,7 +204,6 @@ def answers_table(
     record: dict, # of `main`
 ): # pandas DataFrame, a row a variant
     "Accuracy, agreement and time of each variant with real weights"
-    import pandas as pd
     def percent(a): return f"{100 * a['value']:.1f} [{100 * a['low']:.1f}, {100 * a['high']:.1f}]"
     rows = [{"variant": name, **{f"{g} %": percent(found["accuracy"][g]) for g in ("strict", "numeric")},
              "slips": found["classes"].get("arithmetic slip", 0),

@@ -10,7 +10,6 @@ import gc, time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-import torch
 from .sampling import GenerationError
 
 # %% ../../nbs/generation/batches.ipynb #e3053017
@@ -19,6 +18,7 @@ def left_pad(
     pad_id: int, # any id; the mask hides it
 ): # two (rows, longest) integer tensors: input_ids and attention_mask
     "Rows of token ids, padded on the left"
+    import torch
     ids = [torch.tensor(row) for row in token_ids]
     pad = lambda rows, value: torch.nn.utils.rnn.pad_sequence(rows, True, value, padding_side="left")
     return pad(ids, pad_id), pad([torch.ones_like(row) for row in ids], 0)
@@ -51,6 +51,7 @@ def answer_batch(
     stop_ids: Sequence[int], # any of them ends an answer
 ) -> list[tuple[list[int], str]]: # per prompt its new tokens, stop token included, and stop or length
     "Greedy answers to a batch of tokenised prompts"
+    import torch
     from transformers import GenerationConfig
     pad, rows = tokenizer.pad_token_id, model.get_input_embeddings().weight.shape[0]
     pad = [*stop_ids, 0][0] if pad is None or pad >= rows else pad
@@ -72,10 +73,12 @@ def answer_batch(
 TOO_SMALL = "the GPU's memory is too small for a single prompt; lower max_new_tokens or free memory"
 
 def _is_short(e): # of memory; the end of a CUDA graph's recording that was cut off raises another error over it
+    import torch
     return isinstance(e, torch.OutOfMemoryError) or e.__context__ is not None and _is_short(e.__context__)
 
 def run_if_fits(run, *args):
     "`run(*args)`, or None if the GPU's memory did not suffice"
+    import torch
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
     try: return run(*args)
     except RuntimeError as e:

@@ -8,7 +8,6 @@ __all__ = ['GenerationError', 'Sampling']
 # %% ../../nbs/generation/sampling.ipynb #f4912668
 from dataclasses import dataclass
 from hashlib import sha256
-import torch
 from fastcore.basics import patch
 
 # %% ../../nbs/generation/sampling.ipynb #9394920d
@@ -29,6 +28,7 @@ class Sampling:
 @patch
 def uniform(self:Sampling, name, n):
     "`n` numbers for the answer called `name`"
+    import torch
     seed = int.from_bytes(sha256(f"{self.seed}/{name}".encode()).digest()[:7], "big")
     return torch.rand(n, generator=torch.Generator().manual_seed(seed))
 
@@ -39,6 +39,7 @@ def draw(self:Sampling,
     uniform, # (rows,), numbers in [0, 1)
 ): # (rows,), token ids
     "The token that each row's number falls on"
+    import torch
     def pick(logits, uniform):
         kept, order = (logits.float() / self.temperature).softmax(-1), None
         if self.top_p < 1:

@@ -76,7 +76,6 @@ class EarlyStopping(EarlyStoppingCallback):
         saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
         self.early_stopping_patience_counter = saved.get("early_stopping_patience_counter", 0)
 
-# %% ../../nbs/training/callbacks.ipynb #c024f36c
 class StopOnSignal(TrainerCallback):
     "At SIGTERM or SIGINT: finish the step, save, stop"
     def __init__(self): self.received, self.stopped, self.before, self.group = 0, None, {}, None
