@@ -154,18 +154,19 @@ def collect(self:Engine):
         self.live[rows] &= ~torch.tensor(self.ended(self.out[rows].gather(1, last).tolist()), device=rows.device)
     rows = rows[~self.live[rows]]
     new = {r: out[:n] for r, n, out in zip(rows.tolist(), self.n_new[rows].tolist(), self.out[rows].tolist())}
-    if self.calculator: new = {r: ids for r, ids in new.items() if not self.resume(r, ids)}
+    if self.calculator: self.resume(new)
     return [(self.requests.pop(r), ids) for r, ids in new.items()]
 
 @patch
-def resume(self:Engine, row, new):
-    "Let a row that only asked the calculator go on; False if its answer has ended"
-    if self.ended and self.ended([new[-TEXT_TOKENS:]])[0]: return False
-    if len(new) >= self.limit or new[-1] in self.stop.tolist(): return False
-    ids = self.calculator.ids(new)
-    self.forced[row, :len(ids)] = torch.tensor(ids, dtype=torch.long, device=self.forced.device)
-    self.n_forced[row], self.at_forced[row], self.live[row] = len(ids), 0, True
-    return True
+def resume(self:Engine, new):
+    "Let rows that only asked the calculator go on, and take them out of `new`"
+    stop, to = {*self.stop.tolist()}, lambda values: torch.tensor(values, device=self.live.device)
+    asking = [r for r, ids in new.items() if len(ids) < self.limit and ids[-1] not in stop]
+    if self.ended: asking = [r for r, over in zip(asking, self.ended([new[r][-TEXT_TOKENS:] for r in asking])) if not over]
+    if not asking: return
+    given, row = [self.calculator.ids(new.pop(r)) for r in asking], to(asking)
+    self.forced[row] = to([ids + [0] * (RESULT_TOKENS - len(ids)) for ids in given])
+    self.n_forced[row], self.at_forced[row], self.live[row] = to([len(ids) for ids in given]), 0, True
 
 # %% ../../nbs/generation/engine.ipynb #1f6540b5
 def _row_bytes(model, length):
