@@ -12,7 +12,7 @@ import pytest
 from gsm8k_sft.core.config import ConfigError, choices, load_config
 from gsm8k_sft.core.runs import read_json, write_json
 from gsm8k_sft.data.datasets import load_gsm8k
-from gsm8k_sft.evaluation.archive import glob_files, read_record, unpack
+from gsm8k_sft.evaluation.archive import archived_files, glob_files, read_record, unpack
 from gsm8k_sft.experiments.runner import collect, main, run_notebook, run_study, skip_kept
 from gsm8k_sft.experiments.study import (
     Job, Setting, check_jobs, choose_rate, chosen_setting, open_jobs, read_study, result_names, run_jobs, search_job, search_state)
@@ -48,7 +48,41 @@ def study(folder, train=24, epochs=1, more=""):
     return read_study(str(path))
 
 
-def test_whole_study_and_what_is_kept(tmp_path):
+def train_anew(names, folder):
+    "As if these evaluations had been made after another training of their run"
+    for name in names:
+        e = read_json(folder / f"{name}.json")
+        e["protocol"]["model_fingerprint"] = "anew"
+        write_json(folder / f"{name}.json", e)
+
+
+def check_that_trainings_do_not_mix(small, kept, tmp_path, capsys):
+    "A run trained anew under its name replaces what is kept of a job whole, or not at all; `kept` has the whole study"
+    job = run_jobs(small, "full", Setting(1e-3))[0]
+    names, results, run = result_names(job), tmp_path / "eval_results", tmp_path / "runs" / "toy" / job.name
+    before, bytes_before = archived_files(kept), {p.name: p.read_bytes() for p in kept.iterdir()}
+    def stays():
+        capsys.readouterr(), collect(small, kept)
+        said = capsys.readouterr().out
+        return said.startswith(f"{job.name} test: trained anew") and {p.name: p.read_bytes() for p in kept.iterdir()} == bytes_before
+    write_json(run / "record.json", read_json(run / "record.json") | {"steps": -1})
+    train_anew(names[:1], results)
+    assert len(names) == 2 and stays(), "the other evaluation is of the training before"
+    (results / f"{names[1]}.json").rename(tmp_path / "away")
+    assert stays(), "the other evaluation isn't here"
+    (tmp_path / "away").rename(results / f"{names[1]}.json"), train_anew(names[1:], results)
+    run.rename(tmp_path / "run")
+    assert stays(), "the run isn't here"
+    (tmp_path / "run").rename(run), collect(small, kept)
+    after = archived_files(kept)
+    assert before.keys() == after.keys()
+    new = {f"{job.name}/record.json", *(f"eval/{name}.json" for name in names)}
+    assert {path for path in after if after[path] != before[path]} == new, "other jobs, and the search of the same run, stay"
+    assert read_record(kept / job.name / "record.json")["steps"] == -1
+    assert {read_record(kept / "eval" / f"{name}.json")["protocol"]["model_fingerprint"] for name in names} == {"anew"}
+
+
+def test_whole_study_and_what_is_kept(tmp_path, capsys):
     said, small, kept = [], study(tmp_path), tmp_path / "results" / "toy"
     found = run_study(small, say=said.append)
     assert (found["failed"], found["left"], found["waiting"]) == ({}, [], 0)
@@ -86,6 +120,7 @@ def test_whole_study_and_what_is_kept(tmp_path):
         return [read_record(p)["elsewhere"]["code"] for p in files]
     mean = sum(map(sum, losses("-full_main"))) / 4 - sum(losses("__test*base-0shot-16new_")[0]) / 2
     assert lost.code["base", "full_main"].startswith(f"{mean:+.3f} ["), "two seeds, two texts"
+    check_that_trainings_do_not_mix(small, kept, tmp_path, capsys)
     for name in ("runs", "eval_results"): shutil.rmtree(tmp_path / name)
     assert len(open_jobs(small)[0]) == 4
     assert open_jobs(small, skip_kept(small, tmp_path / "results")) == ([], 0), "a fresh clone with results/ has nothing left to do"

@@ -3,7 +3,7 @@ import pytest, torch
 from gsm8k_sft.core.config import ConfigError, load_config, method_of, tuning_of
 from gsm8k_sft.core.runs import run_folder
 from gsm8k_sft.evaluation.results import read_evaluations
-from gsm8k_sft.experiments.study import Job, check_jobs, matrix_jobs, read_study, result_names, run_overrides
+from gsm8k_sft.experiments.study import Job, check_jobs, matrix_jobs, read_study, result_names
 from gsm8k_sft.models.adapters import load_tuned
 from gsm8k_sft.reporting.tables import comparison_table, format_table
 from gsm8k_sft.train import train
@@ -21,7 +21,7 @@ def folders(tmp_path, monkeypatch):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_form_trains_evaluates_and_merges(form):
     job = Job("toy", f"{form}_main-s0", form, overrides=SMALL)
-    cfg = load_config("toy", form, overrides=run_overrides(job))
+    cfg = load_config("toy", form, overrides=job.all_overrides)
     assert (cfg.tuning_method, tuning_of(cfg), cfg.train.learning_rate) == ("lora", form, 5e-3), "LoRA's settings, those of the toy too"
     record = train(cfg)
     assert (record["status"], record["tuning_method"]) == ("complete", form) and record["fast_path"] == {"packing": "equal to transformers"}

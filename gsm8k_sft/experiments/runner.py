@@ -24,7 +24,7 @@ from ..data.datasets import load_evaluated
 from ..evaluation.archive import add_files, evaluation_files, glob_files, read_bytes, read_record, run_files
 from ..evaluation.results import complete_result, is_plain
 from .study import (Job, base_jobs, check_jobs, chosen_setting, find_result, is_done, job_config, matrix_jobs,
-                                         open_jobs, read_study, result_names, run_jobs, run_overrides, search_job, search_state)
+                                         open_jobs, read_study, result_names, run_jobs, search_job, search_state)
 
 # %% ../../nbs/experiments/runner.ipynb #7e9d5f1e
 def do_job(
@@ -37,12 +37,11 @@ def do_job(
     forget_run(compiled=False) # what an earlier job recorded holds memory
     if not job.tuning: trained, results = "", evaluate_base(job_config(job), list(job.shots))
     else:
-        cfg = load_config(job.preset, job.tuning, job.dataset, job.seed, overrides=run_overrides(job))
+        cfg = load_config(job.preset, job.tuning, job.dataset, job.seed, overrides=job.all_overrides)
         for ask in job.ask: load_evaluated(job_config(job, ask)) # what can't be asked is said before training
         trained = f"trained in {train(cfg, evaluate=False)['train_seconds']:.0f} s, "
-        asked = [[*job.overrides, f"evaluation.split={job.split}", *ask.split()] for ask in job.ask]
-        keys = ("evaluation.", "data.")
-        results = [r for a in asked for r in evaluate_run(run_folder(cfg), overrides=[p for p in a if p.startswith(keys)])]
+        given = [o for o in job.overrides if o.startswith(("evaluation.", "data."))] + [f"evaluation.split={job.split}"]
+        results = [r for ask in job.ask for r in evaluate_run(run_folder(cfg), overrides=[*given, *ask.split()])]
     if (names := [r["name"] for r in results]) != result_names(job): # else the job would be done again and again
         raise ConfigError(f"the results are called {names}, where the study looks for {result_names(job)}")
     return trained + ", ".join(f"{r['split']} {100 * r['accuracy']['strict']['value']:.1f} % strict" for r in results)
@@ -60,7 +59,7 @@ def run_notebook(
 ) -> str: # where the executed notebook is; of a study, what `do_job` says
     "Train and evaluate one variant by papermill; what the cells print is printed"
     import papermill
-    out, overrides = project_path("runs", job.preset, f"{job.name}.ipynb"), run_overrides(job)
+    out, overrides = project_path("runs", job.preset, f"{job.name}.ipynb"), job.all_overrides
     if job.overrides: overrides.append(f"evaluation.split={job.split}")
     parameters = {k: getattr(job, k) for k in ("preset", "tuning", "dataset", "seed")} | {"overrides": shlex.join(overrides)}
     if not job.tuning or (job.overrides and _has_run(out, parameters)): return do_job(job)
@@ -307,19 +306,24 @@ def collect(
     "Keep what a report needs of a study's runs and evaluations"
     out, source, files, kept = Path(out or project_path("results", study.archive)), project_path("eval_results"), {}, []
     for job in all_jobs(study, source):
-        group, found = _job_group(job), [n for n in result_names(job) if complete_result(source, n)]
-        if found and job.tuning and read_bytes(out / group / job.name / "record.json") is None:
-            files |= run_files(project_path("runs", study.preset, job.name), group)
-        for name in found:
-            e = read_record(source / f"{name}.json")
+        group, at, names = _job_group(job), results_folder(job, out), result_names(job)
+        here = {n: e for n in names if (e := complete_result(source, n))}
+        old = {n: read_record(at / f"{n}.json") for n in names if read_bytes(at / f"{n}.json") is not None}
+        now, then = ({e["protocol"].get("model_fingerprint") for e in found.values()} for found in (here, old))
+        anew, run = here and old and now != then, run_files(project_path("runs", study.preset, job.name), group) if job.tuning else {}
+        if anew and (len(here) < len(names) or len(now) > 1 or job.tuning and not run): # answers of two trainings are never mixed
+            print(f"{job.name} {job.split}: trained anew, but its record and evaluations are not all here; what is kept stays")
+            continue
+        if here and (anew or read_bytes(out / group / job.name / "record.json") is None): files |= run
+        for name, e in here.items():
             whole = is_plain(e) and not (job.seed or group) and {e["dataset"], e["model_type"]} <= {*DATASETS, "full", "lora", "base-0shot"}
-            kept_before = group == "lr_search" and not (source / f"{name}.predictions.jsonl").exists() # by `skip_kept`
-            answers = None if e["samples"] > 1 or kept_before else "predictions" if whole else "verdicts"
-            if read_bytes(results_folder(job, out) / f"{name}.json") is None: files |= evaluation_files(name, source, group, answers)
-        kept += found
+            answers = None if e["samples"] > 1 else "predictions" if whole else "verdicts"
+            if anew or name not in old: files |= evaluation_files(name, source, group, answers)
+        kept += here
     if files: add_files(out, files)
     return kept
 
+# %% ../../nbs/experiments/runner.ipynb #80c12c69
 def skip_kept(
     study: DictConfig, # from `read_study`
     root: Path | str | None = None, # results/ by default

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Method', 'Runs', 'Base', 'Study', 'read_study', 'Job', 'matrix_jobs', 'Setting', 'search_job', 'run_jobs',
-           'base_jobs', 'run_overrides', 'job_config', 'check_jobs', 'result_names', 'is_done', 'find_result',
-           'choose_rate', 'search_state', 'chosen_setting', 'open_jobs']
+           'base_jobs', 'job_config', 'check_jobs', 'result_names', 'is_done', 'find_result', 'choose_rate',
+           'search_state', 'chosen_setting', 'open_jobs']
 
 # %% ../../nbs/experiments/study.ipynb #1559b9c7
 import itertools, json
@@ -116,6 +116,9 @@ class Job:
     split: str = "test"
     ask: tuple = ("",) # evaluation settings, one evaluation each
     shots: tuple = () # of the untuned model
+    @property
+    def all_overrides(self): # configuration changes of the job; a complete run is used as it is
+        return [*self.overrides, *([f"run_name={self.name}", "train.when_done=reuse"] if self.tuning else [])]
     def __str__(self): return f"{self.preset} {self.name} {self.split}"
 
 # %% ../../nbs/experiments/study.ipynb #650f308d
@@ -181,18 +184,12 @@ def base_jobs(
             for b in study.base]
 
 # %% ../../nbs/experiments/study.ipynb #3d4de02f
-def run_overrides(
-    job: Job, # with a tuning, or the untuned model
-) -> list[str]: # key=value pairs
-    "The configuration changes of a job; a complete run is used as it is"
-    return [*job.overrides, *([f"run_name={job.name}", "train.when_done=reuse"] if job.tuning else [])]
-
 def job_config(
     job: Job, # of a study
     ask: str = "", # evaluation settings, one of job.ask
 ) -> DictConfig: # from `load_config`
     "The configuration of one of a job's evaluations"
-    overrides = [*run_overrides(job), f"evaluation.split={job.split}", *ask.split()]
+    overrides = [*job.all_overrides, f"evaluation.split={job.split}", *ask.split()]
     return load_config(job.preset, job.tuning or "full", job.dataset, job.seed, overrides=overrides, training=False)
 
 # %% ../../nbs/experiments/study.ipynb #3d4de0c2

@@ -258,10 +258,9 @@ def cost_table(
     for preset in _presets():
         def read(*patterns): return [read_record(p) for pattern in patterns for p in glob_files(_archive(preset, root), pattern)]
         records = read("*/record.json", "*/*/record.json")
-        evaluations = read("eval/*.json", "*/eval/*.json", "*/validation/*.json")
         if not records: continue
         runs = pd.DataFrame([{"seconds": r["train_seconds"], "workers": r.get("lanes") or 1} for r in records])
-        asked = pd.Series([e["seconds"] for e in evaluations if e["environment"]["gpus"]])
+        asked = pd.Series([e["seconds"] for e in read("eval/*.json", "*/eval/*.json", "*/validation/*.json") if e["environment"]["gpus"]])
         shared = runs.seconds.sum() / (runs.seconds / runs.workers).sum()
         rows.append({"model": preset, "trainings": len(runs), "a training, s": round(runs.seconds.median()),
                      "evaluations": len(asked), "an evaluation, s": round(asked.median(), 1),
@@ -274,8 +273,7 @@ def missing_jobs(
     root: Path | str | None = None, # results/ by default
 ) -> list[str]: # names
     "What of a study isn't kept yet; a method without a chosen rate stands for all its runs"
-    archive = _archive(study.archive, root)
-    searched = archive / "lr_search" / "validation"
+    searched = (archive := _archive(study.archive, root)) / "lr_search" / "validation"
     missing = [f"learning rate of {m} ({search_state(None, right)})" for m in study.methods
                for setting, right in [chosen_setting(study, m, searched)] if not setting]
     for job in [j for j in all_jobs(study, searched) if j.split == "test" or not j.tuning]:
