@@ -73,7 +73,11 @@ def check_that_trainings_do_not_mix(small, kept, tmp_path, capsys):
     (tmp_path / "away").rename(results / f"{names[1]}.json"), train_anew(names[1:], results)
     run.rename(tmp_path / "run")
     assert stays(), "the run isn't here"
-    (tmp_path / "run").rename(run), collect(small, kept)
+    (tmp_path / "run").rename(run)
+    whole = read_json(run / "record.json")
+    write_json(run / "record.json", whole | {"status": "running"})
+    assert stays(), "the run is being trained once more"
+    write_json(run / "record.json", whole), collect(small, kept)
     after = archived_files(kept)
     assert before.keys() == after.keys()
     new = {f"{job.name}/record.json", *(f"eval/{name}.json" for name in names)}

@@ -120,8 +120,7 @@ def plot_gaps(
             ax.errorbar(part.gap, y, xerr=ends, fmt="o", ms=4, lw=1.2, capsize=2, color=colour, label=said)
         ax.axvline(0, color=INK, lw=0.8)
         ax.set(yticks=range(len(names)), yticklabels=names, xlabel="gain on versions minus gain on originals, points (95 %)", title=title)
-        ax.invert_yaxis()
-        ax.figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+        ax.invert_yaxis(), ax.figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     ax.alt = " ".join(f"{r.versions}, {r.b} against {r.a}: {r.gap:+.1f} [{r.low:+.1f}, {r.high:+.1f}]." for r in table.itertuples())
     return ax
 

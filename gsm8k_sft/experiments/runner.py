@@ -311,6 +311,7 @@ def collect(
         old = {n: read_record(at / f"{n}.json") for n in names if read_bytes(at / f"{n}.json") is not None}
         now, then = ({e["protocol"].get("model_fingerprint") for e in found.values()} for found in (here, old))
         anew, run = here and old and now != then, run_files(project_path("runs", study.preset, job.name), group) if job.tuning else {}
+        if run and json.loads(next(iter(run.values()))).get("status") != "complete": run = {} # it is being trained
         if anew and (len(here) < len(names) or len(now) > 1 or job.tuning and not run): # answers of two trainings are never mixed
             print(f"{job.name} {job.split}: trained anew, but its record and evaluations are not all here; what is kept stays")
             continue
