@@ -68,6 +68,8 @@ def check_that_trainings_do_not_mix(small, kept, tmp_path, capsys):
     write_json(run / "record.json", read_json(run / "record.json") | {"steps": -1})
     train_anew(names[:1], results)
     assert len(names) == 2 and stays(), "the other evaluation is of the training before"
+    first = tmp_path / "first" / "toy"
+    assert {*collect(small, first)} & {*names} == set() and not glob_files(first, f"eval/{names[0]}*"), "nor where nothing is kept yet"
     (results / f"{names[1]}.json").rename(tmp_path / "away")
     assert stays(), "the other evaluation isn't here"
     (tmp_path / "away").rename(results / f"{names[1]}.json"), train_anew(names[1:], results)

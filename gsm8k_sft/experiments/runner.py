@@ -303,16 +303,16 @@ def collect(
     study: DictConfig, # from `read_study`
     out: Path | str | None = None, # the study's archive in results/ by default
 ) -> list[str]: # names of the evaluations that are there
-    "Keep what a report needs of a study's runs and evaluations"
+    "Keep what a report needs of a study's runs and evaluations; answers of two trainings are never mixed"
     out, source, files, kept = Path(out or project_path("results", study.archive)), project_path("eval_results"), {}, []
     for job in all_jobs(study, source):
         group, at, names = _job_group(job), results_folder(job, out), result_names(job)
         here = {n: e for n in names if (e := complete_result(source, n))}
         old = {n: read_record(at / f"{n}.json") for n in names if read_bytes(at / f"{n}.json") is not None}
         now, then = ({e["protocol"].get("model_fingerprint") for e in found.values()} for found in (here, old))
-        anew, run = here and old and now != then, run_files(project_path("runs", study.preset, job.name), group) if job.tuning else {}
+        run = run_files(project_path("runs", study.preset, job.name), group) if job.tuning else {}
         if run and json.loads(next(iter(run.values()))).get("status") != "complete": run = {} # it is being trained
-        if anew and (len(here) < len(names) or len(now) > 1 or job.tuning and not run): # answers of two trainings are never mixed
+        if (anew := here and len(now | then) > 1) and (len(here) < len(names) or len(now) > 1 or job.tuning and not run):
             print(f"{job.name} {job.split}: trained anew, but its record and evaluations are not all here; what is kept stays")
             continue
         if here and (anew or read_bytes(out / group / job.name / "record.json") is None): files |= run
