@@ -56,6 +56,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  /^Successfully installed/{ print "  installed" } \
 	  /^ *(ERROR|error)/{ print } \
 	  /^FAILED$$/{ bad = 1; print "The whole output of pip is in " file } { fflush() } END{ exit bad }'
+	@# apart: where torchao can be imported, transformers loads it in every process, for 1.4 s; tests/with_torchao.py takes it from here
+	@$(BIN)/python -m pip install -q --no-deps -c constraints.txt --target $(VENV)/torchao torchao || echo "torchao can't be had: it stays untested"
 	@touch $@
 
 demo: export HF_HUB_OFFLINE := 1

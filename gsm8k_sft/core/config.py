@@ -206,7 +206,7 @@ class TrainConfig(StepConfig):
     weight_decay: float = within(FROM_0)
     adam_beta1: float = within(SHARE)
     adam_beta2: float = within(SHARE)
-    optim: Literal["paged_adamw_8bit", "adamw_bnb_8bit", "adamw_torch_fused", "adamw_torch"] = MISSING
+    optim: Literal["paged_adamw_8bit", "adamw_bnb_8bit", "adamw_torch_fused", "adamw_torch", "adamw_torch_8bit"] = MISSING
     max_grad_norm: float = within(POSITIVE, "1e9 never clips")
     warmup_steps: float = within(FROM_0)
     lr_scheduler_type: Literal["cosine_with_min_lr", "cosine", "linear", "constant_with_warmup", "constant"] = MISSING
@@ -412,6 +412,9 @@ def _check_hardware(cfg, bf16):
     if bf16 is False and precision in ("mixed", "bf16"):
         raise ConfigError(f"model.precision: {precision} computes in bf16, which this GPU can't (it has compute capability below 8.0); "
                           "use model.precision=auto")
+    if cfg.train.optim == "adamw_torch_8bit" and (not (there := find_spec("torchao")) or int(env.get("WORLD_SIZE", 1)) > 1):
+        lacks = "works in one process alone: take one" if there else "needs torchao: pip install 'gsm8k_sft[torchao]'"
+        raise ConfigError(f"train.optim: adamw_torch_8bit {lacks}, or use train.optim=adamw_torch_fused")
     if bf16 is not None: return
     wants = [("tuning_method", cfg.tuning_method, ("qlora",), "tuning=lora"),
              ("model.precision", precision, ("mixed", "bf16", "fp16") if device() == "mps" else ("fp16",), "model.precision=auto"),

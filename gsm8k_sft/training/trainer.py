@@ -46,6 +46,7 @@ def training_arguments(
     kwargs = {k: v for k, v in (t.lr_scheduler_kwargs or {}).items() if v is not None}
     args = TrainingArguments(
         output_dir=str(folder), **{k: t[k] for k in TRAINER_ARGUMENTS}, lr_scheduler_kwargs=kwargs, seed=cfg.seed, data_seed=cfg.seed,
+        optim_args="bf16_stochastic_round=True" if t.optim == "adamw_torch_8bit" else None, # torchao's
         bf16=cfg.model.precision == "mixed", fp16=cfg.model.precision == "fp16", prediction_loss_only=True,
         per_device_eval_batch_size=t.per_device_train_batch_size,
         eval_strategy="steps" if evaluates else "no", eval_steps=t.eval_steps or None, save_strategy="steps",
@@ -229,6 +230,7 @@ def build_trainer(
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     cfg, not_packed = checked_config(cfg, model, train_rows, tokenizer.pad_token_id, half)
     if not_packed: args = training_arguments(cfg, folder)
+    if cfg.train.optim == "adamw_torch_8bit" and device() == "cpu": torch.compiler.set_stance("force_eager") # else it wants a C++ compiler
     log, signals = RunLog(folder), StopOnSignal()
     callbacks = [log, signals, Progress(log)]
     if cfg.train.early_stopping_patience: callbacks.append(EarlyStopping(cfg.train.early_stopping_patience))
