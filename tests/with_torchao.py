@@ -47,7 +47,7 @@ def test_trains_evaluates_and_stands_in_tables():
     assert (record["status"], record["tuning_method"], record["precision"]) == ("complete", "bf16-stochastic", "bf16")
     assert record["fast_path"] == {"packing": "equal to transformers"}
     assert load_tuned(run_folder(cfg))[0].dtype is torch.float32, "an evaluation's own type"
-    assert "full SFT, bf16, stochastic rounding" in format_table(comparison_table("toy")).to_string()
+    assert "full SFT in bf16 with stochastic rounding" in format_table(comparison_table("toy")).to_string()
     assert training_arguments(load_config("toy"), "x").optim_args is None
 
 

@@ -411,8 +411,8 @@ def read_evaluations(
 
 # %% ../../nbs/evaluation/results.ipynb #abf79378
 LABELS = {"base-0shot": "base, zero-shot", "base-1shot": "base, one-shot", "base-8shot": "base, eight-shot",
-          "full": "full SFT", "bf16-stochastic": "full SFT, bf16, stochastic rounding", "lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA",
-          "rslora": "rsLoRA", "lora-mlp": "LoRA, MLP only", "lora-attention": "LoRA, attention only"}
+          "full": "full SFT", "bf16-stochastic": "full SFT in bf16 with stochastic rounding", "lora": "LoRA", "qlora": "QLoRA",
+          "dora": "DoRA", "rslora": "rsLoRA", "lora-mlp": "LoRA, MLP only", "lora-attention": "LoRA, attention only"}
 
 def label(
     model: str, # model type of an evaluation
