@@ -265,7 +265,7 @@ def test_two_trainings_of_one_name_and_pairs_of_what_there_is(tmp_path):
     read("runs: {b: {method: a, ask: [evaluation.calculator=true]}, c: {method: a}}\npairs: [[base, a_main]]")
     with pytest.raises(ConfigError, match="pairs: 'b_main' is not one of base, a_main"):
         read("runs: {b: {method: a}}\npairs: [[base, b_main]]")
-    with pytest.raises(ConfigError, match="runs.a: another training of this study is called a_main-lr1e-3-s0 too"):
+    with pytest.raises(ConfigError, match="yaml: runs.a: another training of this study is called a_main-lr1e-3-s0 too"):
         read("runs: {a: {method: a, overrides: [train.max_steps=3]}}")
 
 

@@ -58,6 +58,7 @@ class Study:
     how: str = "process" # or notebook: each run by papermill, as the matrix does
     pairs: list[list[str]] = field(default_factory=list) # two experiments to compare: <run>_<dataset>, or base
     archive: str = "" # folder of results/ that keeps it, set by `read_study`
+    file: str = "" # its own path, set by `read_study`
 
 # %% ../../nbs/experiments/study.ipynb #45e0622d
 def _label(name, run): return name if run.overrides or run.tuning else run.method # a run without changes goes by its method's name
@@ -91,7 +92,7 @@ def read_study(
     if _sizes: _sizes.clear(), result_names.cache_clear() # the data may have changed since
     study = merge_layer(OmegaConf.structured(Study), read_yaml(path), str(path))
     if lacking := sorted(OmegaConf.missing_keys(study)): raise ConfigError(f"{path}: {lacking[0]}: is missing")
-    study.archive = "/".join(filter(None, (kind, study.preset)))
+    study.archive, study.file = "/".join(filter(None, (kind, study.preset))), str(path)
     check_choice(f"{path}: how", study.how, ["process", "notebook"])
     for name, r in study.runs.items():
         check_choice(f"{path}: runs.{name}.method", r.method, list(study.methods))
@@ -202,9 +203,9 @@ def check_jobs(
     jobs += [(f"runs.{name}", j) for name, r in study.runs.items() for j in run_jobs(study, name, at[r.method])]
     for where, job, ask in [(w, j, a) for w, j in jobs for a in j.ask]:
         try: evaluated_datasets(job_config(job, ask))
-        except ConfigError as e: raise ConfigError(f"{where}: {e}") from None
+        except ConfigError as e: raise ConfigError(f"{study.file}: {where}: {e}") from None
         if job.tuning and called.setdefault(job.name, job.overrides) != job.overrides:
-            raise ConfigError(f"{where}: another training of this study is called {job.name} too; give it another name")
+            raise ConfigError(f"{study.file}: {where}: another training of this study is called {job.name} too; give it another name")
     return study
 
 # %% ../../nbs/experiments/study.ipynb #3d4de02b
