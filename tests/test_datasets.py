@@ -335,8 +335,10 @@ def test_files_are_found_where_people_have_them(project, name):
 
 
 @pytest.mark.parametrize("content", [
-    gzip.compress(b"{}" * 99), jsonl([{"question": "a", "answer": "b"}] * 9).encode("utf-16-le"),
-    "\n".join(json.dumps({"question": i, "answer": "b"}, indent=1) for i in "abc").encode()], ids=["gz", "UTF-16", "indented"])
+    gzip.compress(b"{}" * 99, mtime=0), gzip.compress(b"{}" * 99, mtime=0x0a350a0a),
+    jsonl([{"question": "a", "answer": "b"}] * 9).encode("utf-16-le"),
+    "\n".join(json.dumps({"question": i, "answer": "b"}, indent=1) for i in "abc").encode()],
+    ids=["gz", "gz with lines, one of them a number", "UTF-16", "indented"])
 def test_a_file_in_another_format_is_said_once(project, content):
     (project / "rows.jsonl").write_bytes(content)
     with pytest.raises(DataError, match="rows.jsonl line 1: not ") as e: load(OWN + "}")

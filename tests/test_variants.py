@@ -53,7 +53,8 @@ def test_a_form_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setenv("GSM8K_SFT_SWEEP_TUNING", "tinny")
     with pytest.raises(ConfigError, match="tuning: 'tinny' is not one of .* Did you mean 'tiny'"): matrix_jobs()
     (tmp_path / "study.yaml").write_text("preset: toy\nmethods: {a: {tuning: doora, learning_rates: [1.0e-3]}}\n")
-    with pytest.raises(ConfigError, match="study.yaml: methods.a: tuning: 'doora'.* Did you mean 'dora'"): check_jobs(read_study("study.yaml"))
+    with pytest.raises(ConfigError, match="study.yaml: methods.a: tuning: 'doora'.* Did you mean 'dora'"):
+        check_jobs(read_study("study.yaml"))
 
 
 def test_stochastic_rounding():

@@ -224,9 +224,9 @@ def read_jsonl(
         if not wrong: return [(f"{path} row {i}", row) for i, row in enumerate(rows if isinstance(rows, list) else [rows])]
         if listed: return problems.add(path, wrong) or []
     parsed = [(f"{path} line {i}", *_parse_line(line)) for i, line in enumerate(data.removesuffix(b"\n").split(b"\n"), 1)]
-    good, bad = [p[:2] for p in parsed if not p[2]], [p for p in parsed if p[2]]
-    for where, _, wrong in bad if good else bad[:1]: problems.add(where, wrong) # a file in another format is said once
-    return good
+    if (bad := [p for p in parsed if p[2]]) and not any(isinstance(p[1], dict) for p in parsed): parsed = bad = bad[:1] # no JSONL at all
+    for where, _, wrong in bad: problems.add(where, wrong)
+    return [p[:2] for p in parsed if not p[2]]
 
 # %% ../../nbs/data/problems.ipynb #8c850bfd
 def read_parquet(
