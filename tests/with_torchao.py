@@ -4,7 +4,6 @@ import pytest, torch
 from safetensors.torch import load_file
 from gsm8k_sft.core.config import ConfigError, load_config
 from gsm8k_sft.core.runs import run_folder
-from gsm8k_sft.models.adapters import load_tuned
 from gsm8k_sft.models.sources import resolve_model
 from gsm8k_sft.reporting.tables import comparison_table, format_table
 from gsm8k_sft.train import train
@@ -30,7 +29,7 @@ def trained(tuning, overrides, name):
 
 
 def test_small_updates_add_up():
-    "At a rate too small for bf16 plain rounding hardly moves the weights, stochastic rounding as far as fp32 does, on average"
+    "At a rate too small for bf16 plain rounding hardly moves the weights, stochastic rounding as far along fp32's direction as fp32"
     base = load_file(resolve_model(load_config("toy").model) / "model.safetensors")
     exact, plain = (trained("full", f"{TINY} model.precision={precision}", precision) for precision in ("fp32", "bf16"))
     found = trained("bf16-stochastic", TINY, "stochastic")
@@ -46,7 +45,6 @@ def test_trains_evaluates_and_stands_in_tables():
     record = train(cfg)
     assert (record["status"], record["tuning_method"], record["precision"]) == ("complete", "bf16-stochastic", "bf16")
     assert record["fast_path"] == {"packing": "equal to transformers"}
-    assert load_tuned(run_folder(cfg))[0].dtype is torch.float32, "an evaluation's own type"
     assert "full SFT in bf16 with stochastic rounding" in format_table(comparison_table("toy")).to_string()
     assert training_arguments(load_config("toy"), "x").optim_args is None
 

@@ -141,10 +141,10 @@ def robustness_sentences(
     if not len(answers := study_answers(study, root)): return []
     found, said = gap_table(study, answers), []
     for r in found[found.versions.isin([*NAMED.values()])].to_dict("records"):
-        gap = (f"{r['gap']:+.1f} points [{r['low']:+.1f}, {r['high']:+.1f}], "
-               + (f"shown (p = {r['p, Holm']:.2g}, Holm)" if r["p, Holm"] <= 0.05 else f"not shown (detectable: {r['visible']})"))
+        gap = (f"{r['gap']:+.1f} points [{r['low']:+.1f}, {r['high']:+.1f}], {'shown' if r['p, Holm'] <= 0.05 else 'not shown'} "
+               f"(p = {r['p, Holm']:.2g}, Holm; detectable: {r['visible']})")
         where = f"{study.preset}, {r['versions']} ({r['originals']} problems)"
         gains = f"{r['gain on originals']:+.1f} points on the originals and {r['gain on versions']:+.1f} on their versions"
-        if r["a"] == "base": said.append(f"{where}: {label(r['b'])} gains {gains}; lost or won on the way: {gap}.")
+        if r["a"] == "base": said.append(f"{where}: {label(r['b'])} changes by {gains}; lost or won on the way: {gap}.")
         else: said.append(f"{where}: {label(r['b'])} minus {label(r['a'])} is {gains}; whose gain carries over better: {gap}.")
     return said
