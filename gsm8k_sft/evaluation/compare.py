@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from ..core.config import project_path
 from .archive import read_bytes
-from .results import Predictions, complete_result, differing_facts, label, read_predictions
+from .results import Predictions, clusters, complete_result, differing_facts, label, read_predictions
 from ..statistics.intervals import Equivalence
 from ..statistics.paired import FEW_DISCORDANT, mcnemar, mean_difference, newcombe_interval, paired_bootstrap
 from ..statistics.planning import minimum_detectable_effect
@@ -64,15 +64,23 @@ def _first_difference(a, b, names):
         if id not in a or id not in b: return f"{id} is only in {names[id not in a]}"
         if any(None not in pair and pair[0] != pair[1] for pair in zip(a[id], b[id])): return f"{id} is another question in {names[1]}"
 
+# %% ../../nbs/evaluation/compare.ipynb #c105b7a2
 def _paired(runs, metric, names):
-    "The answers of all runs as an array (runs, problems) of bool; `NotComparable` if they were not asked and graded the same"
+    "Arrays of bool (runs, problems), and what the problems were made from; `NotComparable` if they were not asked and graded the same"
     answers = [_answers(run, metric, name) for run, name in zip(runs, names)]
     for run, name in zip(runs[1:], names[1:]):
         what = differing_facts(runs[0].rows, run.rows)
         first = _first_difference(runs[0].rows, run.rows, (names[0], name))
         if first: what.append(first)
         if what: raise NotComparable(f"{names[0]} and {name} were not asked the same: " + "; ".join(what))
-    return np.array([[found[id] for id in answers[0]] for found in answers])
+    groups = clusters(runs[0].rows)
+    if groups and len(set(groups)) == 1: raise NotComparable(f"all {len(groups)} problems were made from one, {groups[0][:40]}")
+    return np.array([[found[id] for id in answers[0]] for found in answers]), groups
+
+def _means(answers, groups):
+    "Shares of right answers (runs, clusters); each cluster counts the same, whatever its size"
+    labels = np.unique(groups, return_inverse=True)[1]
+    return np.array([np.bincount(labels, run) for run in answers]) / np.bincount(labels)
 
 # %% ../../nbs/evaluation/compare.ipynb #17504370
 def _percent(x): return f"{100 * x:.1f}"
@@ -137,7 +145,7 @@ def _bare(runs_a, runs_b, metric, names, why):
 # %% ../../nbs/evaluation/compare.ipynb #cb2bc799
 @dataclass
 class Comparison(_Difference):
-    "Two models on the same problems; p is McNemar's, exact"
+    "Two models on the same problems; p is McNemar's, exact, or of clusters"
     accuracy_a: float
     accuracy_b: float
     method: str # of the interval
@@ -146,10 +154,11 @@ class Comparison(_Difference):
     only_b: int
     neither: int
     def __str__(self):
+        test = "p" if "clusters" in self.method else "exact McNemar p"
         return (f"{self.name_a} answers {_percent(self.accuracy_a)} % and {self.name_b} {_percent(self.accuracy_b)} % "
                 f"of the same {self.n:,} problems right ({self.metric}): {self._interval()} ({self.method}); {self.only_a + self.only_b} "
                 f"problems are solved by one alone, {self.only_a} by the first and {self.only_b} by the second, "
-                f"exact McNemar p {'< 0.001' if self.p < 0.001 else f'= {self.p:.2g}'}: {self._verdict()}.")
+                f"{test} {'< 0.001' if self.p < 0.001 else f'= {self.p:.2g}'}: {self._verdict()}.")
 
 # %% ../../nbs/evaluation/compare.ipynb #7e065274
 def compare(
@@ -164,7 +173,7 @@ def compare(
     "Compare two models on the problems that both were asked"
     runs = [_load(run, folder, i) for i, run in enumerate((run_a, run_b), 1)]
     names = _names(runs, names)
-    try: a, b = _paired(runs, metric, names)
+    try: (a, b), groups = _paired(runs, metric, names)
     except NotComparable as e:
         if bare: return _bare(runs[:1], runs[1:], metric, names, e)
         raise
@@ -176,6 +185,9 @@ def compare(
     except ValueError: detectable = None # too few problems, or none that one model alone solves
     # one more problem that each solves alone: of equal answers, too, the truth may differ a little
     same = mean_difference([*a, 0, 1], [*b, 1, 0]).equivalence(margin)
+    if groups:
+        method, e = f"{len(set(groups))} clusters", seed_estimate(*(_means(x[None], groups) for x in (a, b)), fixed="ab")
+        (low, high), counts["p"], detectable, same = e.interval(), e.p(), e.detectable(), e.equivalence(margin)
     return Comparison(*names, metric, len(a), float(b.mean() - a.mean()), low, high, **counts, detectable=detectable, equivalence=same,
                       margin=margin, accuracy_a=float(a.mean()), accuracy_b=float(b.mean()), method=method)
 
@@ -195,8 +207,9 @@ class SeedComparison(_Difference):
     accuracies_b: list[float]
     dof: int # degrees of freedom of the spread between seeds; 0: it is unknown
     single: tuple[str, ...] # trained methods with one seed
+    clusters: int = 0 # that the problems were made from; 0: each is its own
     def __str__(self):
-        levels = "seeds and problems" if self.dof else "problems"
+        levels = "seeds and " * bool(self.dof) + (f"{self.clusters} clusters" if self.clusters else "problems")
         a, b = (_over_seeds(v, n in self.single) for n, v in ((self.name_a, self.accuracies_a), (self.name_b, self.accuracies_b)))
         return (f"{self.name_a} answers {a} and {self.name_b} {b} of the same {self.n:,} problems right ({self.metric}): "
                 f"{self._interval()} (over {levels}): {self._verdict()}.{_seed_note(self.single, self.dof)}")
@@ -219,13 +232,15 @@ def compare_seeds(
     each = [r.names[-1] for r in runs]
     if twice := [name for i, name in enumerate(each) if name in each[:i]]: raise ValueError(f"compare_seeds: {twice[0]} is there twice")
     split, names = len(runs_a), _names([runs[0], runs[len(runs_a)]], names)
-    try: answers = _paired(runs, metric, each)
+    try: answers, groups = _paired(runs, metric, each)
     except NotComparable as e:
         if bare: return _bare(runs[:split], runs[split:], metric, names, e)
         raise
     a, b = answers[:split], answers[split:]
+    n, right = a.shape[1], [x.mean(axis=1).tolist() for x in (a, b)]
+    if groups: a, b, *pooled = (_means(x, groups) for x in (a, b, *(x for x in pooled if x.shape[1] == n)))
     single = tuple(name for name, x in zip(names, (a, b)) if len(x) == 1 and name not in seedless)
     fixed = [side for side, name in zip("ab", names) if name in seedless]
     e, spread = seed_estimate(a, b, pooled, fixed), seed_spread([*(x for side, x in zip("ab", (a, b)) if side not in fixed), *pooled])
-    return SeedComparison(*names, metric, a.shape[1], e.difference, *e.interval(), e.p(), e.detectable(),
-                          e.equivalence(margin), margin, *(x.mean(axis=1).tolist() for x in (a, b)), spread.dof, single)
+    return SeedComparison(*names, metric, n, e.difference, *e.interval(), e.p(), e.detectable(), e.equivalence(margin), margin, *right,
+                          spread.dof, single, a.shape[1] if groups else 0)
