@@ -158,6 +158,14 @@ def test_clusters_of_unequal_size_against_a_simulation():
         held += found["low"] <= 0.4 <= found["high"]
     assert 368 <= held <= 392
 
+def test_each_cluster_counts_the_same(right):
+    "Clusters of one to five problems: the difference is that of the clusters' means, and lies in the middle of its interval"
+    runs = [[r for r in versions(x, 5, "template") if int(r["id"].split("/")[1]) <= int(r["id"].split("/")[0]) % 5] for x in right]
+    means = right.mean(axis=1)
+    for found, a, b in ((compare(runs[0], runs[2]), means[0], means[2]),
+                        (compare_seeds(runs[:2], runs[2:]), means[:2].mean(), means[2:].mean())):
+        assert found.difference == pytest.approx(b - a) and (found.low + found.high) / 2 == pytest.approx(b - a) and found.n == 180
+
 def test_one_cluster_and_answers_all_alike(right):
     one = [r | {"template": "t"} for r in versions(right[0])]
     assert accuracies(one)["strict"]["low"] == 0 and accuracies(one)["strict"]["high"] == 1

@@ -177,19 +177,19 @@ def compare(
     except NotComparable as e:
         if bare: return _bare(runs[:1], runs[1:], metric, names, e)
         raise
-    counts = mcnemar(a, b)
-    few = counts["only_a"] + counts["only_b"] < FEW_DISCORDANT
-    method, interval = ("Newcombe", newcombe_interval) if few else ("paired bootstrap", paired_bootstrap)
-    low, high = interval(a, b)
-    try: detectable = minimum_detectable_effect(len(a), discordant=float((a != b).mean()))
-    except ValueError: detectable = None # too few problems, or none that one model alone solves
-    # one more problem that each solves alone: of equal answers, too, the truth may differ a little
-    same = mean_difference([*a, 0, 1], [*b, 1, 0]).equivalence(margin)
+    both, only_a, only_b, neither, p = mcnemar(a, b).values()
     if groups:
         method, e = f"{len(set(groups))} clusters", seed_estimate(*(_means(x[None], groups) for x in (a, b)), fixed="ab")
-        (low, high), counts["p"], detectable, same = e.interval(), e.p(), e.detectable(), e.equivalence(margin)
-    return Comparison(*names, metric, len(a), float(b.mean() - a.mean()), low, high, **counts, detectable=detectable, equivalence=same,
-                      margin=margin, accuracy_a=float(a.mean()), accuracy_b=float(b.mean()), method=method)
+        difference, (low, high), p, detectable, same = e.difference, e.interval(), e.p(), e.detectable(), e.equivalence(margin)
+    else:
+        few = only_a + only_b < FEW_DISCORDANT
+        method, interval = ("Newcombe", newcombe_interval) if few else ("paired bootstrap", paired_bootstrap)
+        difference, (low, high) = float(b.mean() - a.mean()), interval(a, b)
+        try: detectable = minimum_detectable_effect(len(a), discordant=float((a != b).mean()))
+        except ValueError: detectable = None # too few problems, or none that one model alone solves
+        same = mean_difference([*a, 0, 1], [*b, 1, 0]).equivalence(margin) # one more that each solves alone: equal answers aren't all
+    return Comparison(*names, metric, len(a), difference, low, high, p, detectable, same, margin, float(a.mean()), float(b.mean()), method,
+                      both, only_a, only_b, neither)
 
 # %% ../../nbs/evaluation/compare.ipynb #5d1c0a7f
 def _seed_note(single, dof):

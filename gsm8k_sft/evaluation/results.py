@@ -29,6 +29,7 @@ from ..grading.answers import FORMULA_GRADERS, GRADERS, grader_versions, graders
 from ..grading.latex import plain_latex
 from ..models.sources import weights_fingerprint
 from ..statistics.intervals import mean_interval, pass_at_k, wilson_interval
+from ..statistics.paired import mean_difference
 
 # %% ../../nbs/evaluation/results.ipynb #b3eede14
 class EvaluationError(ValueError):
@@ -222,8 +223,9 @@ def accuracies(
         shares = [sum(a[g] for a in group) / len(group) for group in groups]
         n, value = len(shares), sum(shares) / len(shares)
         units = len(set(made_from or range(n))) # that are independent
-        whole = units == len(answers) or len(set(shares)) == 1
-        low, high = wilson_interval(round(value * units), units) if whole else mean_interval(shares, made_from)
+        if units == len(answers) or len(set(shares)) == 1: low, high = wilson_interval(round(value * units), units)
+        elif not made_from: low, high = mean_interval(shares)
+        else: low, high = (max(x, 0.0) for x in mean_difference([0] * n, shares, made_from).interval()) if units > 1 else (0.0, 1.0)
         found[g] = {"k": sum(a[g] for a in answers), "n": len(answers), "value": value, "low": low, "high": high}
     return found
 

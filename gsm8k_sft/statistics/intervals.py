@@ -29,14 +29,10 @@ def wilson_interval(
 # %% ../../nbs/statistics/intervals.ipynb #e92d6f06
 def mean_interval(
     shares: Sequence[float], # of right answers, a problem each
-    groups: Sequence | None = None, # for each problem what it was made from; None: all are independent
 ) -> tuple[float, float]: # low, high, within 0 and 1
-    "95 % interval of the mean of shares, by the normal approximation; of groups by their sums and Student's t"
-    from scipy.special import stdtrit
-    n, mean, sums = len(shares), sum(shares) / len(shares), {}
-    for of, x in zip(range(n) if groups is None else groups, shares): sums[of] = sums.get(of, 0) + x - mean
-    if (g := len(sums)) == 1 < n: return 0.0, 1.0 # one group says nothing of others
-    half = (1.96 if groups is None else float(stdtrit(g - 1, 0.975))) * math.sqrt(sum(x * x for x in sums.values()) * g / max(g - 1, 1)) / n
+    "95 % interval of the mean of independent shares, by the normal approximation"
+    n, mean = len(shares), sum(shares) / len(shares)
+    half = 1.96 * math.sqrt(sum((x - mean) ** 2 for x in shares) / max(n - 1, 1) / n)
     return max(0.0, mean - half), min(1.0, mean + half)
 
 def pass_at_k(

@@ -230,7 +230,6 @@ def build_trainer(
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     cfg, not_packed = checked_config(cfg, model, train_rows, tokenizer.pad_token_id, half)
     if not_packed: args = training_arguments(cfg, folder)
-    if cfg.train.optim == "adamw_torch_8bit" and device() == "cpu": torch.compiler.set_stance("force_eager") # else it wants a C++ compiler
     log, signals = RunLog(folder), StopOnSignal()
     callbacks = [log, signals, Progress(log)]
     if cfg.train.early_stopping_patience: callbacks.append(EarlyStopping(cfg.train.early_stopping_patience))
@@ -240,6 +239,8 @@ def build_trainer(
                            data_collator=Collator(tokenizer.pad_token_id), processing_class=tokenizer, callbacks=callbacks)
     trainer.fast_path = {"packing": not_packed or "equal to transformers"} if cfg.train.packing or not_packed else {}
     if cfg.train.packing: trainer.data_collator = packed_collator(cfg, trainer.speedup)
+    if cfg.train.optim == "adamw_torch_8bit" and device() == "cpu": # compiled, its step would want a C++ compiler
+        trainer.train = torch.compiler.set_stance("force_eager")(trainer.train)
     trainer.remove_callback(PrinterCallback) # `Progress` says it in fewer lines
     return trainer, log, signals
 
