@@ -7,8 +7,11 @@ import nbdev.test
 import pytest
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
+from transformers import AttentionInterface
 
 from gsm8k_sft.core.config import project_root
+from gsm8k_sft.generation.kv_cache import IMPLEMENTATION, slot_attention
+from gsm8k_sft.training.packing import PACKED, packed_attention
 
 ROOT = project_root(Path(__file__).parent)
 NOTEBOOKS = sorted(Path(p).resolve() for p in nbglob(ROOT / "nbs", as_path=True) if Path(p).name != "02_train.ipynb")
@@ -25,6 +28,7 @@ def surroundings(monkeypatch):
     environ, handlers = dict(os.environ), {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in handlers.items(): signal.signal(number, handler)
+    for name, attention in ((IMPLEMENTATION, slot_attention), (PACKED, packed_attention)): AttentionInterface.register(name, attention)
     os.environ.clear(), os.environ.update(environ)
     shutil.rmtree(own, ignore_errors=True)
 
