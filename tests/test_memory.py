@@ -291,14 +291,20 @@ def test_a_pass_is_chosen_only_where_it_is_asked_for(monkeypatch):
     unknown = config("gemma-3-270m", "lora", "train.max_tokens=null train.gradient_accumulation_steps=2 lora_config.rank_pattern.q_proj=64")
     fit_tokens(unknown, free=usable("L4 24"))
     assert unknown.train.max_tokens == TOKENS and unknown.train.gradient_accumulation_steps == 2, "batches stay as asked"
-    small = config("gemma-2-9b-it", overrides="train.max_tokens=null")
-    fit_tokens(small, free=usable("T4 16")) # nothing fits: `check_fits` will say so
-    assert small.train.max_tokens == 1024
     monkeypatch.setattr(memory, "plan_memory", lambda *args, **kwargs: asked.append(1) or plan_memory(*args, **kwargs))
     asked, huge = [], config("gemma-3-270m", overrides="train.max_tokens=null train.per_device_train_batch_size=4000")
     fit_tokens(huge, free=usable("T4 16"))
     assert 1 < len(asked) <= 66 and plan_memory(huge).total <= usable("T4 16"), "of a step of 800 times 1,024 tokens"
-    with pytest.raises(MemoryPlanError, match="fine-tuning of google/gemma-2-9b-it will need"): check_fits(small, CARDS["T4 16"])
+
+@pytest.mark.parametrize("preset, tuning, whole", [("gemma-2-9b-it", "full", True), ("gemma-2b-it", "lora", False)])
+def test_where_nothing_fits_the_pass_that_needs_least_is_chosen(preset, tuning, whole):
+    "A whole step may: its gradients don't wait for another pass's"
+    asked = "train.max_tokens=null train.optim=adamw_torch_fused train.gradient_accumulation_steps=1 train.per_device_train_batch_size=72"
+    cfg = config(preset, tuning, f"{asked} train.gradient_checkpointing={str(whole).lower()}")
+    fit_tokens(cfg, free=2**30)
+    def needs(tokens): return plan_memory(cfg.copy() | {"train": cfg.train | {"max_tokens": tokens}}).total
+    assert (cfg.train.max_tokens > 1024) == whole and needs(cfg.train.max_tokens) <= min(needs(1024), needs(18432))
+    with pytest.raises(MemoryPlanError, match="will need .* nothing was trained"): check_fits(cfg, 2**31)
 
 
 # What can't be
@@ -391,6 +397,14 @@ def test_unknown_choices(changes):
 
 def test_a_speed_below_zero_is_refused():
     with pytest.raises(SystemExit, match="tokens_per_second"): main("gemma-2b-it", tokens_per_second=-1.0)
+
+
+def test_the_optimizers_step_may_be_a_traced_peak():
+    "After a pass of few tokens: gradients, and torch's plain AdamW makes as much again"
+    small = AutoConfig.for_model("llama", **{k: v for k, v in SMALL.items() if k != "head_dim"})
+    own = "train.packing=false train.per_device_train_batch_size=1 train.gradient_accumulation_steps=1 model.precision=fp32"
+    found = {o: trace_plan(config(overrides=f"{own} train.optim={o}"), 4, small) for o in ("adamw_torch", "adamw_torch_fused")}
+    assert found["adamw_torch"].activations == 2 * found["adamw_torch"].weights > found["adamw_torch_fused"].activations
 
 
 # Other architectures

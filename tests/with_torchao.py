@@ -1,5 +1,6 @@
 "Stochastic rounding, by `test_variants.py` in a process of its own: where torchao is importable, transformers loads it everywhere"
 import os, signal
+from itertools import accumulate
 import pytest, torch
 from safetensors.torch import load_file
 from gsm8k_sft.core.config import ConfigError, load_config
@@ -8,7 +9,8 @@ from gsm8k_sft.models.sources import resolve_model
 from gsm8k_sft.reporting.tables import comparison_table, format_table
 from gsm8k_sft.train import train
 from gsm8k_sft.training.checkpoints import TrainingInterrupted
-from gsm8k_sft.training.memory import _optimizer_bytes, _trainable_sizes, model_config, model_shape, random_training_model, setup
+from gsm8k_sft.training.memory import (_optimizer_bytes, _step_bytes, _trainable_sizes, model_config, model_shape,
+                                        random_training_model, setup)
 from gsm8k_sft.training.trainer import GSM8KTrainer, training_arguments
 
 SMALL = ("data.train_samples=12 data.test_samples=4 train.per_device_train_batch_size=2 train.gradient_accumulation_steps=2 "
@@ -75,6 +77,20 @@ def test_the_state_is_what_the_plan_says(precision):
     held = sum(sum(p.nbytes for p in (t.codes, t.scale)) if hasattr(t, "codes") else t.nbytes for t in state)
     planned = setup(cfg)
     assert planned.optim == "adamw_torch_8bit" and _optimizer_bytes(_trainable_sizes(model_shape(cfg), planned), planned) == (held, 0)
+
+
+def test_what_a_step_makes_for_the_moment():
+    "The most bytes that come and go in a compiled step"
+    from torch.profiler import profile
+    from torchao.optim import AdamW8bit
+    weights = [torch.nn.Parameter(torch.randn(shape, dtype=torch.bfloat16)) for shape in ((512, 640), (4096, 640))]
+    optimizer = AdamW8bit(weights, bf16_stochastic_round=True)
+    for _ in range(2): # the first step makes the state
+        for p in weights: p.grad = torch.randn_like(p)
+        with profile(profile_memory=True) as seen: optimizer.step()
+    changes = [e.nbytes() for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    planned = _step_bytes([p.numel() for p in weights], setup(load_config("toy", "bf16-stochastic")))
+    assert planned == pytest.approx(max(accumulate(changes)), rel=0.01)
 
 
 def test_one_process_alone(monkeypatch):

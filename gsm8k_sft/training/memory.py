@@ -260,6 +260,8 @@ def _optimizer_bytes(sizes, s):
     paged = sum(state for n, state in zip(sizes, states) if paging and n >= 1e5)
     return sum(states) - paged + constants, paged
 
+def _step_bytes(sizes, s): return {"adamw_torch": sum(sizes) * _learning(s), "adamw_torch_8bit": 8 * max(sizes)}.get(s.optim, 0)
+
 # %% ../../nbs/training/memory.ipynb #7fc47e19
 CONSTANTS = {
     "workspace": 96 * 2**20, # bytes: cuBLAS and the allocator's rounding
@@ -349,7 +351,7 @@ def _stages(shape, s):
         "last layer, backward": dict(activations=kept + (layer if s.checkpointing else 0) + temporary, copies=back, gradients=held + head),
         "first layer, backward": dict(activations=masks + layer + temporary, gradients=after),
         "embedding, backward": dict(activations=one + masks, gradients=after + 2 * head),
-        "optimizer step": dict(gradients=gradients, optimizer=gradients if s.optim == "adamw_torch" else 0),
+        "optimizer step": dict(gradients=gradients, optimizer=_step_bytes(_trainable_sizes(shape, s), s) // shares),
         "validation answers": dict(cache=_cache_bytes(shape, s))}
 
 # %% ../../nbs/training/memory.ipynb #f0a8723d
@@ -408,10 +410,8 @@ def stage_table(
 ): # DataFrame in GiB, a row a stage
     "All stages of a training step"
     import pandas as pd
-    names = _stages(Shape("gemma", *[1] * 7), Setup())
-    plans = [plan_memory(cfg, *args, stage=n, **kwargs) for n in names]
-    table = pd.DataFrame([asdict(p) | {"total": p.total} for p in plans]).drop(columns="paged").set_index("stage")
-    return (table / 2**30).round(2)
+    plans = [plan_memory(cfg, *args, stage=n, **kwargs) for n in _stages(Shape("gemma", *[1] * 7), Setup())]
+    return (pd.DataFrame([asdict(p) | {"total": p.total} for p in plans]).drop(columns="paged").set_index("stage") / 2**30).round(2)
 
 # %% ../../nbs/training/memory.ipynb #0d5a8890
 class LiveBytes(TorchDispatchMode):
@@ -472,8 +472,7 @@ def _trace_peak(model, rows, longest, passes, mixed):
                 if p is None: continue
                 if p not in fake: fake[p] = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), p.requires_grad)
                 module._parameters[name] = fake[p]
-            for name, b in module._buffers.items():
-                if b is not None: module._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
+            module._buffers |= {name: torch.empty(b.shape, dtype=b.dtype) for name, b in module._buffers.items() if b is not None}
         ids, mask = torch.ones(rows, longest, dtype=torch.long), torch.ones(rows, longest, dtype=torch.long)
         batch = {"input_ids": ids, "labels": ids} | ({"attention_mask": mask} if rows > 1 else {})
         with LiveBytes(model) as live:
@@ -496,14 +495,14 @@ def trace_plan(
         model, s = random_training_model(cfg, config, "meta"), Setup(cfg.tuning_method, cfg.model.precision, optim=t.optim)
         sizes = [p.numel() for p in model.parameters() if p.requires_grad]
         frozen = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
-        passes = 2 if t.gradient_accumulation_steps > 1 else 1
-        peak = _trace_peak(model, t.per_device_train_batch_size, longest, passes, s.precision in ("mixed", "fp16"))
+        passes, mixed = min(2, t.gradient_accumulation_steps), s.precision in ("mixed", "fp16")
+        peak = _trace_peak(model, t.per_device_train_batch_size, longest, passes, mixed)
     except Exception as e: # transformers can't build it, or an operation needs real numbers
         raise UnknownMemory(f"{config.model_type}: can't be traced on fake tensors ({type(e).__name__}: {str(e)[:200]})") from e
     learns, (state, paged) = sum(sizes) * _learning(s), _optimizer_bytes(sizes, s)
     weights, adapters = (learns, 0) if s.tuning == "full" else (frozen, learns)
-    return Plan(weights, adapters, state, gradients=0, activations=peak - weights - adapters, loss=0, copies=0, cache=0,
-                overhead=CONSTANTS["workspace"], stage="traced", paged=paged)
+    return Plan(weights, adapters, state, gradients=0, activations=max(peak - weights - adapters, learns + _step_bytes(sizes, s)), loss=0,
+                copies=0, cache=0, overhead=CONSTANTS["workspace"], stage="traced", paged=paged)
 
 # %% ../../nbs/training/memory.ipynb #bc8f3c4a
 CARDS = {name: int(gib * 2**30) for name, gib in { # total memory as torch reports it
@@ -556,18 +555,19 @@ def fit_tokens(
     from accelerate.utils import gather_object
     t, rows = cfg.train, cfg.train.per_device_train_batch_size * cfg.train.gradient_accumulation_steps
     if t.max_tokens or not t.packing: return
-    asked = {k: t[k] for k in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_tokens")}
+    asked = {k: t[k] for k in ("per_device_train_batch_size", "gradient_accumulation_steps")} | {"max_tokens": TOKENS}
+    def need(tokens):
+        t.max_tokens = tokens
+        return plan_memory(cfg, longest=longest, **_launched()).total
     t |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1}
     if free is None and torch.cuda.is_available(): free = int(0.9 * free_memory() / (1 + CONSTANTS["fragmentation"]))
     try:
         known, total = example_tokens(model_shape(cfg), cfg.data.dataset)
         most = rows * (mean or total / N_TRAIN) + rows**0.5 * (longest or known) # of a step whose examples happen to be long
         step = 1024 * math.ceil(most / 2**16) # 65 sizes at most are tried
-        sizes = [*range(math.ceil(most / step) * step, 0, -step), 1024] if free else []
-        for t.max_tokens in sizes: # from the whole step downwards; where none fits, the smallest, and `check_fits` says more
-            if plan_memory(cfg, longest=longest, **_launched()).total <= free: break
+        sizes = [*range(math.ceil(most / step) * step, 0, -step), 1024] # from the whole step downwards
+        t.max_tokens = next((n for n in sizes if need(n) <= free), None) or min(sizes[0], 1024, key=need) if free else TOKENS
     except UnknownMemory: t |= asked # such a model may not be packed after all: its batches stay small
-    t.max_tokens = t.max_tokens or TOKENS
     if _launched()["processes"] > 1: t.max_tokens = min(gather_object([t.max_tokens])) # all take what fits everywhere
 
 # %% ../../nbs/training/memory.ipynb #a554c061
