@@ -109,7 +109,7 @@ def git_commit() -> str | None: # with "+changes" if files differ from it; where
     return os.environ.get("GSM8K_SFT_COMMIT")
 
 # %% ../../nbs/core/runs.ipynb #9062d6f4
-PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "numpy", "omegaconf")
+PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "torchao", "numpy", "omegaconf")
 
 def environment() -> dict: # python, package versions, hardware, commit
     "The machine and the versions this process runs on"
