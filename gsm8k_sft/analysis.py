@@ -160,7 +160,7 @@ def main(
     print(shown[keys + ["trainable", "training", "tokens/s", "peak memory", "evaluation"]].to_string(index=False), "\n")
     if preset == "toy" and table.dataset.isin(DATASETS).any():
         print("Synthetic: a toy model on generated word problems. It shows the path at work, not what Gemma does on GSM8K.")
-    print("exact: the number after the first '####' is right; last number: the last number is right. 95 % Wilson intervals.")
+    print("exact: the number after the first '####' is right; last number: the last number is right. In brackets: 95 % intervals.")
     files, notebooks = draw_figures(folder, preset), sorted(folder.glob("*.ipynb"))
     if files: print(f"figures: {', '.join(short(f) for f in files if f.suffix == '.png')}; each as .svg, too")
     print(f"records and logs: {short(folder / '*' / 'record.json')}, log.jsonl")
