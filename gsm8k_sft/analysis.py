@@ -72,7 +72,7 @@ def plot_comparison(
                        label=GRADERS[grader].label, markerfacecolor=COLOURS[colour] if marker == "o" else "white")
         ax.set(yticks=range(len(table)), yticklabels=names, ylim=(len(table) - 0.5, -0.5),
                xlim=(-2, 104) if right > 50 else (-0.02 * right, 1.25 * right),
-               xlabel="problems answered right, % (bars: 95 % Wilson interval)",
+               xlabel="problems answered right, % (bars: 95 % interval)",
                title=f"{first.preset}: {int(first.n):,} {kind} problems, {first.split}")
         ax.grid(axis="y", visible=False)
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=2)

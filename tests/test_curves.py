@@ -113,7 +113,7 @@ def test_summary_without_predictions(results):
     assert full.difference == pytest.approx(0.38) and math.isnan(full.p) and full.step_seconds == pytest.approx(0.1)
     assert math.isnan(lora.accuracy) and lora.best_eval_loss == 0.3 and lora.best_step == 60
     shown = format_summary(summary_table("toy", results))
-    assert shown["McNemar"].tolist() == ["–", "–"] and shown["step"][0] == "100 ms"
+    assert shown["p-value"].tolist() == ["–", "–"] and shown["step"][0] == "100 ms"
     assert shown["exact [95 %]"].tolist() == ["40.0 % [35.0, 45.0]", "–"]
 
 
@@ -155,6 +155,14 @@ def test_words_follow_the_numbers():
     ax = plot_discordant([compare(answers([1, 1, 0, 0]), answers([1, 0, 1, 1]), names=("a", "b"))])
     assert "1 of 4 problems solved by both, 1 by the first alone, 2 by the second alone, 0 by neither" in alt_text(ax)
     assert "a: 50.0 % at 1, 100.0 % at 2, 0.0 % at 3." in alt_text(plot_steps({"a": answers([1, 1, 0, 0])}))
+
+
+def test_bars_by_steps_are_over_what_problems_were_made_from():
+    "Ten templates, five of them right: 20 versions of each say no more than one of each"
+    rows = [{"id": f"{t}-{v}", "template": t, "strict": t < 6, "numeric": t < 6, "gold_steps": 1} for t in range(1, 11) for v in range(20)]
+    def ends(rows): return plot_steps({"a": rows}).containers[0][2][0].get_segments()[0][:, 1]
+    (low, high), (low_alone, high_alone) = ends(rows), ends([{**r, "template": None} for r in rows])
+    assert low < 20 and high > 80 and low_alone > 40 and high_alone < 60
 
 
 def test_only_answers_to_the_same_problems_are_paired():

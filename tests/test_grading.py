@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 from gsm8k_sft.grading.answers import ENDS, GRADERS, extract_flexible, extract_numeric, final_number, grade, grader_versions, to_number
 from gsm8k_sft.grading.arithmetic import annotations, calculate, equations, format_result, verdict
-from gsm8k_sft.grading.errors import CLASSES, breakdown, class_table, first_slip, grade_answer
+from gsm8k_sft.grading.errors import CLASSES, by_size, class_table, first_slip, grade_answer
 
 FILTERS = {"strict": (r"#### (\-?[0-9\.\,]+)", 0), "flexible": (r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1)}
 
@@ -860,9 +860,9 @@ def test_tables():
     rows = [{"id": i, "text": t, "gold": "18", **grade_answer(t, GOLD)} for i, t in enumerate(["#### 18", "#### $18", "#### 19", "18"])]
     table = class_table({"base": [], "tuned": rows})
     assert list(table.index) == list(CLASSES) and table["base"].sum() == 0 and table["tuned"].tolist() == [1, 2, 0, 1, 0, 0]
-    steps, length = breakdown(rows), breakdown(rows, by="length")
-    assert list(steps.index) == ["1", "2", "3", "4", "5", "6", "7", "8+"] and steps.loc["2"].tolist() == [4, 1, 0.25]
-    assert length["n"].tolist() == [4, 0, 0, 0, 0, 0]
-    assert list(breakdown([{"strict": True, "gold_steps": n} for n in (0, 11)])["n"]) == [1, 0, 0, 0, 0, 0, 0, 0, 1]
-    assert list(length.index) == ["0-99", "100-199", "200-299", "300-399", "400-499", "500+"] and breakdown([])["n"].sum() == 0
-    with pytest.raises(ValueError, match="steps, length"): breakdown(rows, by="size")
+    steps, length = by_size(rows), by_size(rows, by="length")
+    assert list(steps) == ["1", "2", "3", "4", "5", "6", "7", "8+"] and steps["2"] == rows
+    assert list(length) == ["0-99", "100-199", "200-299", "300-399", "400-499", "500+"] and length["0-99"] == rows
+    few = [{"gold_steps": n} for n in (0, 11)]
+    assert by_size(few) == {"0": few[:1], **dict.fromkeys("1234567", []), "8+": few[1:]} and not any(by_size([]).values())
+    with pytest.raises(ValueError, match="steps, length"): by_size(rows, by="size")

@@ -16,9 +16,9 @@ from itertools import combinations, cycle
 from pathlib import Path
 from ..evaluation.archive import read_bytes
 from ..evaluation.compare import Comparison, compare
-from ..evaluation.results import for_one_table, is_plain, read_evaluations, read_runs
+from ..evaluation.results import accuracies, for_one_table, is_plain, read_evaluations, read_runs
 from ..grading.answers import GRADERS
-from ..grading.errors import breakdown
+from ..grading.errors import by_size
 from .figures import COLOURS, INK, figure_style
 from .logs import read_log, tidy
 from .tables import comparison_table, read_answers
@@ -166,7 +166,7 @@ def disagreements(
     return sum(s > 0 for s in signs), sum(s != 0 for s in signs)
 
 # %% ../../nbs/reporting/curves.ipynb #2f9f68d9
-ACCURACY = f"{GRADERS['strict'].label}: right answers, %\n(bars: 95 % Wilson interval)"
+ACCURACY = f"{GRADERS['strict'].label}: right answers, %\n(bars: 95 % interval)"
 
 def _points_with_intervals(ax, table, x, legend=True):
     "A point with its interval for each run; data sets differ in their markers"
@@ -207,21 +207,22 @@ def plot_steps(
     "Accuracy by the steps of the problem; base models grey and black"
     if not answers: raise ValueError("plot_steps: no predictions")
     base, tuned = cycle((COLOURS["grey"], INK)), cycle(COLOURS.values())
-    parts = {name: (p := breakdown(a, "steps", "numeric"))[p["n"] > 0] for name, a in answers.items()}
-    first, width = next(iter(parts.values())), min(0.12, 0.6 / len(parts))
+    parts = {name: {k: p for k, p in by_size(a).items() if p} for name, a in answers.items()}
+    first, width, words = next(iter(parts.values())), min(0.12, 0.6 / len(parts)), []
     with figure_style() as plt:
         ax = plt.subplots(figsize=(6.4, 3.8))[1]
         for (name, part), i in zip(parts.items(), np.arange(len(parts)) - (len(parts) - 1) / 2):
-            limits, y = 100 * np.array([wilson_interval(*p) for p in zip(part["right"], part["n"])]).T, 100 * part["share"].to_numpy()
-            ax.errorbar(np.arange(len(part)) + i * width, y, yerr=[(y - limits[0]).clip(0), (limits[1] - y).clip(0)], fmt="o-", lw=1, ms=4,
+            shares = [accuracies(p)["numeric"] for p in part.values()]
+            y, low, high = (100 * np.array([s[k] for s in shares]) for k in ("value", "low", "high"))
+            ax.errorbar(np.arange(len(part)) + i * width, y, yerr=[(y - low).clip(0), (high - y).clip(0)], fmt="o-", lw=1, ms=4,
                         color=next(base if name.startswith("base") else tuned), capsize=2, label=name)
-        ax.set(xticks=range(len(first)), xticklabels=[f"{k}\n{n}" for k, n in zip(first.index, first["n"])],
+            words.append(f"{name}: {', '.join(f'{x:.1f} % at {k}' for k, x in zip(part, y))}.")
+        ax.set(xticks=range(len(first)), xticklabels=[f"{k}\n{len({a['id'] for a in p})}" for k, p in first.items()],
                xlabel="steps of the published answer; below: problems",
-               ylim=(0, None), ylabel="right by the stated number, %\n(bars: 95 % Wilson interval)")
+               ylim=(0, None), ylabel="right by the stated number, %\n(bars: 95 % interval)")
         ax.grid(axis="x", visible=False)
         ax.figure.legend(loc="outside upper center", ncols=2, fontsize=9)
-    def said(shares): return ", ".join(f"{100 * share:.1f} % at {k}" for k, share in shares.items())
-    ax.alt = " ".join(f"{name}: {said(part['share'])}." for name, part in parts.items())
+    ax.alt = " ".join(words)
     return ax
 
 # %% ../../nbs/reporting/curves.ipynb #e7eb3496
@@ -247,7 +248,7 @@ def plot_discordant(
         ax.invert_yaxis()
         ax.grid(axis="y", visible=False)
     ax.alt = " ".join(f"{c.name_a} and {c.name_b}: {c.both} of {c.n:,} problems solved by both, {c.only_a} by the first alone, "
-                      f"{c.only_b} by the second alone, {c.neither:,} by neither; McNemar's exact test {_p_text(c.p)}." for c in rows)
+                      f"{c.only_b} by the second alone, {c.neither:,} by neither; {_p_text(c.p)}." for c in rows)
     return ax
 
 # %% ../../nbs/reporting/curves.ipynb #9c1c279e
@@ -365,7 +366,7 @@ CELLS = {
     "trainable": (lambda n: f"{n / 1e6:,.2f} M", "trainable"),
     "accuracy [95 %]": (lambda a, low, high: f"{100 * a:.1f} % [{100 * low:.1f}, {100 * high:.1f}]", "accuracy", "low", "high"),
     "to base, points": (lambda d: f"{100 * d:+.1f}", "difference"),
-    "McNemar": (_p_text, "p")}
+    "p-value": (_p_text, "p")}
 
 def format_summary(
     table: pd.DataFrame, # from `summary_table`

@@ -16,7 +16,7 @@ from ..core.config import DATASETS, project_path
 from ..evaluation.results import (
     complete_result, is_plain, label, model_order, for_one_table, read_evaluations, read_predictions, read_runs)
 from ..grading.answers import GRADERS
-from ..grading.errors import breakdown, class_table
+from ..grading.errors import by_size, class_table
 from .figures import picture
 
 # %% ../../nbs/reporting/tables.ipynb #78a84c71
@@ -199,9 +199,11 @@ def size_table(
     by: str = "steps", # steps or length (characters) of the published answer
 ) -> pd.DataFrame: # a row for each size: problems, and percent right of each model, by the number that the answer states
     "Accuracy by the size of the problem"
-    parts = {name: breakdown(a, by, "numeric") for name, a in answers.items()}
-    n = next(iter(parts.values())).n
-    return pd.DataFrame({"problems": n, **{name: (100 * p.share).round(1) for name, p in parts.items()}})[n > 0]
+    parts = {name: {k: p for k, p in by_size(a, by).items() if p} for name, a in answers.items()}
+    sizes = {k: len({a["id"] for a in p}) for k, p in next(iter(parts.values())).items()}
+    def percent(part): return round(100 * sum(a["numeric"] for a in part) / len(part), 1)
+    return pd.DataFrame({"problems": sizes, **{name: {k: percent(p) for k, p in part.items()} for name, part in parts.items()}},
+                        index=pd.Index(sizes, name=by))
 
 def error_table(
     answers: dict[str, list[dict]], # from `read_answers`
