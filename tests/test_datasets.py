@@ -123,7 +123,7 @@ WRONG = [ # text of the entry, what is said
     ("data: {source: folder, folder: .}", "data.licence: is missing; the file of 'own' must name it"),
     ("data: {source: auto, hub_name: me/mine}", "data.licence: is missing"),
     ("data: {licence: MIT}", "data.dataset: 'own' is your own, so its file must say where it lies"),
-    ("data: {folder: ., source: folder, licence: MIT, colums: [a]}", "dataset/own.yaml: key 'data.colums'"),
+    ("data: {folder: ., source: folder, licence: MIT, colums: [a]}", "/configs/dataset/own.yaml: key 'data.colums'"),
     ("data: {folder: ., source: folder, license: MIT}", "key 'data.license'.* Did you mean 'data.licence'?"),
     ("data: {folder: ., source: folder, licence: MIT, files: {tets: a.jsonl}}", "data.files: 'tets' is not one of .*Did you mean 'test'"),
     ("data: {folder: ., source: folder, licence: MIT, keep: {text: level}}", "data.keep: a saved answer has a field 'text' already"),

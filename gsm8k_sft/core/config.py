@@ -568,7 +568,7 @@ def config_layers(
     named += [("variant", config_file("variant", v)) for v in dict.fromkeys(variants) if v in choices("variant")]
     given = {"preset": preset, "variant": f"{tuning}_{dataset}", "seed": seed, "tuning_method": method, "data": {"dataset": dataset}}
     layers = [("base.yaml", read_yaml(CONFIGS / "base.yaml")), ("parameters", OmegaConf.create(given))]
-    layers += [(f"{kind}/{path.name}", read_yaml(path)) for kind, path in named]
+    layers += [(f"{kind}/{path.name}" if CONFIGS in path.parents else str(path), read_yaml(path)) for kind, path in named]
     if dataset not in DATASETS: layers.insert(3, ("dataset", OmegaConf.create({"data": {"source": "auto"}}))) # a preset's is GSM8K's
     if config: layers.append((str(config), read_yaml(config)))
     return layers + [(s := f"overrides ({o})", merge_layer(OmegaConf.create(), o, s)) for o in dotlist(overrides)]
