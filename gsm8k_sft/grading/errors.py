@@ -58,7 +58,7 @@ _SIZES = {"steps": ("gold_steps", 1, 8), "length": ("gold_length", 100, 5)} # ke
 def by_size(
     answers: list, # predictions, each with gold_steps or gold_length
     by: str = "steps", # "steps": annotations of the gold answer; "length": its characters
-) -> dict: # name of each bin -> its predictions, in order; without steps, no bin 0
+) -> dict: # name of each bin -> its predictions; a bin 0 only if there are any
     "Predictions by the size of the problem"
     if by not in _SIZES: raise ValueError(f"by: {by!r} must be one of {', '.join(_SIZES)}")
     key, width, last = _SIZES[by]
